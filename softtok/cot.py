@@ -28,6 +28,7 @@ import torch.nn.functional as F
 
 from softtok.config import TokenMode
 from softtok.models import LanguageModel, logits_fp32, prefill
+from softtok.products import Summed, look_up, times
 
 # Below this temperature the mixture is nearly always one row of E: looking for the exceptions beats the product.
 SINGLE_ROW_TEMPERATURE = 0.02
@@ -212,7 +213,7 @@ def sample_ids(
 
 def mix(
     logits_NV: torch.Tensor,
-    embedding_VD: torch.Tensor,
+    embedding_VD: torch.Tensor | Summed,
     temperature: float,
     best_N: torch.Tensor | None = None,
     gap_N: torch.Tensor | None = None,
@@ -223,16 +224,16 @@ def mix(
     temperature * (30 + ln V), the others weigh less than 1e-13 together, and the row is looked up instead of computed.
     """
     if temperature >= SINGLE_ROW_TEMPERATURE:
-        return torch.softmax(logits_NV / temperature, -1) @ embedding_VD
+        return times(torch.softmax(logits_NV / temperature, -1), embedding_VD)
     if best_N is None or gap_N is None:
         best_N, gap_N = top_gap(logits_NV)
     mixed = (gap_N <= temperature * (30 + math.log(logits_NV.shape[1]))).nonzero().squeeze(1)
-    rows = F.embedding(best_N, embedding_VD)
+    rows = look_up(best_N, embedding_VD)
     if len(mixed) == 0:
         return rows
     # The lead is taken before the division: logits / 1e-4 is rounded to a few thousandths of a nat.
     lead = logits_NV[mixed] - logits_NV[mixed].amax(-1, keepdim=True)
-    return rows.index_copy(0, mixed, torch.softmax(lead / temperature, -1) @ embedding_VD)
+    return rows.index_copy(0, mixed, times(torch.softmax(lead / temperature, -1), embedding_VD))
 
 
 def hard_log_prob(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature: float) -> torch.Tensor:

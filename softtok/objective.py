@@ -29,7 +29,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.cot import CotTokens, entropy, gumbel, hard_log_prob, keep_top, mix, soft_log_density
-from softtok.models import LanguageModel, layer_states, logits_fp32, prefill
+from softtok.models import LanguageModel, layer_states, prefill
+from softtok.products import Summed, project
 from softtok.regularisers import clipped, gaussian_kl, group_advantages, hard_kl, leave_one_out
 from softtok.rollout import Rollout
 
@@ -157,15 +158,35 @@ def run_prompts(lm: LanguageModel, prompts: list[list[int]]) -> Prompts:
 class Vocabulary:
     """What a pass needs of a model where the vocabulary appears: fp32 copies, or the weights themselves."""
 
-    head_VD: torch.Tensor
-    embedding_VD: torch.Tensor
+    head_VD: torch.Tensor | Summed
+    embedding_VD: torch.Tensor | Summed
+
+    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        """head @ hidden in fp32, shape (M, V)."""
+        return project(hidden_MD.float(), self.head_VD)
+
+
+def trained_vocabulary(
+    lm: LanguageModel, embedding_gradient: bool
+) -> tuple[Vocabulary, dict[torch.Tensor, torch.Tensor]]:
+    """Head and E of the model in training, and where their gradients add up in fp32, by parameter: in its `.grad`
+    where that is fp32 and there, else in a sum that remains to be handed over."""
+    sums: dict[torch.Tensor, torch.Tensor] = {}
+
+    def summed(parameter: torch.Tensor, wanted: bool) -> Summed:
+        if wanted and parameter not in sums:
+            at = parameter.grad if parameter.dtype == torch.float32 else None
+            sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32) if at is None else at
+        return Summed(parameter.float(), sums[parameter] if wanted else None)
+
+    return Vocabulary(summed(lm.head_VD, True), summed(lm.embedding_VD, embedding_gradient)), sums
 
 
 @dataclass
 class TiledTerms:
     """The loss's terms, computed a tile of tokens at a time: the only place of the pass where the vocabulary appears.
 
-    The matrices of `own` are fp32 leaves, so that the tiles' gradients add up in fp32 whatever the working precision.
+    The gradients of `own` add up in fp32 whatever the working precision, and in place (`products.py`).
     """
 
     tokens: CotTokens
@@ -201,7 +222,7 @@ class TiledTerms:
         settings, at = self.settings, torch.from_numpy(rows).to(hidden_MD.device)
         soft, loss = term == "cot" and self.tokens.soft, torch.zeros((), device=hidden_MD.device)
         temperature = settings.answer_temperature if term == "answer" else self.tokens.mode.temperature
-        logits = logits_fp32(hidden_MD, self.own.head_VD)
+        logits = self.own.logits(hidden_MD)
         mixture = self._mixture(logits, self.own) if soft and self.tokens.mode.noise_at == "embedding" else None
         if term == "answer" or settings.cot_term:
             if soft:
@@ -216,7 +237,7 @@ class TiledTerms:
         if term == "cot" and settings.entropy_bonus > 0:
             loss = loss - settings.entropy_bonus * (self.shares_N[at] * entropy(logits)).sum()
         if self.base is not None and base_MD is not None:
-            base_logits = logits_fp32(base_MD, self.base.head_VD)
+            base_logits = self.base.logits(base_MD)
             if mixture is None:
                 kl = hard_kl(logits / temperature, base_logits / temperature)
             else:
@@ -269,7 +290,7 @@ class TiledTerms:
             log_density = soft_log_density(action, mean, sigma)
             squares, unit = (action - mean.detach()).square(), sigma
             if tokens.noise_on_hidden:
-                weighed = logits_fp32(action, self.own.head_VD.detach())
+                weighed = self.own.logits(action).detach()
         ids = torch.from_numpy(self.completions.ids_NL[rows, columns]).to(logits_MV.device)
         with torch.no_grad():
             gap = (mean - out.mixture_NTD[rows, columns]).abs().max() / sigma
@@ -305,15 +326,14 @@ def accumulate_gradients(
     if settings.updates_per_step > 1 and rollout.old_log_prob_NL is None:
         rollout.old_log_prob_NL = torch.full(completions.ids_NL.shape, torch.nan, device=device)
 
-    # Leaves cut the graph behind prompts and vocabulary: their gradients are summed up, and go on once, at the end.
+    # Leaves cut the graph behind the prompts: their gradients are summed up, and go on once, at the end.
     owners = np.unique(rows // rollout.samples)
     prompt_of_row = np.searchsorted(owners, np.arange(len(advantages_N)) // rollout.samples)
     asked = [rollout.prompts[b] for b in owners]
     prompts = run_prompts(lm, asked)
-    roots = [*prompts.states, lm.head_VD.float()]
-    roots.append(lm.embedding_VD.float() if settings.embedding_gradient else lm.embedding_VD.detach().float())
-    leaves = [root.detach().requires_grad_(root.requires_grad) for root in roots]
-    prompts.states, own = leaves[:-2], Vocabulary(*leaves[-2:])
+    roots = prompts.states
+    prompts.states = leaves = [root.detach().requires_grad_(root.requires_grad) for root in roots]
+    own, sums = trained_vocabulary(lm, settings.embedding_gradient)
     base, base_prompts = None, None
     if settings.kl_coefficient > 0:
         assert reference is not None, "a KL term needs the model to stay close to"
@@ -350,6 +370,7 @@ def accumulate_gradients(
         torch.cat(pieces).backward(torch.cat(gradients).to(states.dtype))
 
     ends = [(root, leaf.grad) for root, leaf in zip(roots, leaves, strict=True) if leaf.grad is not None]
+    ends += [(parameter, total) for parameter, total in sums.items() if total is not parameter.grad]
     torch.autograd.backward([root for root, _ in ends], [gradient.to(root.dtype) for root, gradient in ends])
     return statistics
 
