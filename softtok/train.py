@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet
 import torch
 
 from softtok.config import RuntimeSettings, TokenMode, TrainingSettings
@@ -57,7 +57,7 @@ class Problem:
 def read_problems(path: Path, lm: LanguageModel, template: str) -> list[Problem]:
     """The problems of a prepared data set, their prompts rendered and tokenized (with the tokenizer's own BOS, if it
     has one)."""
-    table = pd.read_parquet(path, columns=["id", "question", "gold"]).to_dict("list")
+    table = pyarrow.parquet.read_table(path, columns=["id", "question", "gold"]).to_pydict()
     return [
         Problem(name, lm.tokenizer(render(template, question))["input_ids"], list(golds))
         for name, question, golds in zip(table["id"], table["question"], table["gold"], strict=True)
