@@ -81,7 +81,10 @@ def ours(turns: Turns, size: str, **load: int) -> None:
     work = Ours(SIZES[size], Load(**load))
 
     def turn(what: str, mode: str = "") -> dict[str, float] | None:
-        return work.step(mode) if what == "step" else getattr(work, what)()
+        if what == "step":
+            return work.step(mode)
+        getattr(work, what)(*[mode] if mode else [])
+        return None
 
     parameters = sum(parameter.numel() for parameter in work.lm.model.parameters())
     turns.serve(turn, digest=work.digest, parameters=parameters, large_rows=LARGE_ROWS)

@@ -155,19 +155,22 @@ class Rounds:
         )  # fmt: skip
 
 
-def interleave(contestants: dict[str, Callable[[], dict[str, float]]], seconds: float, most: int = ROUNDS) -> Rounds:
+def interleave(
+    contestants: dict[str, Callable[[], dict[str, float]]], seconds: float, most: int = ROUNDS, warm: bool = False
+) -> Rounds:
     """Rounds of one turn each, while the next would end within `seconds`; of those that count, `most` at most and two
     at least. A first round of more than `LONG_ROUND_S` counts where the time allows no other: what warms up is then
     little of it."""
     started = time.perf_counter()
     rounds: list[dict[str, dict[str, float]]] = []
-    while len(rounds) <= most:
+    forgotten = 0 if warm else 1
+    while len(rounds) < most + forgotten:
         began = time.perf_counter()
         names = list(contestants)[:: -1 if len(rounds) % 2 else 1]
         rounds.append({name: contestants[name]() for name in names})
         now = time.perf_counter()
-        enough = len(rounds) > min(2, most) or now - began > LONG_ROUND_S
+        enough = len(rounds) >= min(2, most) + forgotten or now - began > LONG_ROUND_S
         if enough and now - started + (now - began) > seconds:
             break
-    counted = rounds[1:] or rounds
-    return Rounds({name: [turns[name] for turns in counted] for name in contestants}, len(rounds) > 1)
+    counted = rounds[forgotten:] or rounds
+    return Rounds({name: [turns[name] for turns in counted] for name in contestants}, warm or len(rounds) > 1)

@@ -36,6 +36,7 @@ class Plan:
 
     name: str
     cells: list[tuple[str, Load, float]]  # size, load, seconds
+    rollouts_s: float  # for rounds of rollouts alone, where there is time for a single one of whole steps
     objective: list[tuple[int, float]]  # width, seconds
     objective_vocabulary: int
     problems: int  # of the evaluation cell
@@ -56,14 +57,15 @@ FULL = Plan(
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
-    objective=[(64, 15), (512, 30)], objective_vocabulary=128_256,
-    problems=100, evaluation_s=45,
+    rollouts_s=60,
+    objective=[(64, 10), (512, 10)], objective_vocabulary=128_256,
+    problems=100, evaluation_s=30,
     growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=3,
     cot_lengths=[4, 32, 128], through_s=3, starts=5,
 )  # fmt: skip
 QUICK = Plan(
     "quick",
-    cells=[("S", Load(64), 20)],
+    cells=[("S", Load(64), 20)], rollouts_s=0,
     objective=[(64, 2)], objective_vocabulary=16_000,
     problems=16, evaluation_s=8,
     growth={"G": [1, 4]}, growth_s=3,
@@ -80,12 +82,13 @@ TINY = dataclasses.replace(
 
 @dataclass(frozen=True)
 class Cell:
-    """The rounds of one size and load: our steps, TRL's, generate(), and our bare products."""
+    """The rounds of one size and load: whole steps, ours and TRL's; our rollouts, generate() and our bare products."""
 
     name: str
     size: Size
     load: Load
-    rounds: Rounds
+    steps: Rounds
+    rollouts: Rounds
     parameters: int
     large_rows: int
 
@@ -98,9 +101,9 @@ class Cell:
         millions = f"{self.parameters / 1e6:.1f}M parameters"
         return f"{millions}, B={self.load.prompts}" if self.load.prompts != 2 else millions
 
-    def least(self, name: str, part: str = "") -> float:
-        """The least wall time that was seen, in seconds."""
-        return min(turn[f"{part}wall_s"] for turn in self.rounds.turns[name])
+    def least(self, name: str) -> float:
+        """The least wall time that was seen of a rollout or its like, in seconds."""
+        return min(turn["wall_s"] for turn in self.rollouts.turns[name])
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -126,17 +129,29 @@ def run_cell(plan: Plan, name: str, load: Load, seconds: float, say: Callable[[s
             "fuzzy": partial(at["ours"].turn, what="step", mode="fuzzy"),
         }
         turns |= {product: partial(at["ours"].turn, what=product) for product in PRODUCTS}
-        rounds = interleave(turns, seconds, plan.most)
+        steps = interleave(turns, seconds, plan.most)
+        if steps.warm_up:  # a step times its rollout too
+            parts = {mode: [rollout_of(turn) for turn in steps.turns[mode]] for mode in MODES}
+            rollouts = Rounds(steps.turns | parts, warm_up=True)
+        else:
+            del turns["trl"]
+            turns |= {mode: partial(at["ours"].turn, what="rollout", mode=mode) for mode in MODES}
+            rollouts = interleave(turns, plan.rollouts_s, plan.most, warm=True)
         facts = at["ours"].facts
-    return Cell(name, SIZES[name], load, rounds, facts["parameters"], facts["large_rows"])
+    return Cell(name, SIZES[name], load, steps, rollouts, facts["parameters"], facts["large_rows"])
+
+
+def rollout_of(turn: dict[str, float]) -> dict[str, float]:
+    """What the rollout took of a step's turn."""
+    return {clock: turn[f"rollout_{clock}"] for clock in ("wall_s", "cpu_s")}
 
 
 def rollout_vs_generate(cell: Cell) -> list[Row]:
     """1: tokens per second of our hard rollout over generate()'s."""
     decode_rate, large_rate = cell.rates
     least = bounds.least_rollout_s(cell.size, cell.load, "hard", decode_rate, large_rate)
-    row = cell.rounds.row(
-        "rollout_vs_generate", cell.case, ("generate", ""), ("hard", "rollout_"), ("generate()", "ours"),
+    row = cell.rollouts.row(
+        "rollout_vs_generate", cell.case, ("generate", ""), ("hard", ""), ("generate()", "ours"),
         goal=ROLLOUT_GOALS[cell.name].get(cell.load.prompt), bound=cell.least("generate") / least, note=cell.note,
     )  # fmt: skip
     assert row.ratio is not None and row.bound is not None
@@ -149,11 +164,11 @@ def rollout_vs_generate(cell: Cell) -> list[Row]:
 
 def soft_vs_hard(cell: Cell) -> list[Row]:
     """2: tokens per second of our soft and fuzzy rollouts over our hard one's."""
-    hard, product = cell.least("hard", "rollout_"), cell.least("mixture_products")
+    hard, product = cell.least("hard"), cell.least("mixture_products")
     predicted = {"soft": hard / (hard + product), "fuzzy": 1.0}
     return [
-        cell.rounds.row(
-            f"{mode}_vs_hard", cell.case, ("hard", "rollout_"), (mode, "rollout_"), ("hard", mode),
+        cell.rollouts.row(
+            f"{mode}_vs_hard", cell.case, ("hard", ""), (mode, ""), ("hard", mode),
             goal=share * predicted[mode], bound=predicted[mode], note=cell.note,
         )
         for mode, share in (("soft", 0.9), ("fuzzy", 0.95))
@@ -163,10 +178,11 @@ def soft_vs_hard(cell: Cell) -> list[Row]:
 def step_vs_trl(cell: Cell) -> list[Row]:
     """3: steps per second of ours, in each mode, over TRL's with hard tokens."""
     return [
-        cell.rounds.row(
+        cell.steps.row(
             "step_vs_trl", f"{cell.case} {mode}", ("trl", ""), (mode, ""), ("TRL", "ours"),
             goal=STEP_GOALS[mode].get(cell.load.prompt), note=cell.note,
-            bound=cell.least("trl") / bounds.least_step_s(cell.size, cell.load, mode, *cell.rates),
+            bound=min(turn["wall_s"] for turn in cell.steps.turns["trl"])
+            / bounds.least_step_s(cell.size, cell.load, mode, *cell.rates),
         )
         for mode in MODES
     ]  # fmt: skip
@@ -177,13 +193,13 @@ def rollout_floor(cell: Cell) -> list[Row]:
     if cell.load.prompt == 256:
         return []
     steps = cell.load.new_tokens
-    turns, clocks = cell.rounds.turns, ("wall_s", "cpu_s")
+    turns, clocks = cell.rollouts.turns, ("wall_s", "cpu_s")
     decode = [
-        {clock: (turn[f"rollout_{clock}"] - first[clock]) / steps for clock in clocks}
+        {clock: (turn[clock] - first[clock]) / steps for clock in clocks}
         for turn, first in zip(turns["hard"], turns["prefill"], strict=True)
     ]
     bare = [{clock: turn[clock] / steps for clock in clocks} for turn in turns["decode_products"]]
-    rounds = Rounds({"decode": decode, "bare": bare}, cell.rounds.warm_up)
+    rounds = Rounds({"decode": decode, "bare": bare}, cell.rollouts.warm_up)
     facts = {"goal": FLOOR_GOALS.get(cell.name), "better": "less", "bound": 1.0, "note": cell.note}
     return [
         rounds.row("rollout_floor", cell.name, ("decode", ""), ("bare", ""), ("decode step", "its products"), **facts)
@@ -315,7 +331,8 @@ def grid_overhead(results: Path, startup_s: float) -> Row:
 
     A job's work is its time without the start-up, which one warm process would not have. The wall time runs from the
     first job's start to the last one's end, without times at which no job ran; the cores are those that were in use
-    at most. Pretraining has two threads, all others one.
+    at most, for more than a second (a record's time ends a little after its job). Pretraining has two threads, all
+    others one.
     """
     row = Row(
         "workflow_overhead", "demo grid: share not spent in work", None, goal=0.25, better="less", bound=0.0, unit=""
@@ -333,7 +350,8 @@ def grid_overhead(results: Path, startup_s: float) -> Row:
         (after - before, sum(threads for start, end, threads in jobs if start <= before and after <= end))
         for before, after in pairwise(moments)
     ]
-    wall, cores = sum(span for span, load in busy if load), max(load for _, load in busy)
+    wall = sum(span for span, load in busy if load)
+    cores = max((load for span, load in busy if span > 1), default=1)
     work = sum(max(0.0, end - start - startup_s) * threads for start, end, threads in jobs)
     row.ratio, row.repeats = 1 - work / (wall * cores), 1
     row.note = f"{len(jobs)} jobs worked {work:.0f} of {wall:.0f} s x {cores} cores"
