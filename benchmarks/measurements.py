@@ -27,6 +27,7 @@ ROLLOUT_GOALS = {"S": {64: 2.0, 256: 3.0}, "M": {64: 2.0, 256: 3.0}, "L": {64: 1
 STEP_GOALS = {"hard": {64: 2.2, 256: 3.5}, "soft": {64: 1.6, 256: 2.5}, "fuzzy": {64: 1.6, 256: 2.5}}
 FLOOR_GOALS = {"S": 4.0, "L": 1.5}
 MODES = ("hard", "soft", "fuzzy")
+IMPORTS = "import torch, transformers.models.llama.modeling_llama"  # without which no job on a model can do
 PRODUCTS = ("prefill", "decode_products", "mixture_products", "large_products")
 
 
@@ -276,12 +277,13 @@ def workflow_overhead(plan: Plan, toy: Path, results: Path, say: Callable[[str],
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as out:
         turns = [_timed([*command, "--out", out]) for _ in range(plan.starts + 1)][1:]
-    startup = Times.of(turns)
+    startup, imports = Times.of(turns), Times.of([_timed([sys.executable, "-c", IMPORTS]) for _ in turns])
     rows = [
         Row(
             "workflow_overhead", "start-up of `softtok train`", startup.wall_min, goal=2.5, better="less", unit="s",
             spread=(startup.wall_min, startup.wall_max), median=startup.wall_median, repeats=plan.starts,
-            sides={"start-up": startup},
+            sides={"start-up": startup, "libraries": imports},
+            note=f"{imports.wall_min:.2f} s of it import torch and transformers' Llama",
         )
     ]  # fmt: skip
     rows.append(grid_overhead(results, startup.wall_median))
