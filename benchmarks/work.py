@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softtok.config import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.cot import CotTokens, embedding_rms, hard_log_prob, mix
+from softtok.matmul import product
 from softtok.models import LanguageModel, logits_fp32, prefill
 from softtok.objective import accumulate_gradients, leave_one_out
 from softtok.optimizer import MasterAdamW
@@ -226,7 +226,7 @@ class Ours:
         inputs = {w.shape[1]: torch.randn(self.load.rows, w.shape[1]).to(w) for w in weights}
         for _ in range(self.load.new_tokens):
             for weight in weights:
-                F.linear(inputs[weight.shape[1]], weight)
+                product(inputs[weight.shape[1]], weight)
 
     @torch.no_grad()
     def mixture_products(self) -> None:
@@ -234,7 +234,7 @@ class Ours:
         p_NV = torch.rand(self.load.rows, self.size.vocabulary, device=self.lm.device)
         embedding_VD = self.lm.embedding_VD.float()
         for _ in range(self.load.new_tokens - 1):
-            p_NV @ embedding_VD
+            product(p_NV, embedding_VD.mT)
 
     @torch.no_grad()
     def large_products(self) -> None:
@@ -242,7 +242,7 @@ class Ours:
         weights = [module.weight for module in self.lm.model.base_model.modules() if isinstance(module, nn.Linear)]
         inputs = {w.shape[1]: torch.randn(LARGE_ROWS, w.shape[1]).to(w) for w in weights}
         for weight in weights:
-            F.linear(inputs[weight.shape[1]], weight)
+            product(inputs[weight.shape[1]], weight)
 
     def back_propagate_through(self) -> None:
         """Forwards and backwards through the whole CoT, Coconut's way: what is fed depends on the states before it, and

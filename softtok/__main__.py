@@ -6,9 +6,12 @@ Heavy imports stay inside the commands, so that `softtok --help` and the light j
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Switches garbage collection off. torch and transformers make a million objects that stay; looking through them
+    over and over, while they are made and later, takes a fifth of a job's start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
     import torch
@@ -88,8 +103,8 @@ def _runtime(options: argparse.Namespace) -> RuntimeSettings:
 
 
 def _model(options: argparse.Namespace) -> None:
-    from softtok.base_model import make_model
-
+    with _importing():
+        from softtok.base_model import make_model
     make_model(options.spec, _runtime(options), options.out, options.text)
 
 
@@ -107,20 +122,20 @@ def _base(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from softtok.train import train
-
+    with _importing():
+        from softtok.train import train
     train(options.spec, _runtime(options), options.model, options.data, options.out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from softtok.evaluate import evaluate
-
+    with _importing():
+        from softtok.evaluate import evaluate
     evaluate(options.spec, _runtime(options), options.run_folder, options.data, options.out)
 
 
 def _choices(options: argparse.Namespace) -> None:
-    from softtok.choices import choices
-
+    with _importing():
+        from softtok.choices import choices
     choices(options.spec, _runtime(options), options.run_folder, options.data, options.out)
 
 

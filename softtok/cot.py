@@ -195,6 +195,11 @@ def top_gap(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return index[:, 0], top[:, 0] - top[:, 1]
 
 
+def tempered(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits / temperature; at 1, the usual case, without a pass over them."""
+    return logits_NV if temperature == 1 else logits_NV / temperature
+
+
 def sample_ids(
     logits_NV: torch.Tensor, temperature: float, u_N: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,7 +208,7 @@ def sample_ids(
     if temperature == 0 or u_N is None:
         best, gap = top_gap(logits_NV)
         return best, gap < NEAR_TIE_GAP
-    cdf_NV = torch.softmax(logits_NV / temperature, -1).cumsum(-1)
+    cdf_NV = torch.softmax(tempered(logits_NV, temperature), -1).cumsum(-1)
     at_N1 = (u_N * cdf_NV[:, -1]).unsqueeze(1)
     ids_N1 = torch.searchsorted(cdf_NV, at_N1, right=True).clamp(max=logits_NV.shape[1] - 1)
     below = cdf_NV.gather(1, (ids_N1 - 1).clamp(min=0)) * (ids_N1 > 0)
@@ -238,7 +243,7 @@ def mix(
 
 def hard_log_prob(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature: float) -> torch.Tensor:
     """log p_i of the sampled tokens, shape (N,)."""
-    return -F.cross_entropy(logits_NV / temperature, ids_N, reduction="none")
+    return -F.cross_entropy(tempered(logits_NV, temperature), ids_N, reduction="none")
 
 
 def soft_log_density(x_ND: torch.Tensor, mixture_ND: torch.Tensor, noise_std: float) -> torch.Tensor:

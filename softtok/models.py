@@ -23,6 +23,7 @@ from softtok.attention import Groups, RowLayer
 from softtok.config import RuntimeSettings
 from softtok.devices import choose_device
 from softtok.errors import UserError
+from softtok.matmul import adopt, linear
 from softtok.prompt import PREFILL_AFTER_CUT, decode
 from softtok.state import read_json
 
@@ -39,6 +40,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         self.model.set_attn_implementation(attention.NAME)
+        adopt(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +86,7 @@ class LanguageModel:
 def logits_fp32(hidden: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
     """Next-token logits in fp32 whatever the working precision: bf16 logits tie exactly in 3-5 % of steps (protocol,
     "Numerics")."""
-    return F.linear(hidden.float(), head_VD.float())
+    return linear(hidden.float(), head_VD.float())
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

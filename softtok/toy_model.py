@@ -149,6 +149,9 @@ def pretrain(
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
+    from softtok.matmul import adopt
+
+    adopt(model)
     inside = {name for name, parameter in model.named_parameters() if ".layers." in name and parameter.ndim == 2}
     matrices = [parameter for name, parameter in model.named_parameters() if name in inside]
     others = [parameter for name, parameter in model.named_parameters() if name not in inside]

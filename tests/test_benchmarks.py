@@ -4,6 +4,7 @@ measurement from end to end."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,9 +31,11 @@ def ours() -> Ours:
 
 
 def counted(once) -> int:
-    # PyTorch's counter does not know the product that adds to a sum in place.
-    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: addmm_flop(total, a, b)}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    unknown = {  # to PyTorch's counter: the product that adds to a sum in place, and oneDNN's
+        torch.ops.aten.addmm_: lambda total, a, b, **_: addmm_flop(total, a, b),
+        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0],
+    }
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         once()
     return counter.get_total_flops()
 
