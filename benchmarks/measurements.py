@@ -27,7 +27,8 @@ ROLLOUT_GOALS = {"S": {64: 2.0, 256: 3.0}, "M": {64: 2.0, 256: 3.0}, "L": {64: 1
 STEP_GOALS = {"hard": {64: 2.2, 256: 3.5}, "soft": {64: 1.6, 256: 2.5}, "fuzzy": {64: 1.6, 256: 2.5}}
 FLOOR_GOALS = {"S": 4.0, "L": 1.5}
 MODES = ("hard", "soft", "fuzzy")
-IMPORTS = "import torch, transformers.models.llama.modeling_llama"  # without which no job on a model can do
+# Without these no job on a model can do; imported as `softtok` imports them.
+IMPORTS = "import gc; gc.disable(); import torch, transformers.models.llama.modeling_llama"
 PRODUCTS = ("prefill", "decode_products", "mixture_products", "large_products")
 
 
@@ -54,11 +55,11 @@ class Plan:
 FULL = Plan(
     "full",
     cells=[
-        ("S", Load(64), 40), ("S", Load(256), 50), ("M", Load(64), 70), ("M", Load(256), 110),
+        ("S", Load(64), 40), ("S", Load(256), 50), ("M", Load(64), 70), ("M", Load(256), 90),
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
-    rollouts_s=60,
+    rollouts_s=40,
     objective=[(64, 10), (512, 10)], objective_vocabulary=128_256,
     problems=100, evaluation_s=30,
     growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=3,

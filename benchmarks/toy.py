@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 PRETRAINING_STEPS = 100
 
@@ -40,11 +41,18 @@ def make(folder: Path, problems: int) -> None:
 
 def start(arguments: list[str]) -> None:
     """Runs a `softtok train` up to its first rollout."""
-    from softtok import train
-    from softtok.__main__ import main
+    from softtok import __main__ as command
 
-    train.rollout = lambda *_, **__: os._exit(0)  # type: ignore[assignment]
-    sys.exit(main(arguments) or "no rollout began")
+    runtime = command._runtime
+
+    def end_at_the_first_rollout(options: Any) -> Any:
+        from softtok import train  # the command has imported it by now
+
+        train.rollout = lambda *_, **__: os._exit(0)  # type: ignore[assignment]
+        return runtime(options)
+
+    command._runtime = end_at_the_first_rollout
+    sys.exit(command.main(arguments) or "no rollout began")
 
 
 if __name__ == "__main__":

@@ -61,12 +61,14 @@ def test_strides_do_not_matter(always):
 
 
 @needs_onednn
-def test_a_frozen_factor_gets_no_gradient(always):
-    x, weight = random(4, 5), random(6, 5).requires_grad_()
-    linear(x, weight).sum().backward()
-    close(weight.grad, x.sum(0).expand(6, 5))
-    assert x.grad is None
-    assert len(always) == 2  # forwards, and backwards for the weight alone
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_factor_costs_nothing(always, frozen):
+    factors = [random(4, 5), random(6, 5)]
+    free = factors[1 - frozen].requires_grad_()
+    linear(*factors).sum().backward()
+    close(free.grad, factors[frozen].sum(0).expand_as(free))
+    assert factors[frozen].grad is None
+    assert len(always) == 2  # forwards, and backwards for the other
 
 
 @needs_onednn
@@ -111,10 +113,12 @@ def test_a_model_is_the_same_model(always, family):
         close(got_gradients[name], gradient)
 
 
-def test_adopting_leaves_the_weights_where_they_are():
+def test_adopting_changes_neither_weights_nor_outputs():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
-    before = dict(model.named_parameters())
+    before, x = dict(model.named_parameters()), random(5, 3)
+    wanted = model(x)
     adopt(model)
+    assert torch.equal(model(x), wanted)
     assert [type(layer) for layer in model] == [Linear, torch.nn.LayerNorm, Linear]
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
 
