@@ -27,7 +27,7 @@ class Groups:
     """Which prompt each active row belongs to; rows stand in the order of their prompts. Shared by all layers."""
 
     def __init__(self, prompt_mask_BP: torch.Tensor, samples: int):
-        self.prompt_mask_BP = prompt_mask_BP
+        self.padding_B11P = ~prompt_mask_BP[:, None, None]
         self.owner_n = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device).repeat_interleave(samples)
         self._lay_out()
 
@@ -37,7 +37,7 @@ class Groups:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        counts = torch.bincount(self.owner_n, minlength=len(self.prompt_mask_BP))
+        counts = torch.bincount(self.owner_n, minlength=len(self.padding_B11P))
         self.size = int(counts.max())
         first = counts.cumsum(0) - counts
         place = self.owner_n * self.size + torch.arange(len(self.owner_n), device=counts.device) - first[self.owner_n]
@@ -46,9 +46,9 @@ class Groups:
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """(n, ...) to (B, S, ...), zeros where a prompt has fewer rows than S."""
         if self.place_n is not None:
-            whole = x.new_zeros(len(self.prompt_mask_BP) * self.size, *x.shape[1:])
+            whole = x.new_zeros(len(self.padding_B11P) * self.size, *x.shape[1:])
             x = whole.index_copy_(0, self.place_n, x)
-        return x.reshape(len(self.prompt_mask_BP), self.size, *x.shape[1:])
+        return x.reshape(len(self.padding_B11P), self.size, *x.shape[1:])
 
     def scatter(self, x: torch.Tensor) -> torch.Tensor:
         """(B, S, ...) back to (n, ...)."""
@@ -107,7 +107,7 @@ class RowLayer(CacheLayerMixin):
             return groups.scatter(x_BJSx.unflatten(2, (groups.size, repeats)).transpose(1, 2))
 
         shared = together(query) @ self.prompt_keys.transpose(-1, -2)
-        shared = apart(shared.masked_fill(~groups.prompt_mask_BP[:, None, None], -torch.inf))
+        shared = apart(shared.masked_fill_(groups.padding_B11P, -torch.inf))
         weights = torch.softmax(torch.cat([shared, query @ own_keys.transpose(-1, -2)], -1), -1)
         of_prompt, of_own = weights.split([self.prompt_length, self.written], -1)
         mixed = apart(together(of_prompt) @ self.prompt_values) + of_own @ own_values

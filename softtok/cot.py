@@ -109,12 +109,17 @@ class CotTokens:
         return 1 if not self.soft else vocabulary if self.noise_on_logits else width
 
     def step(
-        self, logits_NV: torch.Tensor, draw: torch.Tensor | None, hidden_ND: torch.Tensor | None = None
+        self,
+        logits_NV: torch.Tensor,
+        draw: torch.Tensor | None,
+        hidden_ND: torch.Tensor | None = None,
+        p_NV: torch.Tensor | None = None,
     ) -> CotStep:
         """The next CoT token of each row; `draw` is eps (N, D or V) for noisy soft tokens, u in [0, 1) for sampled hard
-        ones (N,) and for Gumbel noise (N, V). `hidden_ND`, what the logits were made of, is for noise on it."""
+        ones (N,) and for Gumbel noise (N, V). `hidden_ND`, what the logits were made of, is for noise on it; `p_NV` is
+        their softmax, where it is known."""
         if not self.soft:
-            ids, near_tie = sample_ids(logits_NV, self.mode.temperature, draw)
+            ids, near_tie = sample_ids(logits_NV, self.mode.temperature, draw, p_NV)
             return CotStep(self._inputs(logits_NV, ids), ids, None, near_tie)
         kept_NV, mean, action, noise_after = keep_top(logits_NV, self.mode.top_k), None, None, None
         if draw is None or self.mode.noise_at == "embedding":
@@ -201,14 +206,17 @@ def tempered(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def sample_ids(
-    logits_NV: torch.Tensor, temperature: float, u_N: torch.Tensor | None
+    logits_NV: torch.Tensor, temperature: float, u_N: torch.Tensor | None, p_NV: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (N,) from softmax(logits / temperature) by inverse CDF at u_N, or the argmax at temperature 0; and
-    where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting."""
+    where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting. `p_NV`, the softmax
+    at temperature 1, saves making it again."""
     if temperature == 0 or u_N is None:
         best, gap = top_gap(logits_NV)
         return best, gap < NEAR_TIE_GAP
-    cdf_NV = torch.softmax(tempered(logits_NV, temperature), -1).cumsum(-1)
+    if p_NV is None or temperature != 1:
+        p_NV = torch.softmax(tempered(logits_NV, temperature), -1)
+    cdf_NV = p_NV.cumsum(-1)
     at_N1 = (u_N * cdf_NV[:, -1]).unsqueeze(1)
     ids_N1 = torch.searchsorted(cdf_NV, at_N1, right=True).clamp(max=logits_NV.shape[1] - 1)
     below = cdf_NV.gather(1, (ids_N1 - 1).clamp(min=0)) * (ids_N1 > 0)
@@ -264,3 +272,10 @@ def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of the next-token distribution at temperature 1, shape (N,)."""
     log_p = torch.log_softmax(logits_NV, -1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def entropy_of(p_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
+    """`entropy` where p = softmax(logits) is known, without a graph: log sum_i e^(z_i - z_max) - sum_i p_i (z_i -
+    z_max), whose terms are not negative and do not cancel. The sum is 1 / p_max."""
+    lead_NV = logits_NV.amax(-1, keepdim=True) - logits_NV
+    return torch.linalg.vecdot(p_NV, lead_NV) - p_NV.amax(-1).log()

@@ -24,7 +24,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from softtok.attention import Groups, RowLayer
-from softtok.cot import CotTokens, entropy, sample_ids
+from softtok.cot import CotTokens, entropy_of, sample_ids
 from softtok.models import LanguageModel, layer_states, logits_fp32, prefill
 from softtok.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, BoxRule, StopRule, decode, eos_ids, token_texts
 
@@ -206,14 +206,15 @@ def rollout(
             state_nD = hidden_nD if len(thinking) == len(rows) else hidden_nD[at]
             logits_nV = logits_fp32(state_nD, lm.head_VD)
             draw = cot_draws.at(step, rows[thinking])
-            made = tokens.step(logits_nV, draw[:, 0] if draw is not None and not tokens.soft else draw, state_nD)
+            p_nV = torch.softmax(logits_nV, -1)
+            made = tokens.step(logits_nV, draw[:, 0] if draw is not None and not tokens.soft else draw, state_nD, p_nV)
             x_nD = made.x_ND
             text_ids = tokens.nearest_ids(x_nD) if tokens.soft and limits.stop_on == "nearest" else made.ids_N
             ids[thinking] = text_ids.cpu().numpy()
             out.cot_ids[rows[thinking], step] = ids[thinking]
             out.near_ties[rows[thinking]] += made.near_tie_N.cpu().numpy()
             original = torch.from_numpy(rows[thinking]).to(device)
-            entropy_n = entropy(logits_nV)
+            entropy_n = entropy_of(p_nV, logits_nV)
             out.entropy_NT[original, step] = entropy_n
             if tokens.mode.end_entropy is not None:
                 sure = (entropy_n < tokens.mode.end_entropy).cpu().numpy()

@@ -12,7 +12,7 @@ from tiny_models import tiny_model, token_mode
 
 from softtok import cot
 from softtok.config import TokenMode
-from softtok.cot import CotTokens, entropy, hard_log_prob, mix, sample_ids, soft_log_density
+from softtok.cot import CotTokens, entropy, entropy_of, hard_log_prob, mix, sample_ids, soft_log_density
 
 FUZZY = 1e-4
 MODES = {
@@ -108,7 +108,19 @@ def test_hard_log_prob_is_the_categorical_one() -> None:
 def test_entropy_is_the_categorical_one() -> None:
     logits = torch.cat([random_logits(20, 25), torch.zeros(1, 25), 1000 * torch.eye(25)[:1]])
     wanted = torch.distributions.Categorical(logits=logits.double()).entropy()
-    torch.testing.assert_close(entropy(logits).double(), wanted, rtol=0, atol=1e-5)
+    for found in (entropy(logits), entropy_of(torch.softmax(logits, -1), logits)):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    nearly_sure = torch.tensor([[30.0, 20.0, 0.0]])  # one small term: it must not drown in the rounding of big ones
+    wanted = torch.distributions.Categorical(logits=nearly_sure.double()).entropy()
+    found = entropy_of(torch.softmax(nearly_sure, -1), nearly_sure)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=0)
+
+
+def test_known_probabilities_change_no_sample() -> None:
+    logits, u = random_logits(200, 25), torch.rand(200, generator=torch.Generator().manual_seed(2))
+    for temperature in (0.0, 0.5, 1.0):
+        plain = sample_ids(logits, temperature, u)
+        assert all(map(torch.equal, plain, sample_ids(logits, temperature, u, torch.softmax(logits, -1))))
 
 
 def test_close_calls_are_told() -> None:
