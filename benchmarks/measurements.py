@@ -29,7 +29,7 @@ FLOOR_GOALS = {"S": 4.0, "L": 1.5}
 MODES = ("hard", "soft", "fuzzy")
 # Without these no job on a model can do; imported as `softtok` imports them.
 IMPORTS = "import gc; gc.disable(); import torch, transformers.models.llama.modeling_llama"
-PRODUCTS = ("prefill", "decode_products", "mixture_products", "large_products")
+PRODUCTS = ("prefill", "decode_products", "torch_products", "mixture_products", "large_products")
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,18 @@ def rollout_floor(cell: Cell) -> list[Row]:
         {clock: (turn[clock] - first[clock]) / steps for clock in clocks}
         for turn, first in zip(turns["hard"], turns["prefill"], strict=True)
     ]
-    bare = [{clock: turn[clock] / steps for clock in clocks} for turn in turns["decode_products"]]
-    rounds = Rounds({"decode": decode, "bare": bare}, cell.rollouts.warm_up)
-    facts = {"goal": FLOOR_GOALS.get(cell.name), "better": "less", "bound": 1.0, "note": cell.note}
+    bare = {name: [{clock: turn[clock] / steps for clock in clocks} for turn in turns[name]] for name in PRODUCTS}
+    rounds = Rounds({"decode": decode, **bare}, cell.rollouts.warm_up)
+
+    def over(name: str, case: str, goal: float | None, bound: float | None) -> Row:
+        return rounds.row(
+            "rollout_floor", case, ("decode", ""), (name, ""), ("decode step", "its products"),
+            goal=goal, bound=bound, better="less", note=cell.note,
+        )  # fmt: skip
+
     return [
-        rounds.row("rollout_floor", cell.name, ("decode", ""), ("bare", ""), ("decode step", "its products"), **facts)
+        over("decode_products", cell.name, FLOOR_GOALS.get(cell.name), 1.0),
+        over("torch_products", f"{cell.name}, products as PyTorch multiplies", None, None),
     ]
 
 

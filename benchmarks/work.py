@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -220,13 +221,17 @@ class Ours:
         prefill(self.lm, self.prompts)
 
     @torch.no_grad()
-    def decode_products(self) -> None:
+    def decode_products(self, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = product) -> None:
         """T decode steps with nothing but their matrix products with the weights, one after another."""
         weights = [module.weight for module in self.lm.model.modules() if isinstance(module, nn.Linear)]
         inputs = {w.shape[1]: torch.randn(self.load.rows, w.shape[1]).to(w) for w in weights}
         for _ in range(self.load.new_tokens):
             for weight in weights:
-                product(inputs[weight.shape[1]], weight)
+                multiply(inputs[weight.shape[1]], weight)
+
+    def torch_products(self) -> None:
+        """The same, multiplied as PyTorch does it by itself."""
+        self.decode_products(F.linear)
 
     @torch.no_grad()
     def mixture_products(self) -> None:
