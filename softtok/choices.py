@@ -8,11 +8,13 @@ the bare question: with the options in the prompt it would measure copying.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import torch
 
 from softtok.config import RuntimeSettings
@@ -21,12 +23,25 @@ from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
 from softtok.state import atomic, attempt
 
+SCHEMA = pa.schema(
+    {"id": pa.string(), "correct": pa.bool_(), "predicted": pa.int64(), "nll": pa.float64(), "tokens": pa.int64()}
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    question: str
+    choices: list[str]
+    answer: int
+
 
 def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
     with attempt(run / ".state" / "choices.jsonl"):
         lm = load(run / "checkpoint", runtime)
-        questions: list[Any] = list(pd.read_parquet(data).itertuples())
+        columns = [field.name for field in fields(Question)]
+        questions = [Question(**row) for row in pyarrow.parquet.read_table(data, columns=columns).to_pylist()]
         score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze
         records = []
         size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
@@ -34,18 +49,19 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
             for start in range(0, len(questions), size):
                 part = questions[start : start + size]
                 for question, (predicted, nll, tokens) in zip(part, score(lm, part), strict=True):
-                    right = int(question.answer)
-                    records.append((question.id, predicted == right, predicted, nll, tokens))
+                    correct = predicted == question.answer
+                    records.append(
+                        {"id": question.id, "correct": correct, "predicted": predicted, "nll": nll, "tokens": tokens}
+                    )
                 advance(len(part))
         with atomic(out) as temporary:
-            table = pd.DataFrame(records, columns=["id", "correct", "predicted", "nll", "tokens"])
-            table.to_parquet(temporary, index=False)
+            pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)
 
 
-def _letters(lm: LanguageModel, questions: Sequence[Any]) -> list[tuple[int, float, int]]:
+def _letters(lm: LanguageModel, questions: Sequence[Question]) -> list[tuple[int, float, int]]:
     """(chosen option, NLL of the right text, its tokens) of each question."""
     pairs = [
-        (choice_prompt(q.question, list(q.choices)), f" {letter}")
+        (choice_prompt(q.question, q.choices), f" {letter}")
         for q in questions
         for letter in ascii_uppercase[: len(q.choices)]
     ]
@@ -58,7 +74,7 @@ def _letters(lm: LanguageModel, questions: Sequence[Any]) -> list[tuple[int, flo
     return scored
 
 
-def _cloze(lm: LanguageModel, questions: Sequence[Any]) -> list[tuple[int, float, int]]:
+def _cloze(lm: LanguageModel, questions: Sequence[Question]) -> list[tuple[int, float, int]]:
     """As `_letters`, choosing by log-likelihood per token of the options' texts."""
     texts = iter(
         log_likelihoods(lm, [(cloze_prompt(q.question), f" {choice}") for q in questions for choice in q.choices])

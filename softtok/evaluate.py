@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 
 from softtok.config import EvaluationSettings, RuntimeSettings, TokenMode
 from softtok.cot import CotTokens, bind, embedding_rms, state_rms
@@ -25,19 +26,21 @@ from softtok.rollout import INFERENCE_STOPS, Limits, Rollout, TextRules, rollout
 from softtok.state import Interruption, Shard, atomic, attempt, content_hash, file_sha256, read_json, write_text
 from softtok.train import Problem, grade, read_problems, rms_prompts
 
-COLUMNS = [
-    "inference_mode",
-    "problem_id",
-    "sample",
-    "correct",
-    "boxed",
-    "status",
-    "answer",
-    "cot",
-    "cot_tokens",
-    "answer_tokens",
-    "stop",
-]
+SCHEMA = pa.schema(
+    {
+        "inference_mode": pa.string(),
+        "problem_id": pa.string(),
+        "sample": pa.int64(),
+        "correct": pa.bool_(),
+        "boxed": pa.bool_(),
+        "status": pa.string(),
+        "answer": pa.string(),
+        "cot": pa.string(),
+        "cot_tokens": pa.int64(),
+        "answer_tokens": pa.int64(),
+        "stop": pa.string(),
+    }
+)
 
 
 def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
@@ -162,4 +165,4 @@ def _write(shards: dict[str, Shard], out: Path) -> None:
         "inference_mode,index,entropy,count\n" + "".join(",".join(map(str, row)) + "\n" for row in profile),
     )
     with atomic(out) as temporary:
-        pd.DataFrame(records, columns=COLUMNS).to_parquet(temporary, index=False)
+        pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)

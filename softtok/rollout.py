@@ -80,13 +80,13 @@ class TextRules:
     """What text does to a trajectory, for one model: when a CoT ends, what is prefilled, when an answer ends."""
 
     def __init__(self, lm: LanguageModel):
-        self._tokenizer = lm.tokenizer
         texts = token_texts(lm.tokenizer, size=lm.embedding_VD.shape[0])  # once: a vocabulary takes a second
         self._stop, self._box = StopRule(lm.tokenizer, texts), BoxRule(lm.tokenizer, texts)
         self.eos = eos_ids(lm.model.generation_config, lm.tokenizer)
         self.may_stop = self._stop.candidates.copy()  # (V,) tokens after which a CoT may end; all others need no look
         self.may_stop[list(self.eos)] = True
         encode = functools.partial(lm.tokenizer.encode, add_special_tokens=False)
+        self._text = functools.lru_cache(4096)(functools.partial(decode, lm.tokenizer))  # answers are often alike
         self.prefill_after_phrase: list[int] = encode(PREFILL_AFTER_STOP)
         self.prefill_after_cut: list[int] = encode(PREFILL_AFTER_CUT)
 
@@ -99,7 +99,7 @@ class TextRules:
     def answer_text(self, out: Rollout, row: int) -> str:
         """What the reward reads: the prefilled words and the answer, without the EOS that may end it."""
         ids = out.answers[row]
-        return decode(self._tokenizer, out.prefills[out.stops[row]] + (ids[:-1] if ids[-1] in self.eos else ids))
+        return self._text((*out.prefills[out.stops[row]], *(ids[:-1] if ids[-1] in self.eos else ids)))
 
     def answer_ends(self, ids: list[int]) -> bool:
         """Whether an answer ends with its newest id: at EOS, or when its box closes."""
