@@ -54,7 +54,7 @@ def test_records(run, toy_sets, tmp_path):
     out = tmp_path / "eval" / "six.parquet"
     evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["test"], out)
     table = pd.read_parquet(out)
-    assert list(table.columns) == module.COLUMNS
+    assert list(table.columns) == module.SCHEMA.names
     assert table.groupby("inference_mode").size().to_dict() == {
         name: 6 * mode["samples"] for name, mode in MODES.items()
     }
