@@ -1,9 +1,10 @@
 """Matrix products in fp32 on a CPU: through oneDNN where MKL is slow.
 
 PyTorch multiplies fp32 matrices on x86 with MKL, which on AMD's processors does not use AVX-512. PyTorch also carries
-oneDNN, which does, and an operator for it that its compiler emits. On an EPYC with AVX-512 that multiplies 1.6 to 2.4
-times as fast (one thread, 32 rows by 768 x 768 to 2,048 rows by 768 x 2,048). All else goes the usual way: a GPU, bf16,
-other processors, small products, an operator that is gone; and everything where `torch.backends.mkldnn.enabled` is off.
+oneDNN, which does, and an operator for it that its compiler emits. On an EPYC with AVX-512 that multiplies 1.6 to 2.2
+times as fast (one thread; from 64 rows by 128 x 384 to 2,048 rows by 768 x 2,048). All else goes the usual way: a GPU,
+bf16, other processors, small products, an operator that is gone; and everything where `torch.backends.mkldnn.enabled`
+is off.
 
 Shapes: M rows, K summed over, N columns.
 """
