@@ -1,7 +1,7 @@
 """The nine measurements: each returns rows of the table. README.md says what each number means.
 
-Every function gets the `Plan`: which cases, and for how many seconds each. The first three share their runs, because
-one round of a whole step also times its rollout.
+Every function gets the `Plan`: which cases, and for how many seconds each. The first three and the fifth share their
+processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Plan:
 
     name: str
     cells: list[tuple[str, Load, float]]  # size, load, seconds
-    rollouts_s: float  # for rounds of rollouts alone, where there is time for a single one of whole steps
+    rollouts_s: float  # for a case's rounds of rollouts alone
     objective: list[tuple[int, float]]  # width, seconds
     objective_vocabulary: int
     problems: int  # of the evaluation cell
@@ -55,19 +55,19 @@ class Plan:
 FULL = Plan(
     "full",
     cells=[
-        ("S", Load(64), 25), ("S", Load(256), 35), ("M", Load(64), 50), ("M", Load(256), 70),
+        ("S", Load(64), 20), ("S", Load(256), 30), ("M", Load(64), 30), ("M", Load(256), 30),
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
     rollouts_s=20,
-    objective=[(64, 10), (512, 10)], objective_vocabulary=128_256,
-    problems=100, evaluation_s=15,
-    growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=3,
+    objective=[(64, 5), (512, 5)], objective_vocabulary=128_256,
+    problems=100, evaluation_s=10,
+    growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=2,
     cot_lengths=[4, 32, 128], through_s=3, starts=5,
 )  # fmt: skip
 QUICK = Plan(
     "quick",
-    cells=[("S", Load(64), 20)], rollouts_s=0,
+    cells=[("S", Load(64), 12)], rollouts_s=8,
     objective=[(64, 2)], objective_vocabulary=16_000,
     problems=16, evaluation_s=8,
     growth={"G": [1, 4]}, growth_s=3,
@@ -132,20 +132,12 @@ def run_cell(plan: Plan, name: str, load: Load, seconds: float, say: Callable[[s
         }
         turns |= {product: partial(at["ours"].turn, what=product) for product in PRODUCTS}
         steps = interleave(turns, seconds, plan.most)
-        if steps.warm_up:  # a step times its rollout too
-            parts = {mode: [rollout_of(turn) for turn in steps.turns[mode]] for mode in MODES}
-            rollouts = Rounds(steps.turns | parts, warm_up=True)
-        else:
-            del turns["trl"]
-            turns |= {mode: partial(at["ours"].turn, what="rollout", mode=mode) for mode in MODES}
-            rollouts = interleave(turns, plan.rollouts_s, plan.most, warm=True)
+        # Rollouts get rounds of their own, many where TRL's steps leave time for few; all has been warmed up by now.
+        del turns["trl"]
+        turns |= {mode: partial(at["ours"].turn, what="rollout", mode=mode) for mode in MODES}
+        rollouts = interleave(turns, plan.rollouts_s, plan.most, warm=True)
         facts = at["ours"].facts
     return Cell(name, SIZES[name], load, steps, rollouts, facts["parameters"], facts["large_rows"])
-
-
-def rollout_of(turn: dict[str, float]) -> dict[str, float]:
-    """What the rollout took of a step's turn."""
-    return {clock: turn[f"rollout_{clock}"] for clock in ("wall_s", "cpu_s")}
 
 
 def rollout_vs_generate(cell: Cell) -> list[Row]:
