@@ -46,9 +46,11 @@ def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
 
 
 class Linear(torch.nn.Linear):
-    """torch's own layer, multiplying by `linear`."""
+    """torch's own layer, multiplying by `linear` where that may take oneDNN."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if operator_for(input, self.weight) is None:
+            return super().forward(input)  # adds the bias before it rounds to bf16
         out = linear(input, self.weight)
         return out if self.bias is None else out + self.bias
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,9 +118,12 @@ def test_a_model_is_the_same_model(always, family):
 def test_adopting_changes_neither_weights_nor_outputs():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
     before, x = dict(model.named_parameters()), random(5, 3)
-    wanted = model(x)
+    halves = copy.deepcopy(model).bfloat16()
+    wanted, wanted_of_halves = model(x), halves(x.bfloat16())
     adopt(model)
+    adopt(halves)
     assert torch.equal(model(x), wanted)
+    assert torch.equal(halves(x.bfloat16()), wanted_of_halves)
     assert [type(layer) for layer in model] == [Linear, torch.nn.LayerNorm, Linear]
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
 
