@@ -159,8 +159,8 @@ def interleave(
     contestants: dict[str, Callable[[], dict[str, float]]], seconds: float, most: int = ROUNDS, warm: bool = False
 ) -> Rounds:
     """Rounds of one turn each, while the next would end within `seconds`; of those that count, `most` at most and two
-    at least. A first round of more than `LONG_ROUND_S` counts where the time allows no other: what warms up is then
-    little of it."""
+    at least. The first warms up, unless all are `warm`; it counts if it took more than `LONG_ROUND_S` and the time
+    allows no other: what warms up is then little of it."""
     started = time.perf_counter()
     rounds: list[dict[str, dict[str, float]]] = []
     forgotten = 0 if warm else 1

@@ -276,14 +276,16 @@ def workflow_overhead(plan: Plan, toy: Path, results: Path, say: Callable[[str],
         "--runtime", "{}", "--model", toy / "model", "--data", toy / "train.parquet",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as out:
-        turns = [_timed([*command, "--out", out]) for _ in range(plan.starts + 1)][1:]
-    startup, imports = Times.of(turns), Times.of([_timed([sys.executable, "-c", IMPORTS]) for _ in turns])
+        turns = [
+            (_timed([*command, "--out", out]), _timed([sys.executable, "-c", IMPORTS])) for _ in range(plan.starts + 1)
+        ][1:]
+    startup, imports = (Times.of(list(times)) for times in zip(*turns, strict=True))
     rows = [
         Row(
             "workflow_overhead", "start-up of `softtok train`", startup.wall_min, goal=2.5, better="less", unit="s",
             spread=(startup.wall_min, startup.wall_max), median=startup.wall_median, repeats=plan.starts,
             sides={"start-up": startup, "libraries": imports},
-            note=f"{imports.wall_min:.2f} s of it import torch and transformers' Llama",
+            note=f"importing torch and transformers' Llama alone takes {imports.wall_min:.2f} s",
         )
     ]  # fmt: skip
     rows.append(grid_overhead(results, startup.wall_median))

@@ -81,7 +81,7 @@ class _Linear(torch.autograd.Function):
 
 @functools.cache
 def _onednn() -> Any:
-    """oneDNN's product, or None where MKL is as fast."""
+    """oneDNN's product on a processor on which it is known to be faster, else None."""
     try:
         amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
