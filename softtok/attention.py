@@ -28,6 +28,7 @@ class Groups:
 
     def __init__(self, prompt_mask_BP: torch.Tensor, samples: int):
         self.padding_B11P = ~prompt_mask_BP[:, None, None]
+        self.padded = bool(self.padding_B11P.any())
         self.owner_n = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device).repeat_interleave(samples)
         self._lay_out()
 
@@ -107,8 +108,9 @@ class RowLayer(CacheLayerMixin):
             return groups.scatter(x_BJSx.unflatten(2, (groups.size, repeats)).transpose(1, 2))
 
         shared = together(query) @ self.prompt_keys.transpose(-1, -2)
-        shared = apart(shared.masked_fill_(groups.padding_B11P, -torch.inf))
-        weights = torch.softmax(torch.cat([shared, query @ own_keys.transpose(-1, -2)], -1), -1)
+        if groups.padded:
+            shared.masked_fill_(groups.padding_B11P, -torch.inf)
+        weights = torch.softmax(torch.cat([apart(shared), query @ own_keys.transpose(-1, -2)], -1), -1)
         of_prompt, of_own = weights.split([self.prompt_length, self.written], -1)
         mixed = apart(together(of_prompt) @ self.prompt_values) + of_own @ own_values
         return mixed.to(query_nH1K.dtype).reshape(n, 1, heads, -1)

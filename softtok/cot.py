@@ -36,6 +36,7 @@ SINGLE_ROW_TEMPERATURE = 0.02
 NEAR_TIE_GAP = 1e-4
 # The smallest uniform that Gumbel noise is made of: half a step of a 24-bit generator, in the place of its 0.
 SMALLEST_UNIFORM = 2.0**-25
+RUN = 64  # vocabulary entries of which `top_gap` first takes the maximum
 RMS_PROMPTS = 64
 RMS_PROMPTS_AT_ONCE = 8
 
@@ -195,9 +196,22 @@ def gumbel(uniform: torch.Tensor) -> torch.Tensor:
 
 
 def top_gap(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The argmax and its lead over the runner-up, both of shape (N,)."""
-    top, index = logits_NV.detach().topk(2, dim=-1)
-    return index[:, 0], top[:, 0] - top[:, 1]
+    """The argmax and its lead over the runner-up, both of shape (N,).
+
+    The two largest are in the two runs of RUN entries whose maxima are the largest: `topk` need not look at the rest,
+    over which it takes several times as long as a maximum.
+    """
+    candidates_NC = logits_NV.detach()
+    vocabulary, runs_N2 = candidates_NC.shape[1], None
+    if vocabulary % RUN == 0 and vocabulary > 2 * RUN:
+        runs_NQR = candidates_NC.unflatten(1, (-1, RUN))
+        runs_N2 = runs_NQR.amax(-1).topk(2).indices
+        candidates_NC = runs_NQR.gather(1, runs_N2.unsqueeze(-1).expand(-1, -1, RUN)).flatten(1)
+    top_N2, place_N2 = candidates_NC.topk(2)
+    best_N1 = place_N2[:, :1]
+    if runs_N2 is not None:
+        best_N1 = runs_N2.gather(1, best_N1 // RUN) * RUN + best_N1 % RUN
+    return best_N1.squeeze(1), top_N2[:, 0] - top_N2[:, 1]
 
 
 def tempered(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:

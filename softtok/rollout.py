@@ -142,7 +142,7 @@ class Rollout:
         return self.cot_ids[row, : self.cot_lengths[row]].tolist()
 
 
-@torch.no_grad()
+@torch.inference_mode()  # a twentieth to a tenth faster than no_grad: a step has hundreds of small operations
 def rollout(
     lm: LanguageModel,
     rules: TextRules,
@@ -177,21 +177,22 @@ def rollout(
     soft = record and tokens.soft
     mean_width = min(lm.embedding_VD.shape) if tokens.noise_on_logits else width
     on_hidden = soft and tokens.noise_on_hidden
-    out = Rollout(
-        prompts=prompts,
-        samples=samples,
-        cot_ids=np.zeros((count, limits.max_cot_tokens), np.int64),
-        cot_lengths=np.zeros(count, np.int64),
-        stops=np.zeros(count, np.int64),
-        prefills=prefills,
-        answers=[[] for _ in range(count)],
-        near_ties=np.zeros(count, np.int64),
-        entropy_NT=torch.zeros(count, limits.max_cot_tokens, device=device),
-        x_NTD=torch.zeros(count, limits.max_cot_tokens, width, dtype=lm.dtype, device=device) if soft else None,
-        mixture_NTD=torch.zeros(count, limits.max_cot_tokens, mean_width, device=device) if soft else None,
-        action_NTD=torch.zeros(count, limits.max_cot_tokens, width, device=device) if on_hidden else None,
-        draws=cot_draws if soft and tokens.noise_on_logits else None,
-    )
+    with torch.inference_mode(False):  # training computes gradients with what is recorded
+        out = Rollout(
+            prompts=prompts,
+            samples=samples,
+            cot_ids=np.zeros((count, limits.max_cot_tokens), np.int64),
+            cot_lengths=np.zeros(count, np.int64),
+            stops=np.zeros(count, np.int64),
+            prefills=prefills,
+            answers=[[] for _ in range(count)],
+            near_ties=np.zeros(count, np.int64),
+            entropy_NT=torch.zeros(count, limits.max_cot_tokens, device=device),
+            x_NTD=torch.zeros(count, limits.max_cot_tokens, width, dtype=lm.dtype, device=device) if soft else None,
+            mixture_NTD=torch.zeros(count, limits.max_cot_tokens, mean_width, device=device) if soft else None,
+            action_NTD=torch.zeros(count, limits.max_cot_tokens, width, device=device) if on_hidden else None,
+            draws=cot_draws if soft and tokens.noise_on_logits else None,
+        )
     rows = np.arange(count)  # original numbers of the active rows
     phase = np.full(count, THINKING)
     fed = np.zeros(count, np.int64)  # prefilled or answer tokens so far, in the row's phase

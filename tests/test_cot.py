@@ -192,6 +192,27 @@ def test_a_given_argmax_changes_nothing() -> None:
     assert torch.equal(mix(logits, embedding, FUZZY, *cot.top_gap(logits)), mix(logits, embedding, FUZZY))
 
 
+@pytest.mark.parametrize("vocabulary", [2, 100, 2 * cot.RUN, 3 * cot.RUN, 64 * cot.RUN, 64 * cot.RUN + 1])
+def test_the_lead_is_that_over_the_second_of_all(vocabulary: int) -> None:
+    """Wherever the two largest stand: in one run of entries that are searched together, in two, at the ends."""
+    places = [0, 1, vocabulary // 2, vocabulary - 2, vocabulary - 1]
+    pairs = [(a, b) for a in places for b in places if a != b]
+    logits = random_logits(2 * len(pairs), vocabulary)
+    for row, (best, second) in enumerate(pairs):
+        logits[row, best], logits[row, second] = 1000.0, 998.0
+    logits[-1] = -math.inf  # as `top_k` leaves it: one token has all the weight
+    logits[-1, vocabulary // 2] = 3.0
+    best, lead = cot.top_gap(logits)
+    top = logits.topk(2).values
+    assert torch.equal(best, logits.argmax(-1))
+    assert torch.equal(lead, top[:, 0] - top[:, 1])
+    assert (lead[: len(pairs)] == 2).all() and torch.isinf(lead[-1])
+    tied = torch.zeros(1, vocabulary)
+    tied[0, [0, -1]] = 1.0
+    best, lead = cot.top_gap(tied)
+    assert lead == 0 and best in (0, vocabulary - 1)
+
+
 def test_sums_are_made_before_the_cast() -> None:
     """With a bf16 model, h is an fp32 sum over the bf16 rows, and x is rounded once, after the noise."""
     embedding = random_embedding(200, 16).bfloat16()
