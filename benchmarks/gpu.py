@@ -1,4 +1,5 @@
-"""For a GPU: the time of a decode step against the least its memory allows, and a whole soft step against a hard one.
+"""For a GPU: the time of a decode step, eager and as a CUDA graph, against the least its memory allows, and a whole
+soft step against a hard one.
 
 python -m benchmarks.gpu                          a random Llama of the shape of Llama 3.2 3B, bf16
 python -m benchmarks.gpu --device cpu --size S --new-tokens 16      to see that it works
@@ -7,6 +8,7 @@ python -m benchmarks.gpu --device cpu --size S --new-tokens 16      to see that 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -58,27 +60,30 @@ def main() -> None:
     name = torch.cuda.get_device_name(options.device) if options.device != "cpu" else "cpu"
     print(f"{name}, {dtype}, size {options.size}, P={options.prompt}, B=2, G=32, torch {torch.__version__}\n")
     print(
-        "| T | mode | decode step, eager | floor: bytes / bandwidth | rollout | whole step | over hard | peak memory |"
+        "| T | mode | steps are | decode step | floor: bytes / bandwidth | rollout | whole step | over hard | memory |"
     )
-    print("|---:|---|---:|---:|---:|---:|---:|---:|")
+    print("|---:|---|---|---:|---:|---:|---:|---:|---:|")
     for new_tokens in options.new_tokens:
         work = Ours(SIZES[options.size], Load(options.prompt, new_tokens), dtype, options.device)
         device = work.lm.device
         weights = sum(p.numel() * p.element_size() for p in work.lm.model.parameters())
         floor = weights / bandwidth(device)
-        prefill, hard = median_s(work, work.prefill), 0.0
-        for mode in ("hard", "soft", "fuzzy"):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            rolled = median_s(work, partial(work.rollout, mode))
-            whole = median_s(work, partial(work.step, mode))
-            hard = hard or whole
-            peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else "—"
-            print(
-                f"| {new_tokens} | {mode} | {1e3 * (rolled - prefill) / new_tokens:.2f} ms | {1e3 * floor:.2f} ms"
-                f" | {rolled:.2f} s | {whole:.2f} s | {whole / hard:.2f} | {peak} |",
-                flush=True,
-            )
+        prefill = median_s(work, work.prefill)
+        for replayed in (False, True) if device.type == "cuda" else (False,):
+            work.lm, hard = dataclasses.replace(work.lm, cuda_graphs=replayed), 0.0
+            for mode in ("hard", "soft", "fuzzy"):
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                rolled = median_s(work, partial(work.rollout, mode))
+                whole = median_s(work, partial(work.step, mode))
+                hard = hard or whole
+                peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else "—"
+                print(
+                    f"| {new_tokens} | {mode} | {'graphs' if replayed else 'eager'}"
+                    f" | {1e3 * (rolled - prefill) / new_tokens:.2f} ms | {1e3 * floor:.2f} ms"
+                    f" | {rolled:.2f} s | {whole:.2f} s | {whole / hard:.2f} | {peak} |",
+                    flush=True,
+                )
         del work
 
 

@@ -92,13 +92,23 @@ class RowLayer(CacheLayerMixin):
             buffer[: len(rows), :, : self.written] = buffer[rows, :, : self.written]
             setattr(self, name, buffer[: len(rows)])
 
+    @property
+    def seen(self) -> int:
+        """How many own positions a query attends to."""
+        return self.written
+
+    @property
+    def unseen(self) -> torch.Tensor | None:
+        """Which of them it does not, after all, shape (seen,)."""
+        return None
+
     def attend(self, query_nH1K: torch.Tensor, scaling: float) -> torch.Tensor:
         """Softmax attention of one query position over prompt and own positions, shape (n, 1, H, K); fp32 inside."""
         assert self.keys is not None and self.values is not None
         n, heads, _, width = query_nH1K.shape
         groups, key_heads, repeats = self.groups, self.keys.shape[1], heads // self.keys.shape[1]
         query = query_nH1K.float().reshape(n, key_heads, repeats, width) * scaling
-        own_keys, own_values = self.keys[:, :, : self.written].float(), self.values[:, :, : self.written].float()
+        own_keys, own_values = self.keys[:, :, : self.seen].float(), self.values[:, :, : self.seen].float()
 
         def together(x_nJRx: torch.Tensor) -> torch.Tensor:
             """(n, J, R, x) to (B, J, S * R, x): all samples of a prompt side by side."""
@@ -110,8 +120,11 @@ class RowLayer(CacheLayerMixin):
         shared = together(query) @ self.prompt_keys.transpose(-1, -2)
         if groups.padded:
             shared.masked_fill_(groups.padding_B11P, -torch.inf)
-        weights = torch.softmax(torch.cat([apart(shared), query @ own_keys.transpose(-1, -2)], -1), -1)
-        of_prompt, of_own = weights.split([self.prompt_length, self.written], -1)
+        own = query @ own_keys.transpose(-1, -2)
+        if self.unseen is not None:
+            own.masked_fill_(self.unseen, -torch.inf)
+        weights = torch.softmax(torch.cat([apart(shared), own], -1), -1)
+        of_prompt, of_own = weights.split([self.prompt_length, self.seen], -1)
         mixed = apart(together(of_prompt) @ self.prompt_values) + of_own @ own_values
         return mixed.to(query_nH1K.dtype).reshape(n, 1, heads, -1)
 
@@ -123,6 +136,11 @@ class RowLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.prompt_length + (0 if self.keys is None else self.keys.shape[2])
+
+
+def layer_states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (B, H, P, K) that a prefill left in one cache layer."""
+    return layer.keys, layer.values
 
 
 def grouped_attention(

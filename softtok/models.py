@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging as hf_logging
 
 from softtok import attention
-from softtok.attention import Groups, RowLayer
+from softtok.attention import Groups, RowLayer, layer_states
 from softtok.config import RuntimeSettings
 from softtok.devices import choose_device
 from softtok.errors import UserError
@@ -37,6 +36,7 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    cuda_graphs: bool = False  # decode steps are recorded and replayed
 
     def __post_init__(self) -> None:
         self.model.set_attn_implementation(attention.NAME)
@@ -138,6 +138,8 @@ def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
     Raises UserError when the folder holds no causal language model or the family is not supported.
     """
     device = choose_device(runtime)
+    if runtime.cuda_graphs and device.type != "cuda":
+        raise UserError(f"runtime.cuda_graphs: asked for, but the device is {device}; set it to false or use a GPU")
     precision = runtime.precision if runtime.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
     name, revision = resolve(folder)
     try:
@@ -156,7 +158,7 @@ def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
     words = decode(tokenizer, tokenizer.encode(PREFILL_AFTER_CUT, add_special_tokens=False))
     if words.strip() != PREFILL_AFTER_CUT.strip():
         raise UserError(f"model {name}: its tokenizer writes {words!r} for {PREFILL_AFTER_CUT!r}; are its files there?")
-    lm = LanguageModel(model.eval(), tokenizer, name)
+    lm = LanguageModel(model.eval(), tokenizer, name, runtime.cuda_graphs)
     probe(lm)
     return lm
 
@@ -226,8 +228,3 @@ def _probe(lm: LanguageModel) -> None:
         position = torch.tensor([[place]], device=lm.device)
         states.append(lm.hidden(lm.embed(ids[place])[None, None], None, position, cache)[0])
     check(logits_fp32(torch.cat(states), lm.head_VD), logits[4:], "cached and uncached logits differ")
-
-
-def layer_states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (B, H, P, K) that a prefill left in one cache layer."""
-    return layer.keys, layer.values

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from softtok.attention import layer_states
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.cot import CotTokens, entropy, gumbel, hard_log_prob, keep_top, mix, soft_log_density
-from softtok.models import LanguageModel, layer_states, prefill
+from softtok.models import LanguageModel, prefill
 from softtok.products import Summed, project
 from softtok.regularisers import clipped, gaussian_kl, group_advantages, hard_kl, leave_one_out
 from softtok.rollout import Rollout

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache
 
-from softtok.attention import Groups, RowLayer
 from softtok.cot import CotTokens, entropy_of, sample_ids
-from softtok.models import LanguageModel, layer_states, logits_fp32, prefill
+from softtok.decoding import Decoder, GraphDecoder
+from softtok.models import LanguageModel, logits_fp32, prefill
 from softtok.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, BoxRule, StopRule, decode, eos_ids, token_texts
 
 THINKING, PREFILLED, ANSWERING, DONE = range(4)
@@ -164,9 +163,7 @@ def rollout(
     prefills = (rules.prefill_after_phrase, *[rules.prefill_after_cut] * (len(INFERENCE_STOPS) - 1))
     longest = limits.max_cot_tokens + max(map(len, prefills)) + limits.max_answer_tokens
     hidden_BD, prompt_cache, prompt_mask, prompt_lengths = prefill(lm, prompts)
-    groups = Groups(prompt_mask, samples)
-    layers = [RowLayer(*layer_states(layer), groups, longest) for layer in prompt_cache.layers]
-    cache = Cache(layers=list(layers))
+    decoder = (GraphDecoder if lm.cuda_graphs else Decoder)(lm, prompt_cache, prompt_mask, samples, longest)
     hidden_nD = hidden_BD.repeat_interleave(samples, 0)
     start_n = prompt_lengths.repeat_interleave(samples)
 
@@ -262,14 +259,12 @@ def rollout(
         embeds_nD = lm.embed(torch.from_numpy(ids).to(device)) if x_nD is None or len(thinking) < len(rows) else x_nD
         if x_nD is not None and len(thinking) < len(rows):
             embeds_nD[at] = x_nD
-        if drop_rows and (phase == DONE).sum() * 8 >= len(rows):
+        if drop_rows and (phase == DONE).sum() >= decoder.drop_share * len(rows):
             kept = np.flatnonzero(phase != DONE)
             at = torch.from_numpy(kept).to(device)
             rows, phase, fed = rows[kept], phase[kept], fed[kept]
             embeds_nD, start_n = embeds_nD[at], start_n[at]
-            groups.keep(at)
-            for layer in layers:
-                layer.keep(at)
-        hidden_nD = lm.hidden(embeds_nD[:, None], None, (start_n + step)[:, None], cache)[:, 0]
+            decoder.keep(at)
+        hidden_nD = decoder.step(embeds_nD, start_n + step)
         out.decode_rows += len(rows)
     return out

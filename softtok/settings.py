@@ -184,6 +184,10 @@ class RuntimeSettings(Settings):
         description="where training keeps fp32 weights, moments and gradients, 16 bytes a parameter: beside the working"
         " copy, or in the host's memory",
     )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="record decode steps as CUDA graphs and replay them; for a GPU, which otherwise waits",
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of one job")
     gpus: int = Field(default=0, ge=0, description="GPUs that a job with a model asks the scheduler for")
     memory_mb: int = Field(

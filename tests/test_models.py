@@ -14,13 +14,12 @@ import transformers
 from tiny_models import FAMILIES, tiny_model
 from transformers.cache_utils import Cache, DynamicCache
 
-from softtok.attention import Groups, RowLayer, grouped_attention
+from softtok.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.config import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models import (
     LanguageModel,
     causal_mask,
-    layer_states,
     left_pad,
     load,
     logits_fp32,

@@ -527,7 +527,7 @@ class ScriptedModel:
         self.embedding_VD = F.normalize(torch.randn(size, 48, generator=torch.Generator().manual_seed(0)), dim=-1)
         self.head_VD = 300 * self.embedding_VD  # sure of itself at any temperature
         self.tokenizer, self.continuations = tokenizer, continuations
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype, self.cuda_graphs = torch.device("cpu"), torch.float32, False
         self.model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
