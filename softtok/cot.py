@@ -118,7 +118,7 @@ class CotTokens:
     ) -> CotStep:
         """The next CoT token of each row; `draw` is eps (N, D or V) for noisy soft tokens, u in [0, 1) for sampled hard
         ones (N,) and for Gumbel noise (N, V). `hidden_ND`, what the logits were made of, is for noise on it; `p_NV` is
-        their softmax, where it is known."""
+        their softmax, where it is known (and no gradient is wanted)."""
         if not self.soft:
             ids, near_tie = sample_ids(logits_NV, self.mode.temperature, draw, p_NV)
             return CotStep(self._inputs(logits_NV, ids), ids, None, near_tie)
@@ -136,7 +136,8 @@ class CotTokens:
             action = mean + self.noise_std * draw
             kept_NV = keep_top(logits_fp32(action, self.head_VD), self.mode.top_k)
         best, gap = top_gap(kept_NV)
-        mixture = mix(kept_NV, self.embedding_VD.float(), self.mode.temperature, best, gap)
+        p_NV = p_NV if kept_NV is logits_NV else None
+        mixture = mix(kept_NV, self.embedding_VD.float(), self.mode.temperature, best, gap, p_NV)
         x = mixture if noise_after is None else mixture + self.noise_std * noise_after
         return CotStep(
             x.to(self.embedding_VD.dtype), best, mixture if mean is None else mean, gap < NEAR_TIE_GAP, action
@@ -244,12 +245,17 @@ def mix(
     temperature: float,
     best_N: torch.Tensor | None = None,
     gap_N: torch.Tensor | None = None,
+    p_NV: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """h = softmax(logits / temperature) E, shape (N, D), fp32, differentiable in logits and E.
+    """h = softmax(logits / temperature) E, shape (N, D), fp32, differentiable in logits and E. `p_NV`, the softmax at
+    temperature 1, is for passes without gradients: at 0.5, the paper's temperature, the weights are its squares over
+    their sum, which costs less than a softmax of their own.
 
     At fuzzy temperatures the mixture is the argmax's row but for near-ties: where the argmax leads by more than
     temperature * (30 + ln V), the others weigh less than 1e-13 together, and the row is looked up instead of computed.
     """
+    if temperature == 0.5 and p_NV is not None:
+        return times(p_NV.square(), embedding_VD) / torch.linalg.vecdot(p_NV, p_NV).unsqueeze(1)
     if temperature >= SINGLE_ROW_TEMPERATURE:
         return times(torch.softmax(logits_NV / temperature, -1), embedding_VD)
     if best_N is None or gap_N is None:

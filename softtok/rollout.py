@@ -211,7 +211,7 @@ def rollout(
             ids[thinking] = text_ids.cpu().numpy()
             out.cot_ids[rows[thinking], step] = ids[thinking]
             out.near_ties[rows[thinking]] += made.near_tie_N.cpu().numpy()
-            original = torch.from_numpy(rows[thinking]).to(device)
+            original = torch.from_numpy(rows[thinking]).to(device) if len(thinking) < count else slice(None)
             entropy_n = entropy_of(p_nV, logits_nV)
             out.entropy_NT[original, step] = entropy_n
             if tokens.mode.end_entropy is not None:

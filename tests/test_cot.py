@@ -187,6 +187,30 @@ def test_the_shortcut_leaves_out_nothing_that_counts() -> None:
     assert (wanted[looked_up] - embedding[9].double()).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 300.0])
+def test_squares_of_the_softmax_are_the_weights_at_half_its_temperature(spread: float) -> None:
+    """Up to rounding, for flat and for peaked distributions, whose small weights the squares lose to underflow."""
+    logits, embedding = spread * random_logits(50, 3000), random_embedding(3000, 16)
+    wanted = torch.softmax(logits.double() / 0.5, -1) @ embedding.double()
+    scale = wanted.abs().max()
+    for p in (None, torch.softmax(logits, -1)):
+        assert (mix(logits, embedding, 0.5, p_NV=p) - wanted).abs().max() < 3e-6 * scale
+    for temperature in (1e-4, 0.3, 1.0):
+        assert torch.equal(
+            mix(logits, embedding, temperature, p_NV=torch.softmax(logits, -1)), mix(logits, embedding, temperature)
+        )
+
+
+def test_squares_are_not_taken_where_tokens_were_dropped_or_moved() -> None:
+    """Then p is of other logits than those that are mixed."""
+    lm, logits = tiny_model(), random_logits(20, 64)
+    p, noise = torch.softmax(logits, -1), random_logits(20, 64, seed=5)
+    for changes in ({"top_k": 5}, {"noise_at": "logits", "noise_scale": 0.5}):
+        tokens = token_mode(lm, TokenMode(tokens="soft", temperature=0.5, **changes))
+        draw = noise if "noise_at" in changes else None
+        assert torch.equal(tokens.step(logits, draw, p_NV=p).x_ND, tokens.step(logits, draw).x_ND)
+
+
 def test_a_given_argmax_changes_nothing() -> None:
     logits, embedding = constructed_ties(40), random_embedding(40, 16)
     assert torch.equal(mix(logits, embedding, FUZZY, *cot.top_gap(logits)), mix(logits, embedding, FUZZY))
