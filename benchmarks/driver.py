@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 ROUNDS = 5  # that count
-LONG_ROUND_S = 40.0
+LONG_ROUND_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,15 @@ class Rounds:
 
 
 def interleave(
-    contestants: dict[str, Callable[[], dict[str, float]]], seconds: float, most: int = ROUNDS, warm: bool = False
+    contestants: dict[str, Callable[[], dict[str, float]]],
+    seconds: float,
+    most: int = ROUNDS,
+    least: int = 2,
+    warm: bool = False,
 ) -> Rounds:
-    """Rounds of one turn each, while the next would end within `seconds`; of those that count, `most` at most and two
-    at least. The first warms up, unless all are `warm`; it counts if it took more than `LONG_ROUND_S` and the time
-    allows no other: what warms up is then little of it."""
+    """Rounds of one turn each, while the next would end within `seconds`; of those that count, `most` at most and
+    `least` at least. The first warms up, unless all are `warm`; it counts if it took more than `LONG_ROUND_S` and the
+    time allows no other: what warms up is then little of it."""
     started = time.perf_counter()
     rounds: list[dict[str, dict[str, float]]] = []
     forgotten = 0 if warm else 1
@@ -169,7 +173,7 @@ def interleave(
         names = list(contestants)[:: -1 if len(rounds) % 2 else 1]
         rounds.append({name: contestants[name]() for name in names})
         now = time.perf_counter()
-        enough = len(rounds) >= min(2, most) + forgotten or now - began > LONG_ROUND_S
+        enough = len(rounds) >= min(least, most) + forgotten or now - began > LONG_ROUND_S
         if enough and now - started + (now - began) > seconds:
             break
     counted = rounds[forgotten:] or rounds

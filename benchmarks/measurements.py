@@ -55,7 +55,7 @@ class Plan:
 FULL = Plan(
     "full",
     cells=[
-        ("S", Load(64), 20), ("S", Load(256), 30), ("M", Load(64), 30), ("M", Load(256), 30),
+        ("S", Load(64), 15), ("S", Load(256), 25), ("M", Load(64), 30), ("M", Load(256), 30),
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
@@ -126,7 +126,7 @@ def run_cell(plan: Plan, name: str, load: Load, seconds: float, say: Callable[[s
         ours, trl, generate = (at[role].turn for role in contestants)
         turns: dict[str, Callable[[], dict[str, float]]] = {"trl": trl}
         turns |= {mode: partial(ours, what="step", mode=mode) for mode in MODES}
-        steps = interleave(turns, seconds, plan.most)
+        steps = interleave(turns, seconds, plan.most, least=1)
         # Rollouts get rounds of their own, many where TRL's steps leave time for few; ours are warm by now.
         turns = {"generate": generate}
         turns |= {mode: partial(ours, what="rollout", mode=mode) for mode in MODES}
@@ -221,7 +221,7 @@ def objective_memory(plan: Plan, say: Callable[[str], None]) -> list[Row]:
         tiles = {"tiled": 512, "untiled": 10**9}
         contestants = {name: ("objective", load | {"tile": tile}) for name, tile in tiles.items()}
         with workers(plan.threads, **contestants) as at:
-            rounds = interleave({name: at[name].turn for name in tiles}, seconds, plan.most)
+            rounds = interleave({name: at[name].turn for name in tiles}, seconds, plan.most, least=1)
         case = f"d={width} V={plan.objective_vocabulary}"
         rows += [
             _memory(

@@ -32,6 +32,7 @@ from softtok.products import Summed, look_up, times
 
 # Below this temperature the mixture is nearly always one row of E: looking for the exceptions beats the product.
 SINGLE_ROW_TEMPERATURE = 0.02
+MOST_TIED = 16  # tokens that count in one fuzzy mixture, up to which their rows of E are gathered
 # Two fp32 passes over the same trajectory differ by about 1e-6 of a logit; closer calls than this may fall either way.
 NEAR_TIE_GAP = 1e-4
 # The smallest uniform that Gumbel noise is made of: half a step of a 24-bit generator, in the place of its 0.
@@ -137,7 +138,7 @@ class CotTokens:
             kept_NV = keep_top(logits_fp32(action, self.head_VD), self.mode.top_k)
         best, gap = top_gap(kept_NV)
         p_NV = p_NV if kept_NV is logits_NV else None
-        mixture = mix(kept_NV, self.embedding_VD.float(), self.mode.temperature, best, gap, p_NV)
+        mixture = mix(kept_NV, self.embedding_VD, self.mode.temperature, best, gap, p_NV)
         x = mixture if noise_after is None else mixture + self.noise_std * noise_after
         return CotStep(
             x.to(self.embedding_VD.dtype), best, mixture if mean is None else mean, gap < NEAR_TIE_GAP, action
@@ -150,7 +151,7 @@ class CotTokens:
         if beta is None:
             return rows
         share_N1 = entropy(logits_NV / self.mode.temperature)[:, None] / (math.log(logits_NV.shape[1]) * (beta + 1))
-        mixture = mix(logits_NV, self.embedding_VD.float(), self.mode.temperature)
+        mixture = mix(logits_NV, self.embedding_VD, self.mode.temperature)
         return (share_N1 * mixture + (1 - share_N1) * rows.float()).to(rows.dtype)
 
     def logit_action(self, kept_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
@@ -255,18 +256,29 @@ def mix(
     temperature * (30 + ln V), the others weigh less than 1e-13 together, and the row is looked up instead of computed.
     """
     if temperature == 0.5 and p_NV is not None:
-        return times(p_NV.square(), embedding_VD) / torch.linalg.vecdot(p_NV, p_NV).unsqueeze(1)
+        return times(p_NV.square(), _fp32(embedding_VD)) / torch.linalg.vecdot(p_NV, p_NV).unsqueeze(1)
     if temperature >= SINGLE_ROW_TEMPERATURE:
-        return times(torch.softmax(logits_NV / temperature, -1), embedding_VD)
+        return times(torch.softmax(logits_NV / temperature, -1), _fp32(embedding_VD))
     if best_N is None or gap_N is None:
         best_N, gap_N = top_gap(logits_NV)
-    mixed = (gap_N <= temperature * (30 + math.log(logits_NV.shape[1]))).nonzero().squeeze(1)
-    rows = look_up(best_N, embedding_VD)
+    negligible = temperature * (30 + math.log(logits_NV.shape[1]))
+    mixed = (gap_N <= negligible).nonzero().squeeze(1)
+    rows = look_up(best_N, embedding_VD).float()
     if len(mixed) == 0:
         return rows
     # The lead is taken before the division: logits / 1e-4 is rounded to a few thousandths of a nat.
     lead = logits_NV[mixed] - logits_NV[mixed].amax(-1, keepdim=True)
-    return rows.index_copy(0, mixed, times(torch.softmax(lead / temperature, -1), embedding_VD))
+    if not torch.is_grad_enabled() and not isinstance(embedding_VD, Summed):
+        tied = int((lead >= -negligible).sum(-1).max())
+        if tied <= MOST_TIED:  # a handful of rows of E, in the place of a product with all of it
+            top, ids = lead.topk(tied)
+            weights = torch.softmax(top / temperature, -1)
+            return rows.index_copy(0, mixed, (weights.unsqueeze(1) @ embedding_VD[ids].float()).squeeze(1))
+    return rows.index_copy(0, mixed, times(torch.softmax(lead / temperature, -1), _fp32(embedding_VD)))
+
+
+def _fp32(embedding_VD: torch.Tensor | Summed) -> torch.Tensor | Summed:
+    return embedding_VD if isinstance(embedding_VD, Summed) else embedding_VD.float()
 
 
 def hard_log_prob(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -173,6 +173,23 @@ def test_the_shortcut_of_fuzzy_mixtures_equals_the_whole_product() -> None:
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("most", [1, 16, 40])
+def test_near_ties_without_gradients_equal_the_whole_product(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the rows of E that count are gathered or, where they are many, multiplied; in one batch or alone."""
+    monkeypatch.setattr(cot, "MOST_TIED", most)
+    embedding, logits = random_embedding(40, 16), constructed_ties(40)
+    wanted = (torch.softmax(logits.double() / FUZZY, -1) @ embedding.double()).float()
+    with torch.no_grad():
+        torch.testing.assert_close(mix(logits, embedding, FUZZY), wanted, rtol=1e-5, atol=1e-6)
+        for row in range(len(logits)):
+            alone = mix(logits[row : row + 1], embedding, FUZZY)
+            torch.testing.assert_close(alone, wanted[row : row + 1], rtol=1e-5, atol=1e-6)
+        half = mix(logits, embedding.bfloat16(), FUZZY)
+    assert half.dtype == torch.float32, "sums of bf16 rows are fp32"
+    wanted = (torch.softmax(logits.double() / FUZZY, -1) @ embedding.bfloat16().double()).float()
+    torch.testing.assert_close(half, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_the_shortcut_leaves_out_nothing_that_counts() -> None:
     """Against fp64, with all others at one distance: what the looked-up row leaves out does not show in fp32."""
     vocabulary, embedding = 5000, random_embedding(5000, 8)
