@@ -173,7 +173,7 @@ def interleave(
         names = list(contestants)[:: -1 if len(rounds) % 2 else 1]
         rounds.append({name: contestants[name]() for name in names})
         now = time.perf_counter()
-        enough = len(rounds) >= min(least, most) + forgotten or now - began > LONG_ROUND_S
+        enough = len(rounds) >= min(least, most) + forgotten or (not warm and now - began > LONG_ROUND_S)
         if enough and now - started + (now - began) > seconds:
             break
     counted = rounds[forgotten:] or rounds

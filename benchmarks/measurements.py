@@ -55,7 +55,7 @@ class Plan:
 FULL = Plan(
     "full",
     cells=[
-        ("S", Load(64), 15), ("S", Load(256), 25), ("M", Load(64), 30), ("M", Load(256), 30),
+        ("S", Load(64), 25), ("S", Load(256), 30), ("M", Load(64), 30), ("M", Load(256), 30),
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
@@ -256,7 +256,7 @@ def evaluate_throughput(plan: Plan, toy: Path, say: Callable[[str], None]) -> li
     options = {"folder": str(toy)}
     kept, dropped = options | {"drop_rows": False}, options | {"drop_rows": True}
     with workers(plan.threads, dropped=("evaluation", dropped), kept=("evaluation", kept)) as at:
-        rounds = interleave({name: worker.turn for name, worker in at.items()}, plan.evaluation_s, plan.most)
+        rounds = interleave({name: at[name].turn for name in at}, plan.evaluation_s, plan.most, least=1)
     decoded = {name: turns[0]["decode_rows"] for name, turns in rounds.turns.items()}
     return [
         rounds.row(
@@ -368,21 +368,22 @@ def grid_overhead(results: Path, startup_s: float) -> Row:
 
 # 8
 
+Point = tuple[int, ...]  # G, T, V, layers
+
 
 def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
     """8: time and memory of a soft step as one number grows and the others stay."""
     base = {"G": 16, "T": 32, "V": 2048, "layers": 2}
     rows: list[Row] = []
-    known: dict[tuple[int, ...], tuple[Rounds, float, float]] = {}  # the axes share their first point
+    known: dict[Point, tuple[Rounds, float, float]] = {}  # the axes share their first point
     for axis, factors in plan.growth.items():
         say(f"growth: {axis}")
+        points = [tuple((base | {axis: base[axis] * factor}).values()) for factor in factors]
+        known |= _soft_steps(plan, [point for point in points if point not in known])
         first: tuple[float, float] | None = None
         for factor in factors:
             now = base | {axis: base[axis] * factor}
-            case = tuple(now.values())
-            if case not in known:
-                known[case] = _soft_step(plan, **now)
-            rounds, wall_s, mb = known[case]
+            rounds, wall_s, mb = known[tuple(now.values())]
             first = first or (wall_s, mb)
             sides = {"ours": Times.of(rounds.turns["step"])}
             for what, value, seen in (
@@ -397,14 +398,20 @@ def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def _soft_step(plan: Plan, G: int, T: int, V: int, layers: int) -> tuple[Rounds, float, float]:
-    """Rounds of a soft step, its least wall time in seconds and its peak memory in MB."""
-    size = Size(128, layers, 4, 2, 384, V)
-    load = {"prompt": 64, "new_tokens": T, "prompts": 2, "samples": G}
-    with workers(plan.threads, step=("growth", load | {"size": dataclasses.asdict(size)})) as at:
-        rounds = interleave({"step": at["step"].turn}, plan.growth_s, plan.most)
-    turns = rounds.turns["step"]
-    return rounds, min(turn["wall_s"] for turn in turns), max(turn["mb"] for turn in turns)
+def _soft_steps(plan: Plan, points: list[Point]) -> dict[Point, tuple[Rounds, float, float]]:
+    """By point: rounds of a soft step, its least wall time in seconds and its peak memory in MB."""
+    contestants = {}
+    for samples, new_tokens, vocabulary, layers in points:
+        size = dataclasses.asdict(Size(128, layers, 4, 2, 384, vocabulary))
+        options = {"prompt": 64, "new_tokens": new_tokens, "prompts": 2, "samples": samples, "size": size}
+        contestants[f"{samples} {new_tokens} {vocabulary} {layers}"] = ("growth", options)
+    steps = {}
+    with workers(plan.threads, **contestants) as at:  # started side by side, timed one after another
+        for point, worker in zip(points, at.values(), strict=True):
+            rounds = interleave({"step": worker.turn}, plan.growth_s, plan.most)
+            turns = rounds.turns["step"]
+            steps[point] = rounds, min(turn["wall_s"] for turn in turns), max(turn["mb"] for turn in turns)
+    return steps
 
 
 # 9
