@@ -44,7 +44,7 @@ class Plan:
     problems: int  # of the evaluation cell
     evaluation_s: float
     growth: dict[str, list[int]]  # axis -> factors of the base case
-    growth_s: float  # a point
+    growth_s: float  # an axis
     cot_lengths: list[int]
     through_s: float  # a length
     starts: int
@@ -62,7 +62,7 @@ FULL = Plan(
     rollouts_s=20,
     objective=[(64, 5), (512, 5)], objective_vocabulary=128_256,
     problems=100, evaluation_s=10,
-    growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=2,
+    growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=6,
     cot_lengths=[4, 32, 128], through_s=3, starts=5,
 )  # fmt: skip
 QUICK = Plan(
@@ -368,50 +368,35 @@ def grid_overhead(results: Path, startup_s: float) -> Row:
 
 # 8
 
-Point = tuple[int, ...]  # G, T, V, layers
-
 
 def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
-    """8: time and memory of a soft step as one number grows and the others stay."""
+    """8: time and memory of a soft step as one number grows and the others stay; the points of an axis take turns."""
     base = {"G": 16, "T": 32, "V": 2048, "layers": 2}
     rows: list[Row] = []
-    known: dict[Point, tuple[Rounds, float, float]] = {}  # the axes share their first point
     for axis, factors in plan.growth.items():
         say(f"growth: {axis}")
-        points = [tuple((base | {axis: base[axis] * factor}).values()) for factor in factors]
-        known |= _soft_steps(plan, [point for point in points if point not in known])
-        first: tuple[float, float] | None = None
-        for factor in factors:
-            now = base | {axis: base[axis] * factor}
-            rounds, wall_s, mb = known[tuple(now.values())]
-            first = first or (wall_s, mb)
-            sides = {"ours": Times.of(rounds.turns["step"])}
-            for what, value, seen in (
-                ("time", wall_s / first[0], f"{wall_s:.2f} s"), ("memory", mb / first[1], f"{mb:.0f} MB")
+        points = {f"{axis}={base[axis] * factor}": base | {axis: base[axis] * factor} for factor in factors}
+        contestants = {}
+        for name, now in points.items():
+            size = dataclasses.asdict(Size(128, now["layers"], 4, 2, 384, now["V"]))
+            options = {"prompt": 64, "new_tokens": now["T"], "prompts": 2, "samples": now["G"], "size": size}
+            contestants[name] = ("growth", options)
+        with workers(plan.threads, **contestants) as at:
+            rounds = interleave({name: at[name].turn for name in points}, plan.growth_s, plan.most)
+        wall_s = {name: min(turn["wall_s"] for turn in rounds.turns[name]) for name in points}
+        mb = {name: max(turn["mb"] for turn in rounds.turns[name]) for name in points}
+        first = next(iter(points))
+        for name, factor in zip(points, factors, strict=True):
+            for what, seen, note in (
+                ("time", wall_s, f"{wall_s[name]:.2f} s"), ("memory", mb, f"{mb[name]:.0f} MB")
             ):  # fmt: skip
                 row = Row(
-                    "growth", f"{axis}={now[axis]} {what}", value, goal=1.15 * factor if factor > 1 else None,
-                    better="less", bound=float(factor), repeats=rounds.repeats, warm_up=rounds.warm_up, note=seen,
-                    sides=sides if what == "time" else {},
+                    "growth", f"{name} {what}", seen[name] / seen[first], goal=1.15 * factor if factor > 1 else None,
+                    better="less", bound=float(factor), repeats=rounds.repeats, warm_up=rounds.warm_up, note=note,
+                    sides={"ours": Times.of(rounds.turns[name])} if what == "time" else {},
                 )  # fmt: skip
                 rows.append(row)
     return rows
-
-
-def _soft_steps(plan: Plan, points: list[Point]) -> dict[Point, tuple[Rounds, float, float]]:
-    """By point: rounds of a soft step, its least wall time in seconds and its peak memory in MB."""
-    contestants = {}
-    for samples, new_tokens, vocabulary, layers in points:
-        size = dataclasses.asdict(Size(128, layers, 4, 2, 384, vocabulary))
-        options = {"prompt": 64, "new_tokens": new_tokens, "prompts": 2, "samples": samples, "size": size}
-        contestants[f"{samples} {new_tokens} {vocabulary} {layers}"] = ("growth", options)
-    steps = {}
-    with workers(plan.threads, **contestants) as at:  # started side by side, timed one after another
-        for point, worker in zip(points, at.values(), strict=True):
-            rounds = interleave({"step": worker.turn}, plan.growth_s, plan.most)
-            turns = rounds.turns["step"]
-            steps[point] = rounds, min(turn["wall_s"] for turn in turns), max(turn["mb"] for turn in turns)
-    return steps
 
 
 # 9
