@@ -18,8 +18,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging as hf_logging
 
 from softtok import attention
-from softtok.attention import Groups, RowLayer, layer_states
 from softtok.config import RuntimeSettings
+from softtok.decoding import Decoder
 from softtok.devices import choose_device
 from softtok.errors import UserError
 from softtok.matmul import adopt, linear
@@ -221,10 +221,8 @@ def _probe(lm: LanguageModel) -> None:
         "left padding changes the logits",
     )
     first, prompt_cache, mask, _ = prefill(lm, [ids[:5].tolist()])
-    groups = Groups(mask, samples=1)
-    cache = Cache(layers=[RowLayer(*layer_states(layer), groups, length=3) for layer in prompt_cache.layers])
+    decoder = Decoder(lm, prompt_cache, mask, samples=1, length=3)
     states = [first]
     for place in range(5, 8):
-        position = torch.tensor([[place]], device=lm.device)
-        states.append(lm.hidden(lm.embed(ids[place])[None, None], None, position, cache)[0])
+        states.append(decoder.step(lm.embed(ids[place : place + 1]), torch.tensor([place], device=lm.device)))
     check(logits_fp32(torch.cat(states), lm.head_VD), logits[4:], "cached and uncached logits differ")
