@@ -6,12 +6,14 @@ memory and, on a CPU, about four times the attention time (256 rows of 32 sample
 Registered with transformers' attention interface; all other attention goes through PyTorch's
 scaled_dot_product_attention.
 
-Shapes: B prompts, n active rows, S most samples of one prompt, H query heads, J key heads, R = H / J query heads per
-key head, P prompt and T own positions, K head width.
+Shapes: B prompts that have active rows, n such rows, S most of one prompt, M = B * S places for them (empty ones where
+a prompt has fewer), H query heads, J key heads, R = H / J query heads per key head, P prompt, L and T own positions
+that can be and that are written, K head width.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,50 +26,55 @@ NAME = "softtok_grouped"
 
 
 class Groups:
-    """Which prompt each active row belongs to; rows stand in the order of their prompts. Shared by all layers."""
+    """Which prompt each active row belongs to, and its place there; rows stand in the order of their prompts. Shared by
+    all layers."""
 
     def __init__(self, prompt_mask_BP: torch.Tensor, samples: int):
-        self.padding_B11P = ~prompt_mask_BP[:, None, None]
-        self.padded = bool(self.padding_B11P.any())
-        self.owner_n = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device).repeat_interleave(samples)
+        self.padding_B1P = ~prompt_mask_BP[:, None]
+        self.kept_B = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device)  # among those before `keep`
+        self.owner_n = self.kept_B.repeat_interleave(samples)
         self._lay_out()
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forgets all rows but these (their places among the active ones, ascending)."""
-        self.owner_n = self.owner_n[rows]
+        """Forgets all rows but these (their places among the active ones, ascending), and prompts that have none."""
+        self.kept_B, self.owner_n = self.owner_n[rows].unique(return_inverse=True)
+        self.padding_B1P = self.padding_B1P[self.kept_B]
         self._lay_out()
 
     def _lay_out(self) -> None:
-        counts = torch.bincount(self.owner_n, minlength=len(self.padding_B11P))
-        self.size = int(counts.max())
-        first = counts.cumsum(0) - counts
-        place = self.owner_n * self.size + torch.arange(len(self.owner_n), device=counts.device) - first[self.owner_n]
-        self.place_n = None if len(place) == len(counts) * self.size else place  # None: every group is full
+        counts_B = torch.bincount(self.owner_n)
+        self.prompts, self.samples = len(counts_B), int(counts_B.max())
+        self.padded = bool(self.padding_B1P.any())
+        first_B = counts_B.cumsum(0) - counts_B
+        rank_n = torch.arange(len(self.owner_n), device=counts_B.device) - first_B[self.owner_n]
+        self.place_n = self.owner_n * self.samples + rank_n
+        self.full = len(self.owner_n) == self.prompts * self.samples
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """(J, n, ...) to (J, M, ...), zeros at empty places."""
+        if self.full:
+            return x
+        places = x.new_zeros(len(x), self.prompts * self.samples, *x.shape[2:])
+        return places.index_copy_(1, self.place_n, x)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, ...) to (B, S, ...), zeros where a prompt has fewer rows than S."""
-        if self.place_n is not None:
-            whole = x.new_zeros(len(self.padding_B11P) * self.size, *x.shape[1:])
-            x = whole.index_copy_(0, self.place_n, x)
-        return x.reshape(len(self.padding_B11P), self.size, *x.shape[1:])
-
-    def scatter(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, ...) back to (n, ...)."""
-        x = x.flatten(0, 1)
-        return x if self.place_n is None else x[self.place_n]
+        """(J, M, ...) back to (J, n, ...)."""
+        return x if self.full else x[:, self.place_n]
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's keys and values while decoding: the prompts' as they are, the rows' own in a buffer written in
-    place."""
+    """One layer's keys and values while decoding: the prompts' as they are, the rows' own in buffers (J, n, L, K),
+    written in place. Heads come first, so that no product needs a copy of keys, values or weights."""
 
     def __init__(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor, groups: Groups, length: int):
         """`length` is the most positions a row can write."""
         super().__init__()
-        self.prompt_keys, self.prompt_values, self.groups = keys_BJPK.float(), values_BJPK.float(), groups
+        self.groups = groups
+        self.prompt_keys = keys_BJPK.float().transpose(0, 1).contiguous()
+        self.prompt_values = values_BJPK.float().transpose(0, 1).contiguous()
         rows, (_, heads, self.prompt_length, width) = len(groups.owner_n), keys_BJPK.shape
-        self.keys = keys_BJPK.new_empty(rows, heads, length, width)
-        self.values = values_BJPK.new_empty(rows, heads, length, values_BJPK.shape[-1])
+        self.keys = keys_BJPK.new_empty(heads, rows, length, width)
+        self.values = values_BJPK.new_empty(heads, rows, length, values_BJPK.shape[-1])
         self.written = 0
         self.is_initialized = True
 
@@ -77,20 +84,26 @@ class RowLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Writes one position; the layer itself goes to `grouped_attention` in the place of keys and values."""
+        """Writes one position, (n, J, 1, K) each; the layer itself goes to `grouped_attention` in the place of keys and
+        values."""
         assert self.keys is not None and self.values is not None
-        self.keys[:, :, self.written] = key_states[:, :, 0]
-        self.values[:, :, self.written] = value_states[:, :, 0]
+        self.keys[:, :, self.written] = key_states[:, :, 0].transpose(0, 1)
+        self.values[:, :, self.written] = value_states[:, :, 0].transpose(0, 1)
         self.written += 1
         return self, self
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Moves these rows to the front and forgets the others; `groups` is told once, by its owner."""
-        assert self.keys is not None and self.values is not None
+        """Forgets all rows but these, as `groups` did, which was told first; the memory stays where it is."""
+        if len(self.groups.kept_B) < self.prompt_keys.shape[1]:
+            self.prompt_keys = self.prompt_keys[:, self.groups.kept_B]
+            self.prompt_values = self.prompt_values[:, self.groups.kept_B]
         for name in ("keys", "values"):
             buffer = getattr(self, name)
-            buffer[: len(rows), :, : self.written] = buffer[rows, :, : self.written]
-            setattr(self, name, buffer[: len(rows)])
+            kept = buffer[:, rows, : self.written]
+            shape = (len(buffer), len(rows), *buffer.shape[2:])
+            buffer = buffer.flatten()[: math.prod(shape)].view(shape)
+            buffer[:, :, : self.written] = kept
+            setattr(self, name, buffer)
 
     @property
     def seen(self) -> int:
@@ -105,28 +118,26 @@ class RowLayer(CacheLayerMixin):
     def attend(self, query_nH1K: torch.Tensor, scaling: float) -> torch.Tensor:
         """Softmax attention of one query position over prompt and own positions, shape (n, 1, H, K); fp32 inside."""
         assert self.keys is not None and self.values is not None
-        n, heads, _, width = query_nH1K.shape
-        groups, key_heads, repeats = self.groups, self.keys.shape[1], heads // self.keys.shape[1]
-        query = query_nH1K.float().reshape(n, key_heads, repeats, width) * scaling
-        own_keys, own_values = self.keys[:, :, : self.seen].float(), self.values[:, :, : self.seen].float()
+        groups, key_heads, (n, heads, _, width) = self.groups, len(self.keys), query_nH1K.shape
+        repeats, by_prompt = heads // key_heads, (key_heads, groups.prompts, -1)
+        own_keys, own_values = (x[:, :, : self.seen].flatten(0, 1).float() for x in (self.keys, self.values))
 
-        def together(x_nJRx: torch.Tensor) -> torch.Tensor:
-            """(n, J, R, x) to (B, J, S * R, x): all samples of a prompt side by side."""
-            return groups.gather(x_nJRx).transpose(1, 2).flatten(2, 3)
+        def by_row(x: torch.Tensor) -> torch.Tensor:
+            """(J, B, S * R, x) to (J * n, R, x)."""
+            return groups.gather(x.view(key_heads, -1, repeats, x.shape[-1])).flatten(0, 1)
 
-        def apart(x_BJSx: torch.Tensor) -> torch.Tensor:
-            return groups.scatter(x_BJSx.unflatten(2, (groups.size, repeats)).transpose(1, 2))
-
-        shared = together(query) @ self.prompt_keys.transpose(-1, -2)
+        query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
+        of_prompt = groups.spread(query).view(*by_prompt, width) @ self.prompt_keys.transpose(-1, -2)
         if groups.padded:
-            shared.masked_fill_(groups.padding_B11P, -torch.inf)
-        own = query @ own_keys.transpose(-1, -2)
+            of_prompt.masked_fill_(groups.padding_B1P, -torch.inf)
+        of_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(-1, -2))
         if self.unseen is not None:
-            own.masked_fill_(self.unseen, -torch.inf)
-        weights = torch.softmax(torch.cat([apart(shared), own], -1), -1)
-        of_prompt, of_own = weights.split([self.prompt_length, self.seen], -1)
-        mixed = apart(together(of_prompt) @ self.prompt_values) + of_own @ own_values
-        return mixed.to(query_nH1K.dtype).reshape(n, 1, heads, -1)
+            of_own.masked_fill_(self.unseen, -torch.inf)
+        of_own = groups.spread(of_own.view(key_heads, n, -1)).view(*by_prompt, self.seen)
+        weights = torch.softmax(torch.cat([of_prompt, of_own], -1), -1)
+        mixed = by_row(weights[..., : self.prompt_length] @ self.prompt_values)
+        mixed.baddbmm_(by_row(weights[..., self.prompt_length :]), own_values)
+        return mixed.view(key_heads, n, -1).transpose(0, 1).to(query_nH1K.dtype).reshape(n, 1, heads, -1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

@@ -127,8 +127,8 @@ class WindowLayer(RowLayer):
     ) -> tuple[Any, Any]:
         """Writes one position; see `RowLayer`."""
         assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, self.window.place_1, key_states)
-        self.values.index_copy_(2, self.window.place_1, value_states)
+        self.keys.index_copy_(2, self.window.place_1, key_states.transpose(0, 1))
+        self.values.index_copy_(2, self.window.place_1, value_states.transpose(0, 1))
         return self, self
 
     @property

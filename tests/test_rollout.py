@@ -539,9 +539,9 @@ class ScriptedModel:
         fed, _ = cache.update(embeds[:, None], embeds[:, None], 0)
         if mask is None:  # decoding: the layer knows whose prompt stands in front of what a row wrote
             owner = fed.groups.owner_n
-            own = fed.keys[:, 0, : fed.written]
-            mask = torch.cat([~fed.groups.padding_B11P[owner, 0, 0], torch.ones(own.shape[:2], dtype=torch.bool)], 1)
-            fed, mask = torch.cat([fed.prompt_keys[owner, 0], own], 1)[:, None], mask[:, None, None]
+            own = fed.keys[0, :, : fed.written]
+            mask = torch.cat([~fed.groups.padding_B1P[owner, 0], torch.ones(own.shape[:2], dtype=torch.bool)], 1)
+            fed, mask = torch.cat([fed.prompt_keys[0, owner], own], 1)[:, None], mask[:, None, None]
         assert mask.shape[-1] == fed.shape[2]
         texts = (fed[:, 0] @ self.embedding_VD.T).argmax(-1)
         states = torch.zeros_like(embeds)
