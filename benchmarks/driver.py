@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 ROUNDS = 5  # that count
-LONG_ROUND_S = 30.0
+LONG_ROUND_S = 15.0
 
 
 @dataclass(frozen=True)

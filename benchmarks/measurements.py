@@ -44,9 +44,9 @@ class Plan:
     problems: int  # of the evaluation cell
     evaluation_s: float
     growth: dict[str, list[int]]  # axis -> factors of the base case
-    growth_s: float  # an axis
+    growth_s: float
     cot_lengths: list[int]
-    through_s: float  # a length
+    through_s: float
     starts: int
     threads: int = 2
     most: int = 5
@@ -55,15 +55,15 @@ class Plan:
 FULL = Plan(
     "full",
     cells=[
-        ("S", Load(64), 25), ("S", Load(256), 30), ("M", Load(64), 30), ("M", Load(256), 30),
+        ("S", Load(64), 20), ("S", Load(256), 20), ("M", Load(64), 20), ("M", Load(256), 20),
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
     rollouts_s=20,
     objective=[(64, 5), (512, 5)], objective_vocabulary=128_256,
     problems=100, evaluation_s=10,
-    growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=6,
-    cot_lengths=[4, 32, 128], through_s=3, starts=5,
+    growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=25,
+    cot_lengths=[4, 32, 128], through_s=12, starts=5,
 )  # fmt: skip
 QUICK = Plan(
     "quick",
@@ -370,30 +370,33 @@ def grid_overhead(results: Path, startup_s: float) -> Row:
 
 
 def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
-    """8: time and memory of a soft step as one number grows and the others stay; the points of an axis take turns."""
+    """8: time and memory of a soft step as one number grows and the others stay; all points take turns."""
     base = {"G": 16, "T": 32, "V": 2048, "layers": 2}
+    points = {
+        axis: {f"{axis}={base[axis] * factor}": base | {axis: base[axis] * factor} for factor in factors}
+        for axis, factors in plan.growth.items()
+    }
+    if not points:
+        return []
+    say(f"growth: {', '.join(points)}")
+    contestants = {}  # by all their numbers, for the axes share their first point
+    for now in (now for axis in points.values() for now in axis.values()):
+        size = dataclasses.asdict(Size(128, now["layers"], 4, 2, 384, now["V"]))
+        options = {"prompt": 64, "new_tokens": now["T"], "prompts": 2, "samples": now["G"], "size": size}
+        contestants[str(now)] = ("growth", options)
+    with workers(plan.threads, **contestants) as at:
+        rounds = interleave({name: at[name].turn for name in at}, plan.growth_s, plan.most)
+    wall_s = {name: min(turn["wall_s"] for turn in turns) for name, turns in rounds.turns.items()}
+    mb = {name: max(turn["mb"] for turn in turns) for name, turns in rounds.turns.items()}
     rows: list[Row] = []
     for axis, factors in plan.growth.items():
-        say(f"growth: {axis}")
-        points = {f"{axis}={base[axis] * factor}": base | {axis: base[axis] * factor} for factor in factors}
-        contestants = {}
-        for name, now in points.items():
-            size = dataclasses.asdict(Size(128, now["layers"], 4, 2, 384, now["V"]))
-            options = {"prompt": 64, "new_tokens": now["T"], "prompts": 2, "samples": now["G"], "size": size}
-            contestants[name] = ("growth", options)
-        with workers(plan.threads, **contestants) as at:
-            rounds = interleave({name: at[name].turn for name in points}, plan.growth_s, plan.most)
-        wall_s = {name: min(turn["wall_s"] for turn in rounds.turns[name]) for name in points}
-        mb = {name: max(turn["mb"] for turn in rounds.turns[name]) for name in points}
-        first = next(iter(points))
-        for name, factor in zip(points, factors, strict=True):
-            for what, seen, note in (
-                ("time", wall_s, f"{wall_s[name]:.2f} s"), ("memory", mb, f"{mb[name]:.0f} MB")
-            ):  # fmt: skip
+        for (name, now), factor in zip(points[axis].items(), factors, strict=True):
+            for what, seen, form in (("time", wall_s, "{:.2f} s"), ("memory", mb, "{:.0f} MB")):
                 row = Row(
-                    "growth", f"{name} {what}", seen[name] / seen[first], goal=1.15 * factor if factor > 1 else None,
-                    better="less", bound=float(factor), repeats=rounds.repeats, warm_up=rounds.warm_up, note=note,
-                    sides={"ours": Times.of(rounds.turns[name])} if what == "time" else {},
+                    "growth", f"{name} {what}", seen[str(now)] / seen[str(base)],
+                    goal=1.15 * factor if factor > 1 else None, better="less", bound=float(factor),
+                    repeats=rounds.repeats, warm_up=rounds.warm_up, note=form.format(seen[str(now)]),
+                    sides={"ours": Times.of(rounds.turns[str(now)])} if what == "time" else {},
                 )  # fmt: skip
                 rows.append(row)
     return rows
@@ -403,25 +406,29 @@ def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
 
 
 def bptt_cost(plan: Plan, say: Callable[[str], None]) -> list[Row]:
-    """9: back-propagation through the whole CoT over the one teacher-forced pass."""
-    rows = []
+    """9: back-propagation through the whole CoT over the one teacher-forced pass; all lengths take turns."""
+    if not plan.cot_lengths:
+        return []
+    say(f"back-propagation through {', '.join(map(str, plan.cot_lengths))} CoT steps, and the teacher-forced pass")
+    contestants = {}
     for length in plan.cot_lengths:
-        say(f"back-propagation through {length} CoT steps, and the teacher-forced pass")
         options = {
             "prompt": 16, "new_tokens": length + 1, "prompts": 1, "samples": 8, "size": dataclasses.asdict(SIZES["S"])
         }  # fmt: skip
-        ways = {"through": True, "pass": False}
-        contestants = {name: ("through_time", options | {"through": way}) for name, way in ways.items()}
-        with workers(plan.threads, **contestants) as at:
-            rounds = interleave({name: at[name].turn for name in ways}, plan.through_s, plan.most)
-        case = f"{length} CoT tokens"
+        contestants[f"through {length}"] = ("through_time", options | {"through": True})
+        contestants[f"pass {length}"] = ("through_time", options | {"through": False})
+    with workers(plan.threads, **contestants) as at:
+        rounds = interleave({name: at[name].turn for name in at}, plan.through_s, plan.most)
+    rows = []
+    for length in plan.cot_lengths:
+        case, through, short = f"{length} CoT tokens", f"through {length}", f"pass {length}"
         rows += [
-            rounds.row("bptt_cost", f"{case} time", ("through", ""), ("pass", "pass_"), ("through time", "pass")),
+            rounds.row("bptt_cost", f"{case} time", (through, ""), (short, "pass_"), ("through time", "pass")),
             rounds.row(
-                "bptt_cost", f"{case} time, rollout and update counted", ("through", ""), ("pass", ""),
+                "bptt_cost", f"{case} time, rollout and update counted", (through, ""), (short, ""),
                 ("through time", "step"),
             ),
-            _memory(rounds, "bptt_cost", f"{case} memory", ("through", "pass")),
+            _memory(rounds, "bptt_cost", f"{case} memory", (through, short)),
         ]  # fmt: skip
     return rows
 
