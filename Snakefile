@@ -1,7 +1,21 @@
 # Entry of the workflow. `snakemake` builds the studies of `run:` in config.yaml, `snakemake STUDY` any other.
+import sys
+from pathlib import Path
+
 from snakemake.utils import min_version
 
+from softtok.config import read_yaml
+from softtok.errors import UserError
+
 min_version("9.27")
+
+
+# Snakemake tells of broken YAML without saying where it is.
+if Path("config.yaml").exists():
+    try:
+        read_yaml(Path("config.yaml"))
+    except UserError as error:
+        sys.exit(f"softtok: error: {error}")
 
 
 configfile: "config.yaml"

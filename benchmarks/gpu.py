@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[128, 512])
     options = parser.parse_args()
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    if options.device != "cpu" and not torch.cuda.is_available():
+        sys.exit("benchmarks.gpu: PyTorch sees no GPU here; to try the command without one: --device cpu --size S")
     name = torch.cuda.get_device_name(options.device) if options.device != "cpu" else "cpu"
     print(f"{name}, {dtype}, size {options.size}, P={options.prompt}, B=2, G=32, torch {torch.__version__}\n")
     print(

@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (1 for a mistake that the user can mend, told in one line)."""
     options = _parser().parse_args(arguments)
     try:
+        for name in ("model", "run_folder", "data"):
+            if (path := getattr(options, name, None)) is not None and not path.exists():
+                raise UserError(f"{path} is not there; snakemake makes it")
         options.run(options)
     except UserError as error:
         print(f"softtok: error: {error}", file=sys.stderr)

@@ -49,6 +49,7 @@ def check(config: Config, requested: Sequence[str]) -> None:
             data_fields(config, kind, at(section, name), entry)
     for name, study in config.studies.items():
         completeness(name, study)
+        vocabulary(config, name, study)
         pass_at_k(config, name, study)
         training(config, study)
     paths(config, requested)
@@ -159,6 +160,23 @@ def completeness(name: str, study: Study) -> None:
             raise mistake(
                 f"{where}.inference_sets", "this list is missing or empty; it says how the test sets are answered"
             )
+
+
+def vocabulary(config: Config, name: str, study: Study) -> None:
+    """A toy whose tokenizer knows the toy problems' words reads nothing else."""
+    for block in study.blocks():
+        for model in block.models or []:
+            toy = config.models[model].toy
+            if toy is None or toy.tokenizer != "words":
+                continue
+            for section in DATA_SECTIONS.values():
+                for data_set in getattr(block, section) or []:
+                    if getattr(config, section)[data_set].toy is None:
+                        raise mistake(
+                            f"{at('studies', name)}.{section}",
+                            f"model {model!r} knows the words of toy problems only, and {data_set!r} has others;"
+                            " take a model with toy: {tokenizer: bpe}, such as toy-bpe, or a real one",
+                        )
 
 
 def pass_at_k(config: Config, name: str, study: Study) -> None:

@@ -1,13 +1,13 @@
 """The paper's claims C1 to C7 as tests that were fixed before any run: functions of a report spec and tidy metrics.
 
 The training run (model x train set x seed) is the unit: its effect is a difference on the same problems, averaged over
-the run's test sets, and a Student t interval over runs says what is known (protocol, "How a claim is tested"). Which
-entries of a study play which part is told by their `paper:` names, else by their own. Runs that diverged count as they
-are. What a study plans but has not finished makes a test `not run`: nothing is decided by what came first.
+the run's test sets, and a Student t interval over runs says what is known. Which entries of a study play which part is
+told by their `paper:` names, else by their own. Runs that diverged count as they are. What a study plans but has not
+finished makes a test `not run`: nothing is decided by what came first.
 
-Runs of one model and train set count as separate ones, as the protocol has it; so an interval speaks of further runs on
-these models and train sets, not of other ones. A base is one checkpoint, the same for all runs of its model: its value
-is taken as it was measured on these problems.
+Runs of one model and train set count as separate ones; so an interval speaks of further runs on these models and train
+sets, not of other ones. A base is one checkpoint, the same for all runs of its model: its value is taken as it was
+measured on these problems.
 """
 
 from __future__ import annotations

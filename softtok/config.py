@@ -146,19 +146,25 @@ class Hub(Fields):
     revision: str | None = Field(default=None, description="none: the newest, locked when it is fetched")
 
 
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
 class Files(Fields):
     path: str | list[str] = Field(description="file, pattern or list of these, below `data_root` where that is given")
     format: Literal["json", "csv", "parquet"] | None = Field(default=None, description="none: from the name's ending")
     columns: list[str] | None = Field(default=None, description="names for a csv file without a header line")
 
     def found(self, root: str | None) -> list[Path]:
-        """The files, sorted; raises UserError naming a pattern that matches none."""
+        """The files, sorted; raises UserError naming a pattern that matches none, or an ending that tells no format."""
         paths: list[Path] = []
         for name in [self.path] if isinstance(self.path, str) else self.path:
             matches = sorted(glob.glob(str(Path(root or ".", Path(name).expanduser()))))
             if not matches:
                 raise UserError(f"no file {name!r} in {root or 'the working folder'}")
             paths += map(Path, matches)
+        for path in paths:
+            if self.format is None and path.suffix not in FORMATS:
+                raise UserError(f"{path.name!r} ends in none of {', '.join(FORMATS)}; say which it is: `format:`")
         return paths
 
 
@@ -308,6 +314,8 @@ def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Se
 
     for file in files:
         refuse_repeated_keys(Path(file))
+    if isinstance(raw.get("data_root"), str):
+        raw = {**raw, "data_root": str(Path(raw["data_root"]).expanduser())}
     try:
         config = Config.model_validate(resolve(raw))
     except ValidationError as error:
@@ -319,15 +327,20 @@ def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Se
 def read(path: Path, requested: Sequence[str] = (), data_root: str | None = None) -> Config:
     """The checked configuration of a YAML file, outside of Snakemake; `data_root` goes before the file's. `requested`
     as in `load`. Raises UserError."""
+    return load(read_yaml(path) | ({"data_root": data_root} if data_root else {}), [path], requested)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file holds, unchecked. Raises UserError."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config: {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"config: {path}: holds no settings")
-    return load(raw | ({"data_root": data_root} if data_root else {}), [path], requested)
+    return raw
 
 
 def schema_json() -> str:

@@ -1,7 +1,6 @@
 """The token modes: how one CoT step is made, and how its log-probability is recomputed.
 
-All of them are settings of one family (protocol, "Token modes" and "Noise elsewhere"). With logits z, p = softmax(z /
-tau) and eps ~ N(0, I):
+All of them are settings of one family. With logits z, p = softmax(z / tau) and eps ~ N(0, I):
     hard             x = E[i], i ~ p                           log pi = log p_i
     soft, fuzzy      x = p E + sigma eps                       log pi = -|x - p E|^2 / (2 sigma^2)
     noise on hidden  x = softmax(head a / tau) E               log pi = -|a - s|^2 / (2 sigma^2), a = s + sigma eps
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 
 from softtok.config import TokenMode
 from softtok.models import LanguageModel, logits_fp32, prefill
-from softtok.products import Summed, look_up, times
+from softtok.vocabulary_products import Summed, look_up, times
 
 # Below this temperature the mixture is nearly always one row of E: looking for the exceptions beats the product.
 SINGLE_ROW_TEMPERATURE = 0.02
@@ -171,9 +170,10 @@ class CotTokens:
         return soft_log_density(logits_NV.detach() + noise_NV, logits_NV, self.noise_std)
 
     def nearest_ids(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """The token whose embedding is nearest to x: a stop that depends on the action, not on the states that made it
-        (protocol, "A property to know"). It reads the present E: what a step on E does to the regions of the tokens is
-        no part of the gradient, as if the stop had a frozen copy of E."""
+        """The token whose embedding is nearest to x: a stop that depends on the action, not on the states that made it.
+        (The stop at the shadow token does depend on them, and the estimate does not see it.) It reads the present E:
+        what a step on E does to the regions of the tokens is no part of the gradient, as if the stop had a frozen copy
+        of E."""
         embedding = self.embedding_VD.float()
         return (logits_fp32(x_ND, embedding) - embedding.square().sum(1) / 2).argmax(-1)
 

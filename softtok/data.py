@@ -39,12 +39,12 @@ from typing import Any
 
 from softtok import toy
 from softtok.boxed import last_boxed
+from softtok.config import FORMATS
 from softtok.errors import UserError
 from softtok.hub import reason, why
 from softtok.state import atomic, canonical_json, file_sha256, write_json
 
 Row = dict[str, Any]
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 BLOCK = 1000
 GOLD_TIMEOUT_S = 30.0
 GOLD_FAULTS = {
@@ -327,6 +327,9 @@ def read_files(value: Row, data_root: Path | None) -> tuple[list[Row], Row]:
         if not found:
             raise UserError(f"data set {name}: no such file{f' under {data_root}' if data_root else ''}")
         paths += found
+    for path in paths:
+        if not path.stat().st_size:
+            raise UserError(f"data set {path}: the file is empty")
     kinds = {value.get("format") or FORMATS.get(path.suffix, path.suffix) for path in paths}
     if len(kinds) > 1 or not kinds <= set(FORMATS.values()):
         raise UserError(

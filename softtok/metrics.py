@@ -123,7 +123,7 @@ def merge_profiles(index: ArrayLike, entropy: ArrayLike, count: ArrayLike) -> tu
     """Several entropy profiles as one: (index, mean entropy in nats, count), sorted by index, each index once.
 
     The three arguments are the profiles laid end to end. A mean stands for the `count` generations still in their CoT
-    at that index, so the merged mean is over all generations of all profiles (protocol, "Entropy").
+    at that index, so the merged mean is over all generations of all profiles.
     """
     positions, weights = np.asarray(index, dtype=np.int64), np.asarray(count, dtype=float)
     present = weights > 0

@@ -41,7 +41,7 @@ def nearest(word: Any, known: Iterable[str]) -> str:
 def explain(error: ValidationError, root: type[BaseModel]) -> UserError:
     """The first of pydantic's findings in plain words, and how many more there are."""
     found, *more = error.errors()
-    path, expected = _follow(found["loc"], root)
+    path, expected, below = _follow(found["loc"], root)
     kind, value = found["type"], found["input"]
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
     if kind == "extra_forbidden":
@@ -58,6 +58,10 @@ def explain(error: ValidationError, root: type[BaseModel]) -> UserError:
             (*path[:-1], str(value)),
             f"YAML reads this name as {type(value).__name__} {value!r}: put it in quotes",
         )
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        what = f"{'nothing' if value is None else shown} stands here; it takes keys below it"
+        if below:
+            what += f": {', '.join(below[:SHOWN])}{', ...' if len(below) > SHOWN else ''}"
     elif kind == "too_short":
         what = "this is empty; it needs at least one entry" if not value else found["msg"]
     elif kind == "value_error":
@@ -70,8 +74,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> UserError:
     return mistake(at(*path), what + (f" (and {len(others)} more mistake{'s' * (len(others) > 1)})" if others else ""))
 
 
-def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str | int, ...], list[str]]:
-    """Key path of a pydantic location (without the names of union members), and the keys known where it ends."""
+def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str | int, ...], list[str], list[str]]:
+    """Key path of a pydantic location (without the names of union members), the keys known where it ends, and those
+    that may stand below it."""
     path: list[str | int] = []
     known: list[str] = []
     kind: Any = root
@@ -86,7 +91,9 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
         elif get_origin(kind) is dict or (get_origin(kind) is list and isinstance(part, int)):
             path.append(part if get_origin(kind) is list else str(part))
             kind = get_args(kind)[-1]
-    return tuple(path), known
+    kind = _plain(kind)
+    below = list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+    return tuple(path), known, below
 
 
 def _plain(kind: Any) -> Any:

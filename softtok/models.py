@@ -84,8 +84,8 @@ class LanguageModel:
 
 
 def logits_fp32(hidden: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
-    """Next-token logits in fp32 whatever the working precision: bf16 logits tie exactly in 3-5 % of steps (protocol,
-    "Numerics")."""
+    """Next-token logits in fp32 whatever the working precision: bf16 logits tie exactly in 3-5 % of steps
+    (random Llamas of width 128 and 512)."""
     return linear(hidden.float(), head_VD.float())
 
 

@@ -31,9 +31,9 @@ from softtok.attention import layer_states
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.cot import CotTokens, entropy, gumbel, hard_log_prob, keep_top, mix, soft_log_density
 from softtok.models import LanguageModel, prefill
-from softtok.products import Summed, project
 from softtok.regularisers import clipped, gaussian_kl, group_advantages, hard_kl, leave_one_out
 from softtok.rollout import Rollout
+from softtok.vocabulary_products import Summed, project
 
 __all__ = ["accumulate_gradients", "group_advantages", "leave_one_out"]
 
@@ -187,7 +187,7 @@ def trained_vocabulary(
 class TiledTerms:
     """The loss's terms, computed a tile of tokens at a time: the only place of the pass where the vocabulary appears.
 
-    The gradients of `own` add up in fp32 whatever the working precision, and in place (`products.py`).
+    The gradients of `own` add up in fp32 whatever the working precision, and in place (`vocabulary_products.py`).
     """
 
     tokens: CotTokens

@@ -1,6 +1,6 @@
 r"""Text around a trajectory: prompts, the phrase that ends a CoT, the prefill, and when an answer is complete.
 
-A trajectory reads `prompt + CoT + prefill + answer` (protocol, "Phases of a trajectory"). Everything here is decided
+A trajectory reads `prompt + CoT + prefill + answer`. Everything here is decided
 on decoded text, because token boundaries differ between tokenizers: a colon may be glued to the word before it or to
 the newline behind it. Decoding the whole CoT at every step would take time quadratic in its length, so a rule first
 looks at the last id alone (`candidates`, a table over the vocabulary) and then decodes a tail that can hold the phrase.

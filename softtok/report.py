@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +206,7 @@ def show(results: Path, study: str) -> Group:
     if not (folder / "report.html").exists():
         made = sorted(path.parent.name for path in results.glob("reports/*/report.html"))
         raise UserError(f"no report of study '{study}' in {results}; reports there: {', '.join(made) or 'none'}")
+    made_at = datetime.fromtimestamp((folder / "report.html").stat().st_mtime)
     where = Text(f"Report: {folder / 'report.html'}", style="bold", overflow="fold")
     source = folder / "tables" / "hard-inference.csv"
     if not source.exists():  # a study without hard inference modes
@@ -238,6 +240,7 @@ def show(results: Path, study: str) -> Group:
         *shown,
         *[Text(f"{DIVERGED_MARK} includes a diverged run")] * lost,
         where,
+        Text(f"made {made_at:%Y-%m-%d %H:%M}; `snakemake {study}` makes it anew if settings have changed"),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # YAML 1.1 reads 1e-5, without a dot, as text; what is meant is plain.
 Number = Annotated[
@@ -32,8 +33,8 @@ class Settings(BaseModel):
 
 
 class TokenMode(Settings):
-    """How one CoT token is made (protocol, "Token modes" and "Noise elsewhere"). `hard` feeds a sampled token's
-    embedding, `soft` a mixture of embeddings with noise somewhere on its way; fuzzy is soft at temperature 1e-4."""
+    """How one CoT token is made. `hard` feeds a sampled token's embedding, `soft` a mixture of embeddings with noise
+    somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `cot.py`."""
 
     tokens: Literal["hard", "soft"]
     temperature: Number = Field(
@@ -111,7 +112,7 @@ class TokenMode(Settings):
 
 
 class TrainingSettings(Settings):
-    """Settings of one training run (protocol, "Objective" and "Optimisation")."""
+    """Settings of one training run; the defaults are the paper's."""
 
     steps: int = Field(default=4000, ge=1)
     prompts_per_step: int = Field(default=2, ge=1, description="B")
@@ -199,6 +200,12 @@ class RuntimeSettings(Settings):
     tile_tokens: int = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
     reward_workers: int = Field(default=1, ge=1)
     save_every: int = Field(default=50, ge=1, description="training steps between resumable saves")
+
+    @model_validator(mode="after")
+    def _a_device(self) -> RuntimeSettings:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: {self.device!r} is no device; use auto, cpu, cuda or cuda:0")
+        return self
 
 
 class ToySettings(Settings):

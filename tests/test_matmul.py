@@ -11,7 +11,7 @@ from tiny_models import tiny_model
 
 from softtok import matmul
 from softtok.matmul import Linear, adopt, linear, product
-from softtok.products import Summed, project, times
+from softtok.vocabulary_products import Summed, project, times
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's, on switching oneDNN off and on
 needs_onednn = pytest.mark.skipif(
@@ -131,7 +131,7 @@ def test_adopting_changes_neither_weights_nor_outputs():
 @needs_onednn
 def test_gradients_add_up_slice_by_slice(always, monkeypatch):
     """V is no multiple of the slice; the sum keeps what it held."""
-    monkeypatch.setattr("softtok.products.SLICE", 4)
+    monkeypatch.setattr("softtok.vocabulary_products.SLICE", 4)
     matrix, held = random(11, 5), random(11, 5)
     hidden, p = random(3, 5).requires_grad_(), random(3, 11).requires_grad_()
     summed = Summed(matrix, held.clone())

@@ -69,7 +69,7 @@ def naive_loss(
     settings: TrainingSettings = SETTINGS,
     terms: tuple[str, ...] = ("cot", "answer"),
 ) -> torch.Tensor:
-    """The loss of the protocol's "Objective", row by row."""
+    """The paper's loss, row by row."""
     embedding, total = lm.embedding_VD, torch.zeros((), dtype=lm.dtype)
     for row, answer in enumerate(out.answers):
         prompt, cot, words = out.prompts[row // out.samples], out.cot(row), out.prefills[out.stops[row]]

@@ -77,7 +77,7 @@ def test_fp32_working_copy_is_the_master(device: str | None) -> None:
 
 
 def test_fp32_steps_are_those_of_adamw() -> None:
-    """torch's AdamW with the protocol's schedule, clipping and weight decay."""
+    """torch's AdamW with the paper's schedule, clipping and weight decay."""
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-2, "weight_decay": 0.1, "gradient_clip": 0.5})
     layer, twin = small_network(torch.float32), small_network(torch.float32)
     train(layer, MasterAdamW(layer, settings), range(1, 11))

@@ -276,7 +276,7 @@ def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
 
 
 def test_shadow_stop_biases_the_estimate(noise_nTD: torch.Tensor) -> None:
-    """The protocol's "property to know": the paper's stop depends on the parameters not only through x, and the
+    """A property to know: the paper's stop depends on the parameters not only through x, and the
     estimate does not see it. Against the same stops decided by a frozen copy of the model, hence by x alone, the very
     same estimates are right."""
     problem = make_problem("soft", "shadow")

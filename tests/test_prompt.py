@@ -180,7 +180,7 @@ def closes(text: str) -> bool:
 
 
 class TestPrompts:
-    def test_the_template_is_the_protocols(self) -> None:
+    def test_the_template_is_the_papers(self) -> None:
         text = render(PROMPT, "What is 1 + 1?")
         assert text.startswith(
             "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "

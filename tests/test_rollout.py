@@ -78,7 +78,7 @@ class Trajectory:
 def by_hand(
     lm: LanguageModel, rules: TokenRules, tokens: CotTokens, prompt: list[int], key: str, limits: Limits
 ) -> Trajectory:
-    """One trajectory, written as the protocol says it: one row, no cache, no padding, the model's own forward over the
+    """One trajectory, as the paper describes it: one row, no cache, no padding, the model's own forward over the
     whole text at every step, fp64 where the vocabulary appears."""
     made, embedding = Trajectory(), lm.embedding_VD.detach()
     fed = [embedding[i] for i in prompt]

@@ -83,8 +83,7 @@ def naive_states(lm: LanguageModel, out: Rollout, row: int) -> torch.Tensor:
 
 
 def score(mode: TokenMode, noise_TX: torch.Tensor, mean_TX: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Something whose gradient is that of the log density: the noise's score times the action's mean (protocol, "Noise
-    elsewhere")."""
+    """Something whose gradient is that of the log density: the noise's score times the action's mean."""
     if mode.noise == "gumbel":
         return ((1 - torch.exp(-noise_TX)) * mean_TX).sum()
     return (noise_TX / sigma * mean_TX).sum()
