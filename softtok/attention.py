@@ -70,8 +70,7 @@ class RowLayer(CacheLayerMixin):
         """`length` is the most positions a row can write."""
         super().__init__()
         self.groups = groups
-        self.prompt_keys = keys_BJPK.float().transpose(0, 1).contiguous()
-        self.prompt_values = values_BJPK.float().transpose(0, 1).contiguous()
+        self.prompt_keys, self.prompt_values = (x.transpose(0, 1).contiguous() for x in (keys_BJPK, values_BJPK))
         rows, (_, heads, self.prompt_length, width) = len(groups.owner_n), keys_BJPK.shape
         self.keys = keys_BJPK.new_empty(heads, rows, length, width)
         self.values = values_BJPK.new_empty(heads, rows, length, values_BJPK.shape[-1])
@@ -127,7 +126,7 @@ class RowLayer(CacheLayerMixin):
             return groups.gather(x.view(key_heads, -1, repeats, x.shape[-1])).flatten(0, 1)
 
         query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
-        of_prompt = groups.spread(query).view(*by_prompt, width) @ self.prompt_keys.transpose(-1, -2)
+        of_prompt = groups.spread(query).view(*by_prompt, width) @ self.prompt_keys.float().transpose(-1, -2)
         if groups.padded:
             of_prompt.masked_fill_(groups.padding_B1P, -torch.inf)
         of_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(-1, -2))
@@ -135,8 +134,8 @@ class RowLayer(CacheLayerMixin):
             of_own.masked_fill_(self.unseen, -torch.inf)
         of_own = groups.spread(of_own.view(key_heads, n, -1)).view(*by_prompt, self.seen)
         weights = torch.softmax(torch.cat([of_prompt, of_own], -1), -1)
-        mixed = by_row(weights[..., : self.prompt_length] @ self.prompt_values)
-        mixed.baddbmm_(by_row(weights[..., self.prompt_length :]), own_values)
+        mixed = by_row(weights[..., : self.prompt_length] @ self.prompt_values.float())
+        mixed = torch.baddbmm(mixed, by_row(weights[..., self.prompt_length :]), own_values)
         return mixed.view(key_heads, n, -1).transpose(0, 1).to(query_nH1K.dtype).reshape(n, 1, heads, -1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -205,7 +205,8 @@ def training(config: Config, study: Study) -> None:
                     f"0 means {why}, so CoT tokens have no log-probability to learn from;"
                     " raise it, or set training: {cot_term: false}",
                 )
-            objective(at("training_modes", mode), settings, tokens)
+            own = config.training_modes[mode].training.given()
+            objective(at("training_modes", mode), settings, tokens, own)
             rows, held_out = most_rows(config.train_sets[train_set]), settings.validation_problems
             if rows < held_out + settings.prompts_per_step:
                 raise mistake(
@@ -215,12 +216,25 @@ def training(config: Config, study: Study) -> None:
                 )
 
 
-def objective(where: str, settings: TrainingSettings, tokens: TokenMode) -> None:
-    """Objectives and token modes that do not go together; `settings` are those of a run, with all overrides."""
+def useless(tokens: TokenMode) -> list[tuple[str, str]]:
+    """Training settings that change nothing in this mode, and why."""
+    if tokens.tokens == "hard":
+        return [(key, "hard tokens") for key in ("stop_on", "embedding_gradient")]
+    if tokens.noise_at != "embedding":
+        return [("embedding_gradient", f"a mixture behind noise on the {tokens.noise_at}, which is a constant")]
+    return []
+
+
+def objective(where: str, settings: TrainingSettings, tokens: TokenMode, own: Collection[str]) -> None:
+    """Objectives and token modes that do not go together; `settings` are those of a run, with all overrides, `own` the
+    names of the mode's."""
     for key in ("inputs_beta", "end_entropy"):
         if getattr(tokens, key) is not None:
             raise mistake(f"{where}.{key}", "is for inference only; move it to an inference mode")
     ratios = f"{where}.training.objective"
+    for key, what in useless(tokens):
+        if key in own:
+            raise mistake(f"{where}.training.{key}", f"does nothing to {what}; remove it")
     if settings.objective != "rloo" and tokens.tokens == "soft" and settings.cot_term:
         raise mistake(
             ratios,

@@ -233,7 +233,7 @@ def _read_training(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise _missing(path) from None
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
         try:
             record = json.loads(line)
             found = {name: record[name] for name in MEASURES} if record["step"] else {}  # the base is only validated

@@ -33,9 +33,12 @@ class Decoder:
     drop_share = 1 / 8  # of finished rows among the active ones, from which on dropping them is worth the copies
 
     def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
-        """`length` is the most steps that will be taken."""
+        """`length` is the most steps that will be taken. The prompts' cache is emptied, a layer at a time, so that no
+        more than one is held twice."""
         self.lm, self.groups, self.length = lm, Groups(prompt_mask_BP, samples), length
-        self.layers = [self._layer(*layer_states(layer)) for layer in prompt_cache.layers]
+        self.layers: list[RowLayer] = []
+        while prompt_cache.layers:
+            self.layers.append(self._layer(*layer_states(prompt_cache.layers.pop(0))))
         self.cache = Cache(layers=list(self.layers))
 
     def _layer(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor) -> RowLayer:

@@ -19,15 +19,12 @@ from softtok.errors import UserError
 
 
 def choose_device(runtime: RuntimeSettings) -> torch.device:
-    """The device that `runtime.device` names; `auto` is a free GPU (the first, where none is free), else the CPU.
-    Raises UserError for a device that is not there."""
+    """The device that `runtime.device` names; `auto` is a free GPU (the first, where none is free) for a job that asks
+    for one, else the CPU. Raises UserError for a device that is not there."""
     if runtime.device == "auto":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = torch.cuda.device_count() if runtime.gpus and torch.cuda.is_available() else 0
         return torch.device("cuda", take_free(gpu_names(count))) if count else torch.device("cpu")
-    try:
-        device = torch.device(runtime.device)
-    except RuntimeError:
-        raise UserError(f"runtime.device: {runtime.device!r} is no device; use auto, cpu, cuda or cuda:0") from None
+    device = torch.device(runtime.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"runtime.device: {runtime.device!r} asked for, but PyTorch sees no GPU here; use auto or cpu")
     return device

@@ -22,9 +22,9 @@ from softtok.models import LanguageModel, load
 from softtok.progress import progress
 from softtok.prompt import decode
 from softtok.reward import Judge, Verdict
-from softtok.rollout import INFERENCE_STOPS, Limits, Rollout, TextRules, rollout
-from softtok.state import Interruption, Shard, atomic, attempt, content_hash, file_sha256, read_json, write_text
-from softtok.train import Problem, grade, read_problems, rms_prompts
+from softtok.rollout import INFERENCE_STOPS, Limits, Rollout, TextRules, most_steps, rollout
+from softtok.state import Interruption, Shard, alone, atomic, attempt, content_hash, file_sha256, read_json, write_text
+from softtok.train import Problem, batches, grade, read_problems, rms_prompts
 
 SCHEMA = pa.schema(
     {
@@ -66,11 +66,13 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
                     "mode": settled(modes[name].model_dump()), "samples": mode["samples"],
                     "evaluation": spec["evaluation"], "seed": checkpoint["seed"], "version": spec["version"],
                 }  # fmt: skip
-                shards[name] = Shard(run / ".state" / "shards" / f"{content_hash(header, 16)}.jsonl", header)
-                _complete(
-                    name, shards[name], lm, rules, judge, bind(modes[name], lm, rms), problems,
-                    int(mode["samples"]), limits, f"evaluate|{checkpoint['seed']}", runtime, interruption,
-                )  # fmt: skip
+                digest = content_hash(header, 16)
+                with alone(run / ".state" / "locks" / digest, interruption):  # inference sets may share a mode
+                    shards[name] = Shard(run / ".state" / "shards" / f"{digest}.jsonl", header)
+                    _complete(
+                        name, shards[name], lm, rules, judge, bind(modes[name], lm, rms), problems,
+                        int(mode["samples"]), limits, f"evaluate|{checkpoint['seed']}", runtime, interruption,
+                    )  # fmt: skip
         _write(shards, out)
 
 
@@ -102,12 +104,9 @@ def _complete(
 ) -> None:
     """Generates the problems that the shard lacks, a batch at a time."""
     done = {line["problem_id"] for line in shard.lines}
-    # Prompts of like length together: less padding.
-    missing = sorted((p for p in problems if p.id not in done), key=lambda p: (len(p.prompt), p.id))
-    size = max(1, runtime.rollout_rows // samples)
+    missing = [p for p in problems if p.id not in done]
     with progress(f"evaluate {name}", len(problems), len(problems) - len(missing)) as advance:
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
+        for part in batches(missing, samples, most_steps(rules, limits), runtime):
             keys = [f"{key}|{p.id}|{g}" for p in part for g in range(samples)]
             made = rollout(lm, rules, tokens, [p.prompt for p in part], samples, keys, limits)
             verdicts = grade(judge, rules, made, [p.golds for p in part])

@@ -115,6 +115,12 @@ class Limits:
     stop_on: str  # "shadow" or "nearest": whose text is searched for the stop phrase
 
 
+def most_steps(rules: TextRules, limits: Limits) -> int:
+    """How many positions a row may write behind its prompt."""
+    prefill = max(len(rules.prefill_after_phrase), len(rules.prefill_after_cut))
+    return limits.max_cot_tokens + prefill + limits.max_answer_tokens
+
+
 @dataclass
 class Rollout:
     """N finished trajectories, on the model's device unless named numpy. Columns behind a row's length are
@@ -161,7 +167,7 @@ def rollout(
     count, device, width = len(prompts) * samples, lm.device, lm.embedding_VD.shape[1]
     assert len(keys) == count, "one randomness key per row"
     prefills = (rules.prefill_after_phrase, *[rules.prefill_after_cut] * (len(INFERENCE_STOPS) - 1))
-    longest = limits.max_cot_tokens + max(map(len, prefills)) + limits.max_answer_tokens
+    longest = most_steps(rules, limits)
     hidden_BD, prompt_cache, prompt_mask, prompt_lengths = prefill(lm, prompts)
     decoder = (GraphDecoder if lm.cuda_graphs else Decoder)(lm, prompt_cache, prompt_mask, samples, longest)
     hidden_nD = hidden_BD.repeat_interleave(samples, 0)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # YAML 1.1 reads 1e-5, without a dot, as text; what is meant is plain.
 Number = Annotated[
@@ -176,7 +176,9 @@ class EvaluationSettings(GenerationSettings):
 class RuntimeSettings(Settings):
     """The machine's side: never part of a result's identity."""
 
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, ...")
+    device: str = Field(
+        default="auto", description="auto (a GPU where `gpus` asks for one and there is one), cpu, cuda, ..."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="working copy of the weights; auto: bf16 on GPU, fp32 on CPU"
     )
@@ -196,6 +198,11 @@ class RuntimeSettings(Settings):
     )
     runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
     rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side in evaluation")
+    rollout_tokens: int = Field(
+        default=131072,
+        ge=1,
+        description="positions, of prompts and rows, for which evaluation and validation have room",
+    )
     micro_batch_tokens: int = Field(default=16384, ge=1, description="tokens per forward and backward pass in training")
     tile_tokens: int = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
     reward_workers: int = Field(default=1, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from typing import Any
 from softtok import __version__
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its progress saved; run it again
+LOCK_POLL_S = 1.0
 
 
 def canonical_json(value: Any) -> str:
@@ -90,7 +92,8 @@ class Shard:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole.startswith(head):
-            self.lines = [json.loads(line) for line in whole[len(head) :].splitlines()]
+            # Not splitlines: it also splits at U+2028 and the like, which JSON leaves as they are in texts.
+            self.lines = [json.loads(line) for line in whole[len(head) :].split("\n")[:-1]]
             if whole != text:
                 write_text(path, whole)
         else:
@@ -103,6 +106,27 @@ class Shard:
             file.flush()
             os.fsync(file.fileno())
         self.lines += items
+
+
+@contextlib.contextmanager
+def alone(path: Path, interruption: Interruption) -> Iterator[None]:
+    """Holds the lock file `path`, waiting while another process does. File systems without locks go without."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    print(f"softtok: waiting for another job, which holds {path}", file=sys.stderr)
+                waiting = True
+                interruption.exit_if_asked()
+                time.sleep(LOCK_POLL_S)
+            except OSError:
+                break
+        yield  # closing the file gives the lock back
 
 
 class Interruption:
@@ -159,7 +183,8 @@ def attempt(path: Path) -> Iterator[None]:
 
 def attempts(path: Path) -> list[dict[str, Any]]:
     """The events noted in `path`, oldest first."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def provenance(device: str = "cpu") -> dict[str, str]:

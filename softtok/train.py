@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from softtok.optimizer import MasterAdamW, learning_rate
 from softtok.progress import progress
 from softtok.prompt import render
 from softtok.reward import Judge, Verdict
-from softtok.rollout import STOPS, Limits, Rollout, TextRules, rollout
+from softtok.rollout import STOPS, Limits, Rollout, TextRules, most_steps, rollout
 from softtok.state import (
     Interruption,
+    atomic,
     attempt,
     attempts,
     canonical_json,
@@ -83,6 +85,22 @@ def prompts_of_step(step: int, problems: list[Problem], settings: TrainingSettin
     return chosen
 
 
+def batches(problems: list[Problem], samples: int, length: int, runtime: RuntimeSettings) -> Iterator[list[Problem]]:
+    """Problems to be rolled out side by side, those with prompts of like length together: less padding. A batch has
+    `rollout_rows` rows and room for `rollout_tokens` positions at most, where a row may write `length` of its own; or
+    it is a single problem."""
+    part: list[Problem] = []
+    for problem in sorted(problems, key=lambda p: (len(p.prompt), p.id)):
+        count = len(part) + 1
+        tokens = count * (len(problem.prompt) + samples * length)  # the longest prompt pads the others
+        if part and (count * samples > runtime.rollout_rows or tokens > runtime.rollout_tokens):
+            yield part
+            part = []
+        part.append(problem)
+    if part:
+        yield part
+
+
 def grade(judge: Judge, rules: TextRules, out: Rollout, golds: list[list[str]]) -> list[Verdict]:
     """Verdicts of N answers; `golds` has one entry per prompt."""
     return judge.grade([(rules.answer_text(out, row), golds[row // out.samples]) for row in range(len(out.answers))])
@@ -92,6 +110,7 @@ class Trainer:
     """One run in progress: its model, optimizer, data and best checkpoint so far."""
 
     def __init__(self, spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Path, out: Path):
+        self.started, self.spent_s = time.monotonic(), 0.0  # of this attempt; what earlier ones took
         self.spec, self.runtime, self.out, self.state = spec, runtime, out, out / ".state"
         self.settings = TrainingSettings(**spec["training"])
         self.seed = int(spec["seed"])
@@ -135,12 +154,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Greedy accuracy in percent on the held-out problems, in the run's own mode without noise."""
-        correct = 0
-        for start in range(0, len(self.validation), self.runtime.rollout_rows):
-            part = self.validation[start : start + self.runtime.rollout_rows]
-            out = rollout(
-                self.lm, self.rules, self.greedy, [p.prompt for p in part], 1, [p.id for p in part], self.limits(0.0)
-            )
+        correct, limits = 0, self.limits(0.0)
+        for part in batches(self.validation, 1, most_steps(self.rules, limits), self.runtime):
+            out = rollout(self.lm, self.rules, self.greedy, [p.prompt for p in part], 1, [p.id for p in part], limits)
             correct += sum(verdict.correct for verdict in grade(self.judge, self.rules, out, [p.golds for p in part]))
         return 100 * correct / len(self.validation)
 
@@ -226,19 +242,25 @@ class Trainer:
                     first, final = self.settings.checkpoint_steps or (0, self.settings.steps)
                     # Of equals the one trained longer.
                     if first <= self.step <= final and line["validation"] >= self.best["validation"]:
-                        self.save_weights(self.state / "best")
                         self.best = {"step": self.step, "validation": line["validation"]}
+                        self.save_weights()
                 self.lines.append(line)
                 advance(1, reward=line["reward"], validation=self.best["validation"])
                 if "validation" in line or self.step % self.runtime.save_every == 0 or interruption.signal is not None:
                     self.save()
                     interruption.exit_if_asked()
 
-    def save_weights(self, folder: Path) -> None:
-        """A plain Hugging Face folder of the working copy."""
-        shutil.rmtree(folder, ignore_errors=True)
-        self.lm.model.save_pretrained(folder)
-        self.lm.tokenizer.save_pretrained(folder)
+    @property
+    def best_folder(self) -> Path:
+        """Where the weights of the best step are, or of a run that diverged before any was validated. Every step has a
+        folder of its own: a job that is killed while it saves leaves the one that `progress.pt` speaks of."""
+        return self.state / f"best-{self.best['step'] or 0}"
+
+    def save_weights(self) -> None:
+        """The working copy as a plain Hugging Face folder."""
+        with atomic(self.best_folder) as temporary:
+            self.lm.model.save_pretrained(temporary)
+            self.lm.tokenizer.save_pretrained(temporary)
 
     def save(self, done: bool = False) -> None:
         """Everything `resume` needs, in one file that is replaced as a whole. The optimizer's state is left out when
@@ -250,10 +272,23 @@ class Trainer:
             "best": self.best,
             "lines": self.lines,
             "diverged": self.diverged,
+            "wall_s": self.wall_s,
         }
         temporary = self.state / "progress.tmp"
         torch.save(progress_now | {"optimizer": None if done else self.optimizer.state()}, temporary)
         os.replace(temporary, self.state / "progress.pt")
+        self.forget(but=self.best_folder)
+
+    def forget(self, but: Path | None = None) -> None:
+        """Removes the weights of steps that are not the best any more."""
+        for folder in self.state.glob("best-*"):
+            if folder != but:
+                shutil.rmtree(folder)
+
+    @property
+    def wall_s(self) -> float:
+        """What the run has taken so far, in seconds, up to the last save of attempts that ended early."""
+        return self.spent_s + time.monotonic() - self.started
 
     def resume(self) -> None:
         """Goes on from `.state/progress.pt` if that belongs to this very spec, model and data."""
@@ -263,6 +298,7 @@ class Trainer:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["key"] != self.key:
             print(f"softtok: {path} belongs to another spec, model or data; starting afresh")
+            self.forget()
             return
         self.step, self.best, self.lines, self.diverged = (
             saved["step"],
@@ -270,20 +306,21 @@ class Trainer:
             saved["lines"],
             saved["diverged"],
         )
+        self.spent_s = saved.get("wall_s", 0.0)
         if saved["optimizer"] is not None:
             self.optimizer.load_state(saved["optimizer"])
         print(f"softtok: resuming after step {self.step}")
 
-    def finish(self, wall_s: float) -> None:
+    def finish(self) -> None:
         """Writes the run's outputs; the manifest comes last. Doing it again does no harm and costs no steps: Snakemake
         deletes the outputs of a job that failed, or whose end it did not see, and what they are made of stays in
         .state/ (the weights as second names of the checkpoint's files)."""
-        if self.best["step"] is None and not (self.state / "best").exists():
-            self.save_weights(self.state / "best")  # diverged before the first validation: what there is
+        if self.best["step"] is None and not self.best_folder.exists():
+            self.save_weights()  # diverged before the first validation: what there is
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
         shutil.rmtree(checkpoint, ignore_errors=True)
-        shutil.copytree(self.state / "best", checkpoint, copy_function=link_or_copy)
+        shutil.copytree(self.best_folder, checkpoint, copy_function=link_or_copy)
         sha256 = folder_sha256(checkpoint, "*.safetensors")
         write_json(
             checkpoint / "checkpoint.json",
@@ -305,7 +342,7 @@ class Trainer:
                 "best_validation": self.best["validation"] if self.best["step"] is not None else None,
                 "diverged": self.diverged,
                 "checkpoint_sha256": sha256,
-                "wall_s": wall_s,
+                "wall_s": self.wall_s,
                 "attempts": attempts(self.state / "attempts.jsonl"),
                 "provenance": provenance(str(self.lm.device)),
             },
@@ -324,8 +361,7 @@ def train(spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Pat
     """Trains one run (`spec` as `grid.py` builds it) and writes checkpoint/, train.jsonl and train.json into the folder
     `out`."""
     with attempt(out / ".state" / "attempts.jsonl"), Interruption() as interruption:
-        started = time.monotonic()
         trainer = Trainer(spec, runtime, model, data, out)
         with trainer.judge:
             trainer.run(interruption)
-            trainer.finish(time.monotonic() - started)
+            trainer.finish()

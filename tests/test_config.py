@@ -21,7 +21,7 @@ Edit = Callable[[dict[str, Any]], Any]
 BASIC = """
 run: [first]
 models:
-  toy: {toy: {}, prompt: "Q: {question} A:", training: {steps: 20, validation_problems: 8}}
+  toy: {toy: {tokenizer: bpe}, prompt: "Q: {question} A:", training: {steps: 20, validation_problems: 8}}
 train_sets:
   sums: {toy: {task: sums, problems: 60}, exclude: [sums], training: {max_cot_tokens: 16}}
 test_sets:
@@ -145,7 +145,28 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         put("studies/first/training_modes", "hard"),
         ["studies.first.training_modes", "list", "'hard'"],
     ),
-    "list for a section": (put("models", ["toy"]), ["models", "dictionary"]),
+    "list for a section": (put("models", ["toy"]), ["models: ['toy'] stands here; it takes keys below it"]),
+    "name for a block": (
+        put("test_sets/local/gold", "a"),
+        ["test_sets.local.gold: 'a' stands here; it takes keys below it: field, after, boxed"],
+    ),
+    "section without entries": (put("runtime", None), ["runtime: nothing stands here", "device, precision"]),
+    "device that is none": (put("runtime", {"device": "gpu"}), ["runtime.device: 'gpu' is no device; use auto"]),
+    "words that a toy does not know": (
+        both(put("models/toy/toy/tokenizer", "words"), put("studies/first/test_sets", ["sums", "local"])),
+        ["studies.first.test_sets: model 'toy' knows the words of toy problems only", "'local'", "tokenizer: bpe"],
+    ),
+    "setting of another kind of token": (
+        put("training_modes/hard/training", {"stop_on": "nearest"}),
+        ["training_modes.hard.training.stop_on: does nothing to hard tokens"],
+    ),
+    "gradient of what is a constant": (
+        both(
+            put("training_modes/soft/noise_at", "logits"),
+            put("training_modes/soft/training", {"embedding_gradient": False}),
+        ),
+        ["training_modes.soft.training.embedding_gradient: does nothing to a mixture behind noise on the logits"],
+    ),
     "infinite temperature": (
         put("training_modes/hard/temperature", float("inf")),
         ["training_modes.hard.temperature", "inf"],

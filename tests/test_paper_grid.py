@@ -101,8 +101,9 @@ def test_the_readme_counts_the_same_jobs() -> None:
     rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text(encoding="utf-8").split("\n")]
     table = {row[0].strip().strip("`"): [cell.strip() for cell in row[2:]] for row in rows if len(row) == 5}
     for study, jobs in COUNTS.items():
-        added = str(sum(ADDED[study].values()) + 1) if study in ADDED else "–"
-        assert table[study] == [f"{jobs['train']} + {jobs['base']}", str(sum(jobs.values()) + 1), added]
+        # As `snakemake -n` counts: with the report and the study's own target.
+        added = str(sum(ADDED[study].values()) + 2) if study in ADDED else "–"
+        assert table[study] == [f"{jobs['train']} + {jobs['base']}", str(sum(jobs.values()) + 2), added]
 
 
 def test_studies_are_of_two_or_three_seeds_and_their_modes_differ(grid: Grid) -> None:

@@ -14,6 +14,7 @@ rule model:
     resources:
         mem_mb=lambda wildcards, attempt: machine(wildcards).memory_mb * attempt,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
+        gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:
         spec=lambda wildcards: model_of(wildcards).json,
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
