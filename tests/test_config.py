@@ -228,6 +228,10 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         ["models.mine.path: the folder '/' holds no config.json"],
     ),
     "data file that is not there": (drop("test_sets/local/hub"), ["test_sets.local.file.path: no file 'local.jsonl'"]),
+    "file whose name tells no format": (
+        both(put("test_sets/local/file/path", str(ROOT / "Makefile")), put("test_sets/local/hub", None)),
+        ["test_sets.local.file.path: 'Makefile' ends in none of .jsonl", "`format:`"],
+    ),
     "data root that is not there": (put("data_root", "nowhere"), ["data_root: the folder 'nowhere' does not exist"]),
     "file not below the data root": (
         both(put("data_root", "."), put("studies/first/test_sets", ["local"])),
@@ -514,12 +518,13 @@ def test_repeated_keys_are_told_with_their_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [1", "is no YAML"), ("", "holds no settings"), (None, "No such file")]
+    ("text", "message"),
+    [(b"a: [1", "is no YAML"), ("# ö".encode("latin-1"), "is no YAML"), (b"", "no settings"), (None, "No such file")],
 )
-def test_unreadable_files_are_one_line(text: str | None, message: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_one_line(text: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text)
     with pytest.raises(UserError, match=message) as caught:
         read(path)
     assert "\n" not in str(caught.value)
@@ -654,6 +659,12 @@ def test_hub_is_read_without_data_root_and_each_source_has_its_own_fields(tmp_pa
     assert specs[0]["gold"] == {"field": "a"}
     assert specs[1]["gold"] == {"field": "b", "after": "####"}
     assert specs[0]["question"] == specs[1]["question"] == "q"
+
+
+def test_data_root_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    assert grid_of(put("data_root", "~/data")).config.data_root == str(tmp_path / "data")
 
 
 def test_only_requested_studies_need_their_files_below_data_root(tmp_path: Path) -> None:

@@ -100,7 +100,15 @@ class TestFiles:
         ]
 
     @pytest.mark.parametrize(
-        ("name", "text"), [("x.jsonl", '{"q": "x", "a"'), ("x.txt", "x"), ("x.parquet", "no parquet"), ("x.csv", "")]
+        ("name", "text"),
+        [
+            ("x.jsonl", '{"q": "x", "a"'),
+            ("x.txt", "x"),
+            ("x.parquet", "no parquet"),
+            ("x.csv", ""),
+            ("x.jsonl", ""),
+            ("x.jsonl", "\n"),
+        ],
     )
     def test_a_file_that_cannot_be_read_is_one_line_and_leaves_nothing(self, name: str, text: str) -> None:
         Path(name).write_text(text, encoding="utf-8")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +17,7 @@ from softtok.base_model import base_run
 from softtok.choices import choices
 from softtok.config import EvaluationSettings, RuntimeSettings
 from softtok.evaluate import evaluate
-from softtok.state import Shard, read_json
+from softtok.state import Interruption, Shard, alone, read_json
 
 MODES = {
     "hard-greedy": {"tokens": "hard", "temperature": 0.0, "noise_scale": 0.0, "samples": 1},
@@ -109,6 +112,37 @@ def test_another_checkpoint_or_setting_has_shards_of_its_own(run, toy_sets, tmp_
     shorter = spec("hard-sample") | {"evaluation": EVALUATION | {"max_cot_tokens": 8}}
     evaluate(shorter, RuntimeSettings(), run, toy_sets["test"], tmp_path / "c.parquet")
     assert sum(generated) == 3 * 24
+
+
+def test_a_shard_holds_any_character(tmp_path):
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0c\x1c", "a\r\nb"]
+    Shard(tmp_path / "shard.jsonl", {"a": 1}).append([{"cot": text} for text in texts])
+    assert [line["cot"] for line in Shard(tmp_path / "shard.jsonl", {"a": 1}).lines] == texts
+
+
+def test_one_job_at_a_time_completes_a_shard(tmp_path, monkeypatch, capsys):
+    """Two inference sets with a mode in common, evaluated side by side."""
+    monkeypatch.setattr("softtok.state.LOCK_POLL_S", 0.01)
+    path, order = tmp_path / "locks" / "a", []
+    held, interruption = threading.Event(), Interruption()
+
+    def other() -> None:
+        held.wait()
+        with alone(path, interruption):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with alone(path, interruption):
+        held.set()
+        while "waiting for another job" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+    interruption.signal = signal.SIGTERM
+    with alone(path, interruption), pytest.raises(SystemExit), alone(path, interruption):
+        pytest.fail("a job that is told to stop does not wait")
 
 
 def test_shard_refuses_another_header(tmp_path):

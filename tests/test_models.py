@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from softtok.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.config import RuntimeSettings
+from softtok.decoding import Decoder
 from softtok.errors import UserError
 from softtok.models import (
     LanguageModel,
@@ -250,6 +251,18 @@ def test_grouped_attention_is_attention_over_copied_prompts(key_heads: int) -> N
         assert layer.keys.data_ptr() == place  # type: ignore[union-attr]
     assert layer.get_seq_length() == 13
     assert len(keys) == 4
+
+
+def test_prompts_are_held_once_in_the_working_precision() -> None:
+    """Keys and values of 256 prompts are tens of GB of a GPU."""
+    lm = tiny_model(dtype=torch.bfloat16)
+    with torch.no_grad():
+        _, cache, mask, _ = prefill(lm, PROMPTS)
+        count = len(cache.layers)
+        decoder = Decoder(lm, cache, mask, samples=2, length=4)
+    assert len(decoder.layers) == count and not cache.layers
+    for layer in decoder.layers:
+        assert layer.prompt_keys.dtype == layer.prompt_values.dtype == torch.bfloat16
 
 
 def test_logits_are_fp32_whatever_the_model() -> None:

@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ import torch
 from conftest import TEMPLATE
 from safetensors.torch import load_file
 
+from softtok.__main__ import main
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.errors import UserError
 from softtok.state import EXIT_INTERRUPTED, content_hash, read_json
-from softtok.train import Trainer, prompts_of_step, train
+from softtok.train import Problem, Trainer, batches, prompts_of_step, train
 
 HARD = {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0}
 SOFT = {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33}
@@ -170,6 +173,77 @@ def test_best_checkpoint_is_the_one_that_validated_best(tmp_path, tiny_toy, toy_
         assert torch.equal(value, kept[4][name])
 
 
+def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, tiny_toy, toy_sets, monkeypatch):
+    """Killed behind the weights of step 4 and before what says that they are the best; validated again, step 4 is worse
+    than step 2 (a GPU need not give the same numbers twice)."""
+    run = tmp_path / "run"
+    save = torch.save
+    saved = []
+
+    def killed(value: dict, path: Path) -> None:
+        if value["step"] == 4:
+            raise KeyboardInterrupt
+        saved.append((run / ".state" / "best-2" / "model.safetensors").read_bytes())
+        save(value, path)
+
+    with monkeypatch.context() as patch:
+        scores = iter([10.0, 50.0, 60.0])
+        patch.setattr(Trainer, "validate", lambda self: next(scores))
+        patch.setattr(torch, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+    scores = iter([40.0, 30.0])
+    monkeypatch.setattr(Trainer, "validate", lambda self: next(scores))
+    train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+    manifest = read_json(run / "train.json")
+    assert (manifest["best_step"], manifest["best_validation"]) == (2, 50.0)
+    assert (run / "checkpoint" / "model.safetensors").read_bytes() == saved[-1]
+    assert [path.name for path in (run / ".state").glob("best-*")] == ["best-2"], "weights that lost are gone"
+
+
+def test_the_time_of_a_run_is_that_of_all_its_attempts(tmp_path, tiny_toy, toy_sets, monkeypatch):
+    run, clock = tmp_path / "run", [0.0]
+    take_step = Trainer.take_step
+
+    def slow(self: Trainer, step: int) -> dict:
+        clock[0] += 1000
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, step)
+
+    monkeypatch.setattr(Trainer, "take_step", slow)
+    watch = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("softtok.train.time", watch)
+    with pytest.raises(SystemExit):
+        train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+    monkeypatch.setattr(Trainer, "take_step", lambda self, step: slow(self, -step) | {"step": step})
+    train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+    assert read_json(run / "train.json")["wall_s"] == 6000
+
+
+def problem(number: int, length: int) -> Problem:
+    return Problem(str(number), [0] * length, [])
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize(("rows", "tokens"), [(8, 10**6), (10**6, 500), (5, 300), (1, 1)])
+def test_a_batch_stays_within_rows_and_tokens(samples: int, rows: int, tokens: int) -> None:
+    generator = np.random.default_rng(0)
+    problems = [problem(number, int(length)) for number, length in enumerate(generator.integers(1, 60, 40))]
+    runtime = RuntimeSettings(rollout_rows=rows, rollout_tokens=tokens)
+    made = list(batches(problems, samples, 10, runtime))
+    assert sorted(p.id for part in made for p in part) == sorted(p.id for p in problems)
+    for part, after in itertools.zip_longest(made, made[1:]):
+
+        def fits(part: list[Problem]) -> bool:
+            held = len(part) * (max(len(p.prompt) for p in part) + samples * 10)
+            return len(part) * samples <= rows and held <= tokens
+
+        assert fits(part) or len(part) == 1
+        assert after is None or not fits([*part, after[0]]), "no batch is smaller than it must be"
+        assert after is None or max(len(p.prompt) for p in part) <= min(len(p.prompt) for p in after)
+
+
 def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypatch):
     from softtok import optimizer
 
@@ -225,6 +299,16 @@ def test_interrupted_finish_is_finished_by_the_next_attempt(tmp_path, tiny_toy, 
     assert read_json(run / "checkpoint" / "checkpoint.json") == read_json(
         uninterrupted / "checkpoint" / "checkpoint.json"
     )
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "choices", "base"])
+def test_inputs_that_are_not_there_are_one_line(command: str, tmp_path: Path, capsys) -> None:
+    there = {"spec": "{}", "runtime": "{}", "data": str(tmp_path), "out": str(tmp_path / "out")}
+    needs = {"train": "model", "evaluate": "run", "choices": "run", "base": "model"}[command]
+    names = ["spec", *(["runtime", "data"] if command != "base" else []), "out"]
+    options = [word for name in names for word in (f"--{name}", there[name])]
+    assert main([command, *options, f"--{needs}", str(tmp_path / "gone")]) == 1
+    assert capsys.readouterr().err == f"softtok: error: {tmp_path / 'gone'} is not there; snakemake makes it\n"
 
 
 def test_content_hash_ignores_key_order():
