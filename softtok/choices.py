@@ -45,10 +45,11 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
         score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze
         records = []
         size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
+        room = runtime.rollout_tokens
         with progress("choices", len(questions)) as advance:
             for start in range(0, len(questions), size):
                 part = questions[start : start + size]
-                for question, (predicted, nll, tokens) in zip(part, score(lm, part), strict=True):
+                for question, (predicted, nll, tokens) in zip(part, score(lm, part, room), strict=True):
                     correct = predicted == question.answer
                     records.append(
                         {"id": question.id, "correct": correct, "predicted": predicted, "nll": nll, "tokens": tokens}
@@ -58,15 +59,15 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
             pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)
 
 
-def _letters(lm: LanguageModel, questions: Sequence[Question]) -> list[tuple[int, float, int]]:
+def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:
     """(chosen option, NLL of the right text, its tokens) of each question."""
     pairs = [
         (choice_prompt(q.question, q.choices), f" {letter}")
         for q in questions
         for letter in ascii_uppercase[: len(q.choices)]
     ]
-    letters = iter(log_likelihoods(lm, pairs))
-    texts = log_likelihoods(lm, [(cloze_prompt(q.question), f" {q.choices[q.answer]}") for q in questions])
+    letters = iter(log_likelihoods(lm, pairs, room))
+    texts = log_likelihoods(lm, [(cloze_prompt(q.question), f" {q.choices[q.answer]}") for q in questions], room)
     scored = []
     for question, (text, tokens) in zip(questions, texts, strict=True):
         options = [next(letters)[0] for _ in question.choices]
@@ -74,11 +75,10 @@ def _letters(lm: LanguageModel, questions: Sequence[Question]) -> list[tuple[int
     return scored
 
 
-def _cloze(lm: LanguageModel, questions: Sequence[Question]) -> list[tuple[int, float, int]]:
+def _cloze(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:
     """As `_letters`, choosing by log-likelihood per token of the options' texts."""
-    texts = iter(
-        log_likelihoods(lm, [(cloze_prompt(q.question), f" {choice}") for q in questions for choice in q.choices])
-    )
+    pairs = [(cloze_prompt(q.question), f" {choice}") for q in questions for choice in q.choices]
+    texts = iter(log_likelihoods(lm, pairs, room))
     scored = []
     for question in questions:
         options = [next(texts) for _ in question.choices]
@@ -89,15 +89,23 @@ def _cloze(lm: LanguageModel, questions: Sequence[Question]) -> list[tuple[int, 
 
 
 @torch.no_grad()
-def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-    """(log-probability in nats, tokens) of each continuation after its prompt, at temperature 1."""
+def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: int) -> list[tuple[float, int]]:
+    """(log-probability in nats, tokens) of each continuation after its prompt, at temperature 1. At most `room`
+    tokens, padding too, are run at a time (or one pair)."""
     prompts = [lm.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
     rests = [lm.tokenizer(rest, add_special_tokens=False)["input_ids"] for _, rest in pairs]
-    ids, mask, positions = left_pad([prompt + rest for prompt, rest in zip(prompts, rests, strict=True)], lm.device)
-    hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, None)
-    scored = []
-    for row, rest in enumerate(rests):
-        logits = logits_fp32(hidden[row, -len(rest) - 1 : -1], lm.head_VD)  # the state before a token predicts it
-        target = torch.tensor(rest, device=lm.device)
-        scored.append((torch.log_softmax(logits, -1).gather(1, target[:, None]).sum().item(), len(rest)))
-    return scored
+    texts = [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)]
+    scored: dict[int, tuple[float, int]] = {}
+    waiting = sorted(range(len(pairs)), key=lambda place: -len(texts[place]))
+    while waiting:
+        count = max(1, room // len(texts[waiting[0]]))
+        part, waiting = waiting[:count], waiting[count:]
+        ids, mask, positions = left_pad([texts[place] for place in part], lm.device)
+        hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, None)
+        for row, place in enumerate(part):
+            rest = rests[place]
+            logits = logits_fp32(hidden[row, -len(rest) - 1 : -1], lm.head_VD)  # the state before a token predicts it
+            target = torch.tensor(rest, device=lm.device)
+            log_p = torch.log_softmax(logits, -1).gather(1, target[:, None])
+            scored[place] = (log_p.sum().item(), len(rest))
+    return [scored[place] for place in range(len(pairs))]

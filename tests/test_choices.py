@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,17 +68,30 @@ def naive(lm: LanguageModel, prompt: str, rest: str) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_likelihoods_are_those_of_each_text_alone(family: str, tokenizer: Any) -> None:
-    """In a batch of prompts and continuations of many lengths, whatever the order."""
+def test_log_likelihoods_are_those_of_each_text_alone(
+    family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of prompts and continuations of many lengths, whatever the order and the room."""
+    run: list[torch.Size] = []
+    hidden = LanguageModel.hidden
+
+    def noted(self: LanguageModel, embeds: torch.Tensor, *others: Any) -> torch.Tensor:
+        run.append(embeds.shape[:2])
+        return hidden(self, embeds, *others)
+
+    monkeypatch.setattr(LanguageModel, "hidden", noted)
     lm = random_model(tokenizer, family)
     pairs = [(cloze_prompt(q.question), f" {choice}") for q in QUESTIONS for choice in q.choices]
     pairs += [(choice_prompt(q.question, q.choices), " B") for q in QUESTIONS]
     wanted = [naive(lm, *pair) for pair in pairs]
     assert {tokens for _, tokens in wanted} >= {1, 2, 3}
-    for order in (range(len(pairs)), np.random.default_rng(1).permutation(len(pairs))):
-        for place, (value, tokens) in zip(order, log_likelihoods(lm, [pairs[i] for i in order]), strict=True):
+    for order, room in product((range(len(pairs)), np.random.default_rng(1).permutation(len(pairs))), (1, 200, 10**6)):
+        run.clear()
+        for place, (value, tokens) in zip(order, log_likelihoods(lm, [pairs[i] for i in order], room), strict=True):
             assert tokens == wanted[place][1]
             assert value == pytest.approx(wanted[place][0], abs=2e-4)
+        assert all(rows == 1 or rows * length <= room for rows, length in run)
+        assert len(run) == 1 if room == 10**6 else len(run) > 1
 
 
 # The job
