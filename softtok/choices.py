@@ -21,7 +21,7 @@ from softtok.config import RuntimeSettings
 from softtok.models import LanguageModel, causal_mask, left_pad, load, logits_fp32
 from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
-from softtok.state import atomic, attempt
+from softtok.state import atomic, attempt, read_columns
 
 SCHEMA = pa.schema(
     {"id": pa.string(), "correct": pa.bool_(), "predicted": pa.int64(), "nll": pa.float64(), "tokens": pa.int64()}
@@ -41,7 +41,7 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
     with attempt(run / ".state" / "choices.jsonl"):
         lm = load(run / "checkpoint", runtime)
         columns = [field.name for field in fields(Question)]
-        questions = [Question(**row) for row in pyarrow.parquet.read_table(data, columns=columns).to_pylist()]
+        questions = [Question(**row) for row in read_columns(data, columns).to_pylist()]
         score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze
         records = []
         size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options

@@ -42,7 +42,7 @@ from softtok.boxed import last_boxed
 from softtok.config import FORMATS
 from softtok.errors import UserError
 from softtok.hub import reason, why
-from softtok.state import atomic, canonical_json, file_sha256, write_json
+from softtok.state import atomic, canonical_json, file_sha256, read_columns, write_json
 
 Row = dict[str, Any]
 BLOCK = 1000
@@ -96,9 +96,7 @@ def prepare(spec: Row, out: Path, exclude: dict[str, Path], data_root: Path | No
 
 def questions(path: Path) -> list[str]:
     """The questions of a prepared set."""
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path, columns=["question"]).column("question").to_pylist()
+    return read_columns(path, ["question"]).column("question").to_pylist()
 
 
 def normalise(question: str) -> str:

@@ -16,13 +16,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softtok import __version__
+
+if TYPE_CHECKING:
+    import pyarrow
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its progress saved; run it again
 LOCK_POLL_S = 1.0
@@ -77,6 +80,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_columns(path: Path, names: Sequence[str]) -> pyarrow.Table:
+    """Columns of a parquet file. (`pyarrow.parquet.read_table` would import pandas, a twentieth of a job's start.)"""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return file.read(columns=list(names))
 
 
 class Shard:

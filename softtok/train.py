@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import torch
 
 from softtok.config import RuntimeSettings, TokenMode, TrainingSettings
@@ -40,6 +39,7 @@ from softtok.state import (
     file_sha256,
     folder_sha256,
     provenance,
+    read_columns,
     read_json,
     write_json,
     write_text,
@@ -59,7 +59,7 @@ class Problem:
 def read_problems(path: Path, lm: LanguageModel, template: str) -> list[Problem]:
     """The problems of a prepared data set, their prompts rendered and tokenized (with the tokenizer's own BOS, if it
     has one)."""
-    table = pyarrow.parquet.read_table(path, columns=["id", "question", "gold"]).to_pydict()
+    table = read_columns(path, ["id", "question", "gold"]).to_pydict()
     return [
         Problem(name, lm.tokenizer(render(template, question))["input_ids"], list(golds))
         for name, question, golds in zip(table["id"], table["question"], table["gold"], strict=True)
