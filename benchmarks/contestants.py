@@ -23,7 +23,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl
-from softtok.config import RuntimeSettings
+from softtok.settings import RuntimeSettings
 
 
 class Turns:

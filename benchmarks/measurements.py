@@ -38,7 +38,8 @@ class Plan:
 
     name: str
     cells: list[tuple[str, Load, float]]  # size, load, seconds
-    rollouts_s: float  # for a case's rounds of rollouts alone
+    rollouts_s: float  # for a case's rounds of rollouts beside generate() and products
+    modes_s: float  # and of rollouts in all modes
     objective: list[tuple[int, float]]  # width, seconds
     objective_vocabulary: int
     problems: int  # of the evaluation cell
@@ -59,7 +60,7 @@ FULL = Plan(
         # One prompt: TRL's step then holds some 15 GB already, nearly all of it activations.
         ("L", Load(64, prompts=1), 60), ("L", Load(256, prompts=1), 60),
     ],
-    rollouts_s=20,
+    rollouts_s=16, modes_s=12,
     objective=[(64, 5), (512, 5)], objective_vocabulary=128_256,
     problems=100, evaluation_s=10,
     growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]}, growth_s=25,
@@ -67,7 +68,7 @@ FULL = Plan(
 )  # fmt: skip
 QUICK = Plan(
     "quick",
-    cells=[("S", Load(64), 10)], rollouts_s=8,
+    cells=[("S", Load(64), 10)], rollouts_s=6, modes_s=3,
     objective=[(64, 2)], objective_vocabulary=16_000,
     problems=16, evaluation_s=5,
     growth={"G": [1, 4]}, growth_s=3,
@@ -84,13 +85,15 @@ TINY = dataclasses.replace(
 
 @dataclass(frozen=True)
 class Cell:
-    """The rounds of one size and load: whole steps, ours and TRL's; our rollouts, generate() and our bare products."""
+    """The rounds of one size and load: whole steps, ours and TRL's; our hard rollout, generate() and our bare products;
+    our rollouts in all modes."""
 
     name: str
     size: Size
     load: Load
     steps: Rounds
     rollouts: Rounds
+    modes: Rounds
     parameters: int
     large_rows: int
 
@@ -128,12 +131,16 @@ def run_cell(plan: Plan, name: str, load: Load, seconds: float, say: Callable[[s
         turns |= {mode: partial(ours, what="step", mode=mode) for mode in MODES}
         steps = interleave(turns, seconds, plan.most, least=1)
         # Rollouts get rounds of their own, many where TRL's steps leave time for few; ours are warm by now.
-        turns = {"generate": generate}
-        turns |= {mode: partial(ours, what="rollout", mode=mode) for mode in MODES}
+        ways: dict[str, Callable[[], dict[str, float]]] = {
+            mode: partial(ours, what="rollout", mode=mode) for mode in MODES
+        }
+        turns = {"generate": generate, "hard": ways["hard"]}
         turns |= {name: partial(ours, what=name) for name in PRODUCTS if name != "torch_products" or has_floor(load)}
         rollouts = interleave(turns, plan.rollouts_s, plan.most, warm=True)
+        # Ratios near 1 need turns that follow each other closely, and many.
+        modes = interleave(ways, plan.modes_s, plan.most, warm=True)
         facts = at["ours"].facts
-    return Cell(name, SIZES[name], load, steps, rollouts, facts["parameters"], facts["large_rows"])
+    return Cell(name, SIZES[name], load, steps, rollouts, modes, facts["parameters"], facts["large_rows"])
 
 
 def rollout_vs_generate(cell: Cell) -> list[Row]:
@@ -154,10 +161,10 @@ def rollout_vs_generate(cell: Cell) -> list[Row]:
 
 def soft_vs_hard(cell: Cell) -> list[Row]:
     """2: tokens per second of our soft and fuzzy rollouts over our hard one's."""
-    hard, product = cell.least("hard"), cell.least("mixture_products")
+    hard, product = min(turn["wall_s"] for turn in cell.modes.turns["hard"]), cell.least("mixture_products")
     predicted = {"soft": hard / (hard + product), "fuzzy": 1.0}
     return [
-        cell.rollouts.row(
+        cell.modes.row(
             f"{mode}_vs_hard", cell.case, ("hard", ""), (mode, ""), ("hard", mode),
             goal=share * predicted[mode], bound=predicted[mode], note=cell.note,
         )

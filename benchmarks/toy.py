@@ -19,9 +19,9 @@ PRETRAINING_STEPS = 100
 def make(folder: Path, problems: int) -> None:
     """model/, run/ (the untouched model's), train.parquet, test.parquet, train.json and evaluate.json."""
     from softtok.base_model import base_run, make_model
-    from softtok.config import EvaluationSettings, RuntimeSettings, ToySettings, TrainingSettings
     from softtok.data import prepare
     from softtok.prompt import PROMPT
+    from softtok.settings import EvaluationSettings, RuntimeSettings, ToySettings, TrainingSettings
     from softtok.state import write_json
 
     model = {"toy": ToySettings(steps=PRETRAINING_STEPS).model_dump(), "prompt": PROMPT}

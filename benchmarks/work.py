@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softtok.config import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.cot import CotTokens, embedding_rms, hard_log_prob, mix
 from softtok.matmul import product
 from softtok.models import LanguageModel, logits_fp32, prefill
 from softtok.objective import accumulate_gradients, leave_one_out
 from softtok.optimizer import MasterAdamW
 from softtok.rollout import Limits, Rollout, TextRules, rollout
+from softtok.settings import RuntimeSettings, TokenMode, TrainingSettings
 
 PAD, EOS = 0, 1
 MODES = {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from softtok.errors import UserError
 
 if TYPE_CHECKING:
-    from softtok.config import RuntimeSettings
+    from softtok.settings import RuntimeSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: huge pages, 7 % off a step on a CPU
     import torch
 
-    from softtok.config import RuntimeSettings
+    from softtok.settings import RuntimeSettings
 
     runtime = RuntimeSettings(**options.runtime)
     torch.set_num_threads(runtime.threads)

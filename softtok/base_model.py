@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from softtok.config import RuntimeSettings, ToySettings
 from softtok.errors import UserError
 from softtok.hub import why
+from softtok.settings import RuntimeSettings, ToySettings
 from softtok.state import atomic, content_hash, folder_sha256, provenance, read_json, write_json, write_text
 
 WEIGHTS = "*.safetensors"

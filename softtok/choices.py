@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from softtok.config import RuntimeSettings
 from softtok.models import LanguageModel, causal_mask, left_pad, load, logits_fp32
 from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
+from softtok.settings import RuntimeSettings
 from softtok.state import atomic, attempt, read_columns
 
 SCHEMA = pa.schema(

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from softtok.config import TokenMode
 from softtok.models import LanguageModel, logits_fp32, prefill
+from softtok.settings import TokenMode
 from softtok.vocabulary_products import Summed, look_up, times
 
 # Below this temperature the mixture is nearly always one row of E: looking for the exceptions beats the product.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from softtok.config import RuntimeSettings
 from softtok.errors import UserError
+from softtok.settings import RuntimeSettings
 
 
 def choose_device(runtime: RuntimeSettings) -> torch.device:

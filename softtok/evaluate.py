@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from softtok.config import EvaluationSettings, RuntimeSettings, TokenMode
 from softtok.cot import CotTokens, bind, embedding_rms, state_rms
 from softtok.grid import settled
 from softtok.models import LanguageModel, load
@@ -23,6 +22,7 @@ from softtok.progress import progress
 from softtok.prompt import decode
 from softtok.reward import Judge, Verdict
 from softtok.rollout import INFERENCE_STOPS, Limits, Rollout, TextRules, most_steps, rollout
+from softtok.settings import EvaluationSettings, RuntimeSettings, TokenMode
 from softtok.state import Interruption, Shard, alone, atomic, attempt, content_hash, file_sha256, read_json, write_text
 from softtok.train import Problem, batches, grade, read_problems, rms_prompts
 

@@ -18,12 +18,12 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging as hf_logging
 
 from softtok import attention
-from softtok.config import RuntimeSettings
 from softtok.decoding import Decoder
 from softtok.devices import choose_device
 from softtok.errors import UserError
 from softtok.matmul import adopt, linear
 from softtok.prompt import PREFILL_AFTER_CUT, decode
+from softtok.settings import RuntimeSettings
 from softtok.state import read_json
 
 hf_logging.disable_progress_bar()

@@ -28,11 +28,11 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from softtok.attention import layer_states
-from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.cot import CotTokens, entropy, gumbel, hard_log_prob, keep_top, mix, soft_log_density
 from softtok.models import LanguageModel, prefill
 from softtok.regularisers import clipped, gaussian_kl, group_advantages, hard_kl, leave_one_out
 from softtok.rollout import Rollout
+from softtok.settings import RuntimeSettings, TrainingSettings
 from softtok.vocabulary_products import Summed, project
 
 __all__ = ["accumulate_gradients", "group_advantages", "leave_one_out"]

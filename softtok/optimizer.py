@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from softtok.config import TrainingSettings
+from softtok.settings import TrainingSettings
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:

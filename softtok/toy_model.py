@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softtok import toy
-from softtok.config import ToySettings
 from softtok.prompt import PREFILL_AFTER_CUT, render
 from softtok.real_tokenizers import PUBLISHED, real_tokenizer
+from softtok.settings import ToySettings
 from softtok.toy import Demonstration
 
 if TYPE_CHECKING:

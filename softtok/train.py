@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from softtok.config import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.cot import RMS_PROMPTS, bind, embedding_rms, state_rms
 from softtok.errors import UserError
 from softtok.models import LanguageModel, load
@@ -29,6 +28,7 @@ from softtok.progress import progress
 from softtok.prompt import render
 from softtok.reward import Judge, Verdict
 from softtok.rollout import STOPS, Limits, Rollout, TextRules, most_steps, rollout
+from softtok.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.state import (
     Interruption,
     atomic,
@@ -60,10 +60,8 @@ def read_problems(path: Path, lm: LanguageModel, template: str) -> list[Problem]
     """The problems of a prepared data set, their prompts rendered and tokenized (with the tokenizer's own BOS, if it
     has one)."""
     table = read_columns(path, ["id", "question", "gold"]).to_pydict()
-    return [
-        Problem(name, lm.tokenizer(render(template, question))["input_ids"], list(golds))
-        for name, question, golds in zip(table["id"], table["question"], table["gold"], strict=True)
-    ]
+    prompts = lm.tokenizer([render(template, question) for question in table["question"]])["input_ids"]
+    return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], strict=True)]
 
 
 def shuffled(count: int, key: str) -> np.ndarray:
@@ -280,9 +278,9 @@ class Trainer:
         self.forget(but=self.best_folder)
 
     def forget(self, but: Path | None = None) -> None:
-        """Removes the weights of steps that are not the best any more."""
-        for folder in self.state.glob("best-*"):
-            if folder != but:
+        """Removes the weights of steps that are not the best any more, and what a killed job left half written."""
+        for folder in self.state.iterdir():
+            if folder.name.lstrip(".").startswith("best-") and folder != but:
                 shutil.rmtree(folder)
 
     @property
