@@ -39,7 +39,7 @@ format: .venv/installed-dev ## rewrite the code in the project's format
 schema: .venv/installed ## write workflow/schemas/config.schema.json anew from the classes in softtok/config.py
 	$(BIN)/softtok schema > workflow/schemas/config.schema.json
 
-bench: .venv/installed-dev ## side by side with generate() and TRL, 15 to 17 minutes on two quiet cores (benchmarks/README.md)
+bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 minutes on two quiet cores (benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.run
 
 bench-quick: .venv/installed-dev ## the same in small, under 2 minutes: for trends
