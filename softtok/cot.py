@@ -36,7 +36,7 @@ MOST_TIED = 16  # tokens that count in one fuzzy mixture, up to which their rows
 NEAR_TIE_GAP = 1e-4
 # The smallest uniform that Gumbel noise is made of: half a step of a 24-bit generator, in the place of its 0.
 SMALLEST_UNIFORM = 2.0**-25
-RUN = 64  # vocabulary entries of which `top_gap` first takes the maximum
+RUN = 64  # vocabulary entries of which the maximum, or the sum, is taken first
 RMS_PROMPTS = 64
 RMS_PROMPTS_AT_ONCE = 8
 
@@ -225,19 +225,34 @@ def sample_ids(
     logits_NV: torch.Tensor, temperature: float, u_N: torch.Tensor | None, p_NV: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (N,) from softmax(logits / temperature) by inverse CDF at u_N, or the argmax at temperature 0; and
-    where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting. `p_NV`, the softmax
-    at temperature 1, saves making it again."""
+    where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting; it is over runs of
+    the vocabulary first and then over the entries of one, for a cumulative sum over all takes several times as long as
+    a sum. `p_NV`, the softmax at temperature 1, saves making it again."""
     if temperature == 0 or u_N is None:
         best, gap = top_gap(logits_NV)
         return best, gap < NEAR_TIE_GAP
     if p_NV is None or temperature != 1:
         p_NV = torch.softmax(tempered(logits_NV, temperature), -1)
-    cdf_NV = p_NV.cumsum(-1)
-    at_N1 = (u_N * cdf_NV[:, -1]).unsqueeze(1)
-    ids_N1 = torch.searchsorted(cdf_NV, at_N1, right=True).clamp(max=logits_NV.shape[1] - 1)
-    below = cdf_NV.gather(1, (ids_N1 - 1).clamp(min=0)) * (ids_N1 > 0)
-    margin = torch.minimum(cdf_NV.gather(1, ids_N1) - at_N1, at_N1 - below)
-    return ids_N1.squeeze(1), margin.squeeze(1) < NEAR_TIE_GAP / 10
+    vocabulary = p_NV.shape[1]
+    run = RUN if vocabulary % RUN == 0 else vocabulary
+    p_NQR = p_NV.unflatten(1, (-1, run))
+    cdf_NQ = p_NQR.sum(-1).cumsum(-1)
+    at_N1 = u_N.unsqueeze(1) * cdf_NQ[:, -1:]
+    run_N1, before_N1, _ = _interval(cdf_NQ, at_N1)
+    cdf_NR = p_NQR.gather(1, run_N1.unsqueeze(-1).expand(-1, -1, run)).squeeze(1).cumsum(-1)
+    at_N1 = at_N1 - before_N1
+    place_N1, from_N1, to_N1 = _interval(cdf_NR, at_N1)
+    margin_N1 = torch.minimum(to_N1 - at_N1, at_N1 - from_N1)
+    return (run_N1 * run + place_N1).squeeze(1), margin_N1.squeeze(1) < NEAR_TIE_GAP / 10
+
+
+def _interval(cdf_NK: torch.Tensor, at_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In which of K intervals, closed below and open above, a number lies, where that one starts and where it ends, all
+    (N, 1). Numbers at the end or, by rounding, behind it are in the last that is not empty."""
+    end_N1 = cdf_NK[:, -1:]
+    at_N1 = torch.minimum(at_N1, torch.nextafter(end_N1, torch.zeros_like(end_N1)))
+    place_N1 = torch.searchsorted(cdf_NK, at_N1, right=True)
+    return place_N1, cdf_NK.gather(1, (place_N1 - 1).clamp(min=0)) * (place_N1 > 0), cdf_NK.gather(1, place_N1)
 
 
 def mix(
@@ -256,7 +271,8 @@ def mix(
     temperature * (30 + ln V), the others weigh less than 1e-13 together, and the row is looked up instead of computed.
     """
     if temperature == 0.5 and p_NV is not None:
-        return times(p_NV.square(), _fp32(embedding_VD)) / torch.linalg.vecdot(p_NV, p_NV).unsqueeze(1)
+        squares_NV = p_NV.square()
+        return times(squares_NV, _fp32(embedding_VD)) / squares_NV.sum(-1, keepdim=True)
     if temperature >= SINGLE_ROW_TEMPERATURE:
         return times(torch.softmax(logits_NV / temperature, -1), _fp32(embedding_VD))
     if best_N is None or gap_N is None:
@@ -307,7 +323,8 @@ def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
 
 
 def entropy_of(p_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
-    """`entropy` where p = softmax(logits) is known, without a graph: log sum_i e^(z_i - z_max) - sum_i p_i (z_i -
-    z_max), whose terms are not negative and do not cancel. The sum is 1 / p_max."""
-    lead_NV = logits_NV.amax(-1, keepdim=True) - logits_NV
-    return torch.linalg.vecdot(p_NV, lead_NV) - p_NV.amax(-1).log()
+    """`entropy` where p = softmax(logits) is known, without a graph; overwrites the logits, for a second matrix of
+    their size takes longer than the arithmetic. It is log sum_i e^(z_i - z_max) - sum_i p_i (z_i - z_max), whose terms
+    are not negative and do not cancel; the first sum is 1 / p_max."""
+    weighted_NV = logits_NV.sub_(logits_NV.amax(-1, keepdim=True)).mul_(p_NV)
+    return -weighted_NV.sum(-1) - p_NV.amax(-1).log()

@@ -218,16 +218,16 @@ def rollout(
             out.cot_ids[rows[thinking], step] = ids[thinking]
             out.near_ties[rows[thinking]] += made.near_tie_N.cpu().numpy()
             original = torch.from_numpy(rows[thinking]).to(device) if len(thinking) < count else slice(None)
-            entropy_n = entropy_of(p_nV, logits_nV)
-            out.entropy_NT[original, step] = entropy_n
-            if tokens.mode.end_entropy is not None:
-                sure = (entropy_n < tokens.mode.end_entropy).cpu().numpy()
-                sure_N[rows[thinking]] = (sure_N[rows[thinking]] + 1) * sure
             if out.x_NTD is not None and out.mixture_NTD is not None:
                 out.x_NTD[original, step] = x_nD
                 out.mixture_NTD[original, step] = made.mixture_ND  # type: ignore[assignment]
             if out.action_NTD is not None:
                 out.action_NTD[original, step] = made.action_ND  # type: ignore[assignment]
+            entropy_n = entropy_of(p_nV, logits_nV)  # the last to read the logits
+            out.entropy_NT[original, step] = entropy_n
+            if tokens.mode.end_entropy is not None:
+                sure = (entropy_n < tokens.mode.end_entropy).cpu().numpy()
+                sure_N[rows[thinking]] = (sure_N[rows[thinking]] + 1) * sure
         answering = np.flatnonzero(phase == ANSWERING)
         if len(answering):
             logits_nV = logits_fp32(hidden_nD[torch.from_numpy(answering).to(device)], lm.head_VD)

@@ -37,16 +37,34 @@ def random_embedding(vocabulary: int, width: int, seed: int = 1) -> torch.Tensor
 # Hard tokens
 
 
+@pytest.mark.parametrize("vocabulary", [50, 3 * cot.RUN])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_evenly_spread_uniforms_give_every_token_its_share(temperature: float) -> None:
+def test_evenly_spread_uniforms_give_every_token_its_share(temperature: float, vocabulary: int) -> None:
     """Inverse CDF at u = 1/2n, 3/2n, ... hits a token of probability p between np - 1 and np + 1 times: no sampling
     error to hide in."""
-    count, logits = 100_000, random_logits(1, 50)
+    count, logits = 100_000, random_logits(1, vocabulary)
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     ids, _ = sample_ids(logits.expand(count, -1), temperature, u.float())
-    share = hard_log_prob(logits.expand(50, -1), torch.arange(50), temperature).double().exp()
+    share = hard_log_prob(logits.expand(vocabulary, -1), torch.arange(vocabulary), temperature).double().exp()
     assert share.sum().item() == pytest.approx(1, abs=1e-6), "the log-probabilities are those of a distribution"
-    assert (torch.bincount(ids, minlength=50) - count * share).abs().max() < 1.5
+    assert (torch.bincount(ids, minlength=vocabulary) - count * share).abs().max() < 1.5
+
+
+def test_sampling_by_runs_is_the_inverse_cdf() -> None:
+    """Tokens, and where rounding could have changed them, are those of one cumulative sum in double precision."""
+    rows, vocabulary = 4000, 40 * cot.RUN
+    logits = random_logits(rows, vocabulary, seed=3)
+    u = torch.rand(rows, generator=torch.Generator().manual_seed(3))
+    ids, near = sample_ids(logits, 1.0, u)
+    cdf = torch.softmax(logits.double(), -1).cumsum(-1)
+    at = u.double()[:, None] * cdf[:, -1:]
+    wanted = torch.searchsorted(cdf, at, right=True)
+    ends = torch.cat([torch.zeros(rows, 1, dtype=torch.float64), cdf], 1)
+    margin = torch.minimum(ends.gather(1, wanted + 1) - at, at - ends.gather(1, wanted)).squeeze(1)
+    told = cot.NEAR_TIE_GAP / 10
+    assert torch.equal(ids[margin > told / 10], wanted.squeeze(1)[margin > told / 10])
+    assert near[margin < told / 2].all() and not near[margin > 2 * told].any()
+    assert 10 < near.sum() < rows / 10
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -79,12 +97,13 @@ def test_uniforms_at_the_edges_never_give_an_impossible_token() -> None:
 
 def test_the_last_token_is_within_reach_and_never_overrun() -> None:
     """Rounding may leave the CDF's end above or below 1: u next to 1 must still give a real token."""
-    for vocabulary in (2, 3, 7, 1000, 50_000):
-        logits = random_logits(20, vocabulary, seed=vocabulary)
-        logits[:, -1] = -math.inf  # the last token is impossible, and an overrun would clamp to it
-        ids, _ = sample_ids(logits, 1.0, torch.full((20,), ALMOST_ONE))
-        assert (ids < vocabulary - 1).all()
-        assert torch.isfinite(hard_log_prob(logits, ids, 1.0)).all()
+    for vocabulary in (2, 3, 7, 1000, 50_000, 2 * cot.RUN, 500 * cot.RUN):
+        for impossible in (1, vocabulary // 2, vocabulary - 1):  # the last tokens: an overrun would end there
+            logits = random_logits(20, vocabulary, seed=vocabulary)
+            logits[:, -impossible:] = -math.inf
+            ids, _ = sample_ids(logits, 1.0, torch.full((20,), ALMOST_ONE))
+            assert (ids < vocabulary - impossible).all()
+            assert torch.isfinite(hard_log_prob(logits, ids, 1.0)).all()
 
 
 def test_temperature_to_zero_is_the_argmax() -> None:
