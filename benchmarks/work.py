@@ -191,7 +191,9 @@ class Ours:
         rewards = torch.tensor([reward(out.cot(row) + out.answers[row]) for row in range(self.load.rows)])
         advantages = leave_one_out(rewards.view(self.load.prompts, -1)).flatten().numpy()
         self.optimizer.zero_grad()
-        accumulate_gradients(self.lm, self.tokens[mode], out, advantages, self.settings, self.runtime)
+        accumulate_gradients(
+            self.lm, self.tokens[mode], out, advantages, self.settings, self.runtime, gradients=self.optimizer.gradients
+        )
         self.optimizer.gradient_norm()
 
     def step(self, mode: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ a tile, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,20 +168,30 @@ class Vocabulary:
         return project(hidden_MD.float(), self.head_VD)
 
 
+def in_fp32(lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Head and E in fp32, without a graph; one matrix where the model ties them."""
+    head_VD = lm.head_VD.detach().float()
+    return head_VD, head_VD if lm.embedding_VD is lm.head_VD else lm.embedding_VD.detach().float()
+
+
 def trained_vocabulary(
-    lm: LanguageModel, embedding_gradient: bool
+    lm: LanguageModel, embedding_gradient: bool, gradients: Mapping[torch.Tensor, torch.Tensor]
 ) -> tuple[Vocabulary, dict[torch.Tensor, torch.Tensor]]:
-    """Head and E of the model in training, and where their gradients add up in fp32, by parameter: in its `.grad`
-    where that is fp32 and there, else in a sum that remains to be handed over."""
+    """Head and E of the model in training; and, by parameter, sums of gradients that remain to be handed over. There
+    are none where fp32 gradients are given, or the parameter's own is one: those are added to."""
     sums: dict[torch.Tensor, torch.Tensor] = {}
 
-    def summed(parameter: torch.Tensor, wanted: bool) -> Summed:
-        if wanted and parameter not in sums:
-            at = parameter.grad if parameter.dtype == torch.float32 else None
-            sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32) if at is None else at
-        return Summed(parameter.float(), sums[parameter] if wanted else None)
+    def sum_of(parameter: torch.Tensor) -> torch.Tensor:
+        known = gradients.get(parameter, parameter.grad)
+        if known is not None and known.dtype == torch.float32:
+            return known
+        if parameter not in sums:
+            sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
+        return sums[parameter]
 
-    return Vocabulary(summed(lm.head_VD, True), summed(lm.embedding_VD, embedding_gradient)), sums
+    head_VD, embedding_VD = in_fp32(lm)
+    head = Summed(head_VD, sum_of(lm.head_VD))
+    return Vocabulary(head, Summed(embedding_VD, sum_of(lm.embedding_VD) if embedding_gradient else None)), sums
 
 
 @dataclass
@@ -311,12 +322,13 @@ def accumulate_gradients(
     runtime: RuntimeSettings,
     terms: tuple[str, ...] = ("cot", "answer"),
     reference: LanguageModel | None = None,
+    gradients: Mapping[torch.Tensor, torch.Tensor] | None = None,
 ) -> PassStatistics:
     """Adds the gradient of the loss to the `.grad` of the model's parameters; returns what it saw.
 
     `terms` restricts the loss to its CoT or its answer part; the parts' gradients add up to the whole's. `reference` is
-    the frozen base, for the KL term. With several updates per step, the first pass notes its log-probabilities in
-    `rollout`.
+    the frozen base, for the KL term. `gradients` are those that an optimizer keeps in fp32 by parameter: head's and E's
+    are added to there. With several updates per step, the first pass notes its log-probabilities in `rollout`.
     """
     statistics = PassStatistics()
     rows = np.arange(len(advantages_N)) if settings.regularised else np.flatnonzero(advantages_N)
@@ -334,13 +346,13 @@ def accumulate_gradients(
     prompts = run_prompts(lm, asked)
     roots = prompts.states
     prompts.states = leaves = [root.detach().requires_grad_(root.requires_grad) for root in roots]
-    own, sums = trained_vocabulary(lm, settings.embedding_gradient)
+    own, sums = trained_vocabulary(lm, settings.embedding_gradient, gradients or {})
     base, base_prompts = None, None
     if settings.kl_coefficient > 0:
         assert reference is not None, "a KL term needs the model to stay close to"
         with torch.no_grad():
             base_prompts = run_prompts(reference, asked)
-            base = Vocabulary(reference.head_VD.detach().float(), reference.embedding_VD.detach().float())
+            base = Vocabulary(*in_fp32(reference))
 
     sampled_N = (completions.cot_NL.sum(1) + completions.answer_NL.sum(1)) if settings.objective == "grpo" else 1
     weights_N, shares_N = (
@@ -349,7 +361,9 @@ def accumulate_gradients(
     )
     loss = TiledTerms(tokens, rollout, completions, settings, weights_N, shares_N, own, base, statistics)
 
-    for batch in micro_batches(completions.lengths_N, rows, prompts.mask_BP.shape[1], runtime.micro_batch_tokens):
+    # The prompts' graph is there all the while; where they are long, rows get half of the tokens nevertheless.
+    budget = max(runtime.micro_batch_tokens - prompts.mask_BP.numel(), runtime.micro_batch_tokens // 2)
+    for batch in micro_batches(completions.lengths_N, rows, prompts.mask_BP.shape[1], budget):
         owner = torch.from_numpy(prompt_of_row[batch]).to(device)
         fed = int(completions.lengths_N[batch].max()) - 1  # the last token's state predicts nothing
         states = prompts.predictors(lm, owner, _inputs(lm, tokens, rollout, completions, batch, fed))
@@ -359,7 +373,7 @@ def accumulate_gradients(
                 inputs = _inputs(reference, tokens, rollout, completions, batch, fed)
                 base_states = base_prompts.predictors(reference, owner, inputs)
 
-        pieces, gradients = [], []
+        pieces, upstream = [], []
         for term, member_NL in (("cot", completions.cot_NL), ("answer", completions.answer_NL)):
             places = np.argwhere(member_NL[batch]) if term in terms else np.empty((0, 2), np.int64)
             for start in range(0, len(places), runtime.tile_tokens):
@@ -367,11 +381,11 @@ def accumulate_gradients(
                 at = torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)
                 pieces.append(states[at])
                 base_piece = None if base_states is None else base_states[at]
-                gradients.append(loss.back_propagate(term, batch[row], column, pieces[-1], base_piece))
-        torch.cat(pieces).backward(torch.cat(gradients).to(states.dtype))
+                upstream.append(loss.back_propagate(term, batch[row], column, pieces[-1], base_piece))
+        torch.cat(pieces).backward(torch.cat(upstream).to(states.dtype))
 
     ends = [(root, leaf.grad) for root, leaf in zip(roots, leaves, strict=True) if leaf.grad is not None]
-    ends += [(parameter, total) for parameter, total in sums.items() if total is not parameter.grad]
+    ends += sums.items()
     torch.autograd.backward([root for root, _ in ends], [gradient.to(root.dtype) for root, gradient in ends])
     return statistics
 

@@ -2,8 +2,9 @@
 
 The model keeps one working copy of its weights in compute precision for rollout and training alike. Where that is bf16,
 updates of 6e-6 would be rounded away, so the optimizer holds fp32 masters and moments and rounds into the working copy
-after each step. Where it is fp32, the working copy is the master. Masters, moments and gradients, 16 bytes a parameter,
-may lie in the host's memory instead of the GPU's (`optimizer_device: cpu`).
+after each step. Where it is fp32, the working copy is the master. Masters and moments, 12 bytes a parameter, may lie in
+the host's memory instead of the GPU's (`optimizer_device: cpu`); the gradient adds up in fp32 beside the working copy
+and goes there once a step.
 """
 
 from __future__ import annotations
@@ -37,22 +38,35 @@ class MasterAdamW:
         self.settings = settings
         self.working = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.masters = [_master(parameter, torch.device(device or parameter.device)) for parameter in self.working]
+        self.gradients: dict[torch.Tensor, torch.Tensor] = {}  # of each parameter, in fp32 and where it is
         for parameter, master in zip(self.working, self.masters, strict=True):
             if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(_hand_over(master))
+                parameter.register_post_accumulate_grad_hook(_hand_over(self.gradients))
         self.adamw = torch.optim.AdamW(self.masters, lr=0.0, weight_decay=settings.weight_decay, fused=True)
 
     def zero_grad(self) -> None:
-        for master in self.masters:
-            master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()
+        for parameter, master in zip(self.working, self.masters, strict=True):
+            if parameter in self.gradients:
+                self.gradients[parameter].zero_()
+            else:
+                self.gradients[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
+            # Autograd adds to an fp32 gradient by itself; of others, a pass that failed may have left one.
+            parameter.grad = self.gradients[parameter] if master is parameter else None
 
     def gradient_norm(self) -> float:
         """L2 norm of the whole gradient."""
-        return torch.nn.utils.get_total_norm([m.grad for m in self.masters if m.grad is not None]).item()
+        return torch.nn.utils.get_total_norm(list(self.gradients.values())).item()
 
     def step(self, step: int) -> None:
         """Clips the gradient, updates the masters with the learning rate of `step`, and rounds them into the working
         copy."""
+        for parameter, master in zip(self.working, self.masters, strict=True):
+            if master.device == parameter.device:
+                master.grad = self.gradients[parameter]
+            elif master.grad is None:
+                master.grad = self.gradients[parameter].to(master.device)
+            else:
+                master.grad.copy_(self.gradients[parameter])
         torch.nn.utils.clip_grad_norm_(self.masters, self.settings.gradient_clip)
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate(step, self.settings)
@@ -83,12 +97,12 @@ def _master(parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
     return parameter.detach().to(device, torch.float32).requires_grad_()
 
 
-def _hand_over(master: torch.Tensor) -> Any:
-    """A hook that moves a parameter's fresh gradient into its master's, in fp32."""
+def _hand_over(gradients: dict[torch.Tensor, torch.Tensor]) -> Any:
+    """A hook that moves a parameter's fresh gradient into these, in fp32."""
 
     def hook(parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None and master.grad is not None, "zero_grad comes first"
-        master.grad.add_(parameter.grad.to(master.device))
+        assert parameter.grad is not None and parameter in gradients, "zero_grad comes first"
+        gradients[parameter].add_(parameter.grad)
         parameter.grad = None
 
     return hook

@@ -184,8 +184,8 @@ class RuntimeSettings(Settings):
     )
     optimizer_device: Literal["same", "cpu"] = Field(
         default="same",
-        description="where training keeps fp32 weights, moments and gradients, 16 bytes a parameter: beside the working"
-        " copy, or in the host's memory",
+        description="where training keeps fp32 weights and moments, 12 bytes a parameter: beside the working copy, or"
+        " in the host's memory",
     )
     cuda_graphs: bool = Field(
         default=False,
@@ -203,7 +203,12 @@ class RuntimeSettings(Settings):
         ge=1,
         description="positions, of prompts and rows, for which evaluation and validation have room",
     )
-    micro_batch_tokens: int = Field(default=16384, ge=1, description="tokens per forward and backward pass in training")
+    micro_batch_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="tokens, of prompts and rows, whose activations training holds at a time; halved where a GPU has"
+        " not the memory",
+    )
     tile_tokens: int = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
     reward_workers: int = Field(default=1, ge=1)
     save_every: int = Field(default=50, ge=1, description="training steps between resumable saves")

@@ -22,7 +22,7 @@ import torch
 from softtok.cot import RMS_PROMPTS, bind, embedding_rms, state_rms
 from softtok.errors import UserError
 from softtok.models import LanguageModel, load
-from softtok.objective import accumulate_gradients, group_advantages
+from softtok.objective import PassStatistics, accumulate_gradients, group_advantages
 from softtok.optimizer import MasterAdamW, learning_rate
 from softtok.progress import progress
 from softtok.prompt import render
@@ -46,6 +46,7 @@ from softtok.state import (
 )
 
 VALIDATION_SLICE = "validation"  # the key of its shuffle: the same problems are held out for every seed and mode
+FEWEST_TOKENS = 256  # of a micro-batch, below which a GPU is too small for the model
 RMS_SLICE = "noise"  # likewise: the same prompts measure the states that noise is scaled by
 
 
@@ -214,11 +215,23 @@ class Trainer:
             "update_s": time.perf_counter() - rewarded,
         }
 
-    def accumulate(self, out: Rollout, advantages_N: np.ndarray, terms: tuple[str, ...]) -> Any:
-        self.optimizer.zero_grad()
-        return accumulate_gradients(
-            self.lm, self.tokens, out, advantages_N, self.settings, self.runtime, terms, self.reference
-        )
+    def accumulate(self, out: Rollout, advantages_N: np.ndarray, terms: tuple[str, ...]) -> PassStatistics:
+        """The gradient of this rollout alone. A GPU whose memory does not hold a micro-batch gets halves from then on:
+        gradients do not depend on it."""
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                return accumulate_gradients(
+                    self.lm, self.tokens, out, advantages_N, self.settings, self.runtime, terms, self.reference,
+                    self.optimizer.gradients,
+                )  # fmt: skip
+            except torch.OutOfMemoryError:
+                tokens = self.runtime.micro_batch_tokens // 2
+                if tokens < FEWEST_TOKENS:
+                    raise
+            torch.cuda.empty_cache()
+            self.runtime = self.runtime.model_copy(update={"micro_batch_tokens": tokens})
+            print(f"softtok: out of memory in step {self.step + 1}; going on with micro_batch_tokens: {tokens}")
 
     def run(self, interruption: Interruption) -> None:
         """Takes the remaining steps; stops early, with the fact noted, when training diverges."""

@@ -19,6 +19,7 @@ from tiny_models import TokenRules, tiny_model, token_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from softtok import objective
 from softtok.config import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.cot import CotTokens, soft_log_density
 from softtok.models import LanguageModel
@@ -296,6 +297,23 @@ def test_micro_batches_hold_every_row_once_within_their_budget() -> None:
             assert len(batch) == 1 or len(batch) * (20 + lengths[batch].max()) <= budget
         longest = [lengths[batch].max() for batch in batches]
         assert longest == sorted(longest, reverse=True), "rows of like length go together, so that little is padded"
+
+
+@pytest.mark.parametrize(("tokens", "budget"), [(500, 485), (20, 10)])
+def test_the_prompts_are_part_of_what_a_micro_batch_may_hold(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, budget: int
+) -> None:
+    """Their graph lives as long as the pass does; but they leave half to the rows."""
+    budgets = []
+    split = objective.micro_batches
+
+    def noted(lengths: np.ndarray, rows: np.ndarray, width: int, budget: int) -> list[np.ndarray]:
+        budgets.append((width, budget))
+        return split(lengths, rows, width, budget)
+
+    monkeypatch.setattr(objective, "micro_batches", noted)
+    gradients(*make_case("hard"), micro_batch_tokens=tokens)
+    assert budgets == [(5, budget)], "three prompts, padded to five tokens"
 
 
 # TRL as the oracle for hard tokens

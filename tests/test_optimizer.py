@@ -15,7 +15,7 @@ from tiny_models import tiny_model, token_mode
 from transformers import get_cosine_schedule_with_warmup
 
 from softtok.config import RuntimeSettings, TrainingSettings
-from softtok.objective import accumulate_gradients
+from softtok.objective import accumulate_gradients, in_fp32
 from softtok.optimizer import MasterAdamW, learning_rate
 
 SETTINGS = TrainingSettings(steps=40, warmup_steps=4, learning_rate=6e-6)
@@ -120,7 +120,7 @@ def test_bf16_gradients_add_up_in_fp32() -> None:
     layer.weight.sum().backward()
     for _ in range(256):
         (layer.weight * 2**-9).sum().backward()
-    assert torch.equal(optimizer.masters[0].grad, torch.full((4, 8), 1.5))
+    assert torch.equal(optimizer.gradients[layer.weight], torch.full((4, 8), 1.5))
     assert layer.weight.grad is None, "no second copy of the gradient stays behind"
     assert optimizer.gradient_norm() == pytest.approx(1.5 * 32**0.5)
     optimizer.zero_grad()
@@ -137,16 +137,51 @@ def test_bf16_model_hands_over_the_whole_gradient() -> None:
     advantages = make_advantages(len(out.answers))
     optimizer = MasterAdamW(lm.model, SETTINGS)
     optimizer.zero_grad()
-    accumulate_gradients(lm, tokens, out, advantages, TrainingSettings(), RuntimeSettings(micro_batch_tokens=40))
+    runtime = RuntimeSettings(micro_batch_tokens=40)
+    accumulate_gradients(lm, tokens, out, advantages, TrainingSettings(), runtime, gradients=optimizer.gradients)
 
     exact = tiny_model(spread=0.1)
     exact.model.load_state_dict(lm.model.state_dict())
     tokens = dataclasses.replace(tokens, embedding_VD=exact.embedding_VD.detach())
     out = dataclasses.replace(out, x_NTD=out.x_NTD.float())
     accumulate_gradients(exact, tokens, out, advantages, TrainingSettings(), RuntimeSettings())
-    for (name, parameter), master in zip(exact.model.named_parameters(), optimizer.masters, strict=True):
-        gap = (master.grad - parameter.grad).norm() / parameter.grad.norm()
+    for (name, parameter), summed in zip(exact.model.named_parameters(), optimizer.gradients.values(), strict=True):
+        gap = (summed - parameter.grad).norm() / parameter.grad.norm()
         assert gap < 0.05, f"{name}: relative difference {gap:.3f}"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_of_head_and_embedding_are_never_rounded_to_bf16(tied: bool) -> None:
+    """They add up in the optimizer's own fp32 sums, beside one fp32 copy of each matrix."""
+    lm = tiny_model(dtype=torch.bfloat16, spread=0.1, tied=tied)
+    head_VD, embedding_VD = in_fp32(lm)
+    assert (head_VD is embedding_VD) == tied
+    assert torch.equal(head_VD, lm.head_VD.float()) and torch.equal(embedding_VD, lm.embedding_VD.float())
+    found = []
+    for own in (True, False):
+        lm = tiny_model(dtype=torch.bfloat16, spread=0.1, tied=tied)
+        tokens = token_mode(lm, MODES["soft"])
+        out = make_rollout(lm, tokens)
+        optimizer = MasterAdamW(lm.model, SETTINGS)
+        optimizer.zero_grad()
+        accumulate_gradients(
+            lm, tokens, out, make_advantages(len(out.answers)), TrainingSettings(), RuntimeSettings(),
+            gradients=optimizer.gradients if own else None,
+        )  # fmt: skip
+        found.append([optimizer.gradients[parameter] for parameter in (lm.head_VD, lm.embedding_VD)])
+    for summed, handed_over in zip(*found, strict=True):
+        assert not torch.equal(summed, summed.bfloat16().float())
+        assert (summed - handed_over).norm() < 0.01 * summed.norm(), "but for rounding they are the same"
+
+
+def test_what_a_failed_pass_left_behind_is_forgotten() -> None:
+    """A pass can end between autograd's addition and the hook's."""
+    layer = small_network(torch.bfloat16)
+    optimizer = MasterAdamW(layer, SETTINGS)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer.zero_grad()
+    layer.weight.sum().backward()
+    assert torch.equal(optimizer.gradients[layer.weight], torch.ones(4, 8))
 
 
 def test_a_large_gradient_is_clipped_as_a_whole() -> None:

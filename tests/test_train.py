@@ -20,6 +20,7 @@ import torch
 from conftest import TEMPLATE
 from safetensors.torch import load_file
 
+from softtok import objective
 from softtok.__main__ import main
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.errors import UserError
@@ -243,6 +244,31 @@ def test_a_batch_stays_within_rows_and_tokens(samples: int, rows: int, tokens: i
         assert fits(part) or len(part) == 1
         assert after is None or not fits([*part, after[0]]), "no batch is smaller than it must be"
         assert after is None or max(len(p.prompt) for p in part) <= min(len(p.prompt) for p in after)
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved(tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
+    """As on a GPU whose memory ends in the middle of a pass: the step is that of one with enough."""
+    runs, room = [], [10**6, 300]
+    predictors = objective.Prompts.predictors
+
+    def short(self, lm, owner, embeds):
+        if len(owner) * (self.mask_BP.shape[1] + embeds.shape[1]) > room[len(runs)]:
+            raise torch.OutOfMemoryError
+        return predictors(self, lm, owner, embeds)
+
+    monkeypatch.setattr(objective.Prompts, "predictors", short)
+    for _ in room:
+        trainer = Trainer(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+        with trainer.judge:
+            trainer.take_step(1)
+        runs.append((trainer.runtime.micro_batch_tokens, list(trainer.optimizer.gradients.values())))
+    (whole, wanted), (halved, found) = runs
+    assert whole == 16384 and halved in (256, 512)
+    assert "out of memory in step 1; going on with micro_batch_tokens: " in capsys.readouterr().out
+    assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(wanted, found, strict=True))
+    room[0], runs = 1, []
+    with trainer.judge, pytest.raises(torch.OutOfMemoryError):
+        trainer.take_step(2)
 
 
 def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypatch):
