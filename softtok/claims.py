@@ -3,7 +3,8 @@
 The training run (model x train set x seed) is the unit: its effect is a difference on the same problems, averaged over
 the run's test sets, and a Student t interval over runs says what is known. Which entries of a study play which part is
 told by their `paper:` names, else by their own. Runs that diverged count as they are. What a study plans but has not
-finished makes a test `not run`: nothing is decided by what came first.
+finished makes a test `not run`: nothing is decided by what came first. Runs may agree exactly by chance; where
+problems are counted, the spread over runs is taken to be one problem (in each test set) at least.
 
 Runs of one model and train set count as separate ones; so an interval speaks of further runs on these models and train
 sets, not of other ones. A base is one checkpoint, the same for all runs of its model: its value is taken as it was
@@ -24,9 +25,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from softtok.metrics import t_interval
+from softtok.metrics import t_interval_of
 from softtok.paper import REPRINTED
-from softtok.significance import holm, p_value
+from softtok.significance import holm, p_value, spread
 from softtok.tables import Row, Study
 
 LEVEL = 0.05
@@ -39,6 +40,7 @@ RunKey = tuple[str, str, str, int]  # model, train set, training mode, seed
 Cell = tuple[RunKey, str, str]  # run, test or choice set, inference mode ("" for a choice set)
 Values = Mapping[tuple[Cell, str, int], Any]  # cell, metric, k (0 where it has no meaning) -> a number or a `Profile`
 Floats = NDArray[np.float64]
+PROBLEMS = "n_problems"  # of a cell, beside its metrics
 
 
 @dataclass(frozen=True)
@@ -235,21 +237,23 @@ def verdicts(spec: Mapping[str, Any], metrics: pd.DataFrame) -> list[Verdict]:
     decided: dict[Contrast, Verdict] = {}
     for claim in CLAIMS:
         found: dict[Contrast, list[float]] = {}
+        steps: dict[Contrast, float] = {}
         for contrast in contrasts():
             if contrast.claim == claim:
                 try:
                     if claim == "C7" and not ablation:
                         raise NotRunError("no training mode of this study is one of the paper's ablations of the noise")
-                    found[contrast] = effects(contrast, design, values)
+                    found[contrast], steps[contrast] = effects(contrast, design, values)
                 except NotRunError as reason:
                     decided[contrast] = Verdict(contrast, NOT_RUN, str(reason))
-        decided |= {verdict.contrast: verdict for verdict in judge(found)}
+        decided |= {verdict.contrast: verdict for verdict in judge(found, steps)}
     return [decided[contrast] for contrast in contrasts()]
 
 
-def judge(found: Mapping[Contrast, Sequence[float]]) -> list[Verdict]:
-    """Verdicts on the contrasts of one claim, from the effects of their runs (two or more each)."""
-    ps = [p_value(sample, contrast.low, contrast.high) for contrast, sample in found.items()]
+def judge(found: Mapping[Contrast, Sequence[float]], steps: Mapping[Contrast, float]) -> list[Verdict]:
+    """Verdicts on the contrasts of one claim, from the effects of their runs (two or more each) and the `steps` in
+    which these are counted (0 where they are not)."""
+    ps = [p_value(sample, contrast.low, contrast.high, steps[contrast]) for contrast, sample in found.items()]
     judged = []
     for (contrast, sample), p, p_holm in zip(found.items(), ps, holm(ps), strict=True):
         n, mean = len(sample), float(np.mean(sample))
@@ -262,7 +266,10 @@ def judge(found: Mapping[Contrast, Sequence[float]]) -> list[Verdict]:
             verdict = SUPPORTED if contrast.low < mean < contrast.high else CONTRADICTED
         elif p <= LEVEL:
             reason = "the interval alone would decide, but not after Holm's correction"
-        judged.append(Verdict(contrast, verdict, reason, n, mean, *t_interval(sample), p, p_holm))
+        elif not spread(sample, steps[contrast]):
+            reason = "the runs agree exactly, which tells nothing of the spread of further ones"
+        interval = t_interval_of(mean, spread(sample, steps[contrast]), n)
+        judged.append(Verdict(contrast, verdict, reason, n, mean, *interval, p, p_holm))
     return judged
 
 
@@ -317,9 +324,10 @@ def _row(run: Mapping[str, Any]) -> Row:
     return Row(run["model"], run["train_set"], run["mode"])
 
 
-def effects(contrast: Contrast, design: Design, values: Values) -> list[float]:
-    """The effect of each run that the contrast is about, averaged over its test sets (or choice sets). Raises
-    NotRunError with the reason if the study lacks an entry or a second seed, or any planned cell has no value."""
+def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:
+    """The effect of each run that the contrast is about, averaged over its test sets (or choice sets), and the step in
+    which they are counted: one problem in each set (0 for what is no count). Raises NotRunError with the reason if the
+    study lacks an entry or a second seed, or any planned cell has no value."""
     mode = design.part("training_modes", contrast.run)
     other = contrast.other if contrast.other in ("", "base") else design.part("training_modes", contrast.other)
     only = {section: design.part(section, name) for section, name in contrast.only}
@@ -329,7 +337,7 @@ def effects(contrast: Contrast, design: Design, values: Values) -> list[float]:
     sets = design.study.test_sets if inference else design.study.choice_sets
     if not sets:
         raise NotRunError(f"this study has no {'test' if inference else 'choice'} sets")
-    found, seeds = [], set()
+    found, seeds, steps = [], set(), [0.0]
     for run, planned in design.cells.items():
         model, train_set, training_mode, seed = run
         if (
@@ -339,17 +347,23 @@ def effects(contrast: Contrast, design: Design, values: Values) -> list[float]:
         ):
             continue
         against = (model, "none", "base", 0) if other == "base" else (model, train_set, other or mode, seed)
-        apart = [
-            measure.apart(_value(values, run, name, inference, measure),
-                          _value(values, against, name, other_inference, measure))
+        tested = [
+            name
             for name in sets
             if (name, inference) in planned
             and (name, other_inference) in design.cells.get(against, ())
             and only.get("test_sets", name) == name
+        ]
+        apart = [
+            measure.apart(_value(values, run, name, inference, measure),
+                          _value(values, against, name, other_inference, measure))
+            for name in tested
         ]  # fmt: skip
         if apart:
             found.append(round(float(np.mean(apart)), 9))  # what is equal differs by 0, not by the rounding of a sum
             seeds.add(seed)
+            if measure.unit == "points":
+                steps.append(float(np.mean([100 / values[(run, name, inference), PROBLEMS, 0] for name in tested])))
     if not found:
         compared = " and ".join(
             dict.fromkeys((f"{mode} {inference}".strip(), f"{other or mode} {other_inference}".strip()))
@@ -358,7 +372,7 @@ def effects(contrast: Contrast, design: Design, values: Values) -> list[float]:
         raise NotRunError(f"no model, train set and seed has both {compared}{where}")
     if len(seeds) < 2:
         raise NotRunError("one seed only: no spread over runs is known")
-    return found
+    return found, max(steps)
 
 
 def _value(values: Values, run: RunKey, tested: str, inference: str, measure: Measure) -> Any:
@@ -376,8 +390,11 @@ def _values(metrics: pd.DataFrame) -> Values:
     key = ["model", "train_set", "training_mode", "seed", "test_set", "inference_mode", "metric", "k"]
     profiles = used["metric"] == "entropy"
     found: dict[tuple[Cell, str, int], Any] = {}
-    for *names, value in used.loc[~profiles, [*key, "value"]].itertuples(index=False, name=None):
-        found[_place(names)] = value
+    for *names, value, problems in used.loc[~profiles, [*key, "value", "n_problems"]].itertuples(
+        index=False, name=None
+    ):
+        cell, metric, k = _place(names)
+        found[cell, metric, k], found[cell, PROBLEMS, 0] = value, problems
     for group, lines in used[profiles].groupby(key, sort=False):
         columns = (lines["index"].to_numpy(np.int64), lines["value"].to_numpy(float))
         found[_place(group)] = Profile(*columns, lines["n_samples"].to_numpy(float))

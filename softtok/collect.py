@@ -85,6 +85,7 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
     noise: dict[str, list[float]] = {}
     problems: dict[str, tuple[Path, frozenset[str]]] = {}  # set -> the first file on it and its problems
     statuses: Counter[str] = Counter()
+    sets = spec["config"].get("inference_sets", {})
 
     @contextlib.contextmanager
     def noting(entry: Mapping[str, Any], what: str) -> Iterator[None]:
@@ -121,8 +122,8 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
                         counted | cells
                     )  # a mode that two inference sets share is the same in both: the first counts
                     statuses += seen
-            complete = absent is None and tests[test_set] == spec["tests"][test_set]
-            if complete and (missing := [mode for mode in study.inference_modes if mode not in cells]):
+            planned = (mode for name in tests[test_set] for mode in sets.get(name, study.inference_modes))
+            if absent is None and (missing := [mode for mode in planned if mode not in cells]):
                 raise UserError(f"{folder / 'eval' / test_set} has no rows of inference mode '{missing[0]}'")
             greedy = study.hard_family().greedy
             if greedy in cells:

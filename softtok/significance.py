@@ -9,18 +9,23 @@ import numpy as np
 from scipy.special import stdtr
 
 
-def p_value(effects: Sequence[float], low: float, high: float) -> float:
+def spread(effects: Sequence[float], step: float) -> float:
+    """Standard deviation (ddof = 1), but at least `step`, the unit in which effects are counted: a few runs often solve
+    equally many problems by chance, which does not mean that further ones all would."""
+    return max(float(np.std(effects, ddof=1)) if np.ptp(effects) else 0.0, step)
+
+
+def p_value(effects: Sequence[float], low: float, high: float, step: float = 0.0) -> float:
     """The smallest error rate at which the t interval over `effects` lies wholly inside or wholly outside `low` to
     `high`: twice the tail beyond the boundary nearest to the mean. It is at most 0.05 when the 95 % interval does; with
-    two finite boundaries these are two one-sided tests at 2.5 % each. 1 if the effects are not finite."""
+    two finite boundaries these are two one-sided tests at 2.5 % each. 1 if the effects are not finite or have no
+    `spread`."""
     sample = np.asarray(effects, dtype=float)
     if not np.isfinite(sample).all():
         return 1.0
     distance = min(abs(sample.mean() - boundary) for boundary in (low, high) if math.isfinite(boundary))
-    error = sample.std(ddof=1) / math.sqrt(sample.size)
-    if not error:
-        return 0.0 if distance else 1.0
-    return float(2 * stdtr(sample.size - 1, -distance / error))
+    error = spread(effects, step) / math.sqrt(sample.size)
+    return float(2 * stdtr(sample.size - 1, -distance / error)) if error else 1.0
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -29,7 +29,7 @@ _ENTROPY = {"base": 0.9, "hard": 0.35, "soft": 0.8, "fuzzy": 0.75}
 def rates(mode: str, inference_mode: str, test_set: str, problems: int) -> np.ndarray:
     """Chance of success of each problem, the same for all seeds."""
     shift = -2.2 if test_set.startswith("long") else 0.0
-    shift += {"hard": 0.0, "soft": -0.4, "fuzzy": -0.2}[inference_mode.split("-")[0]] if mode != "base" else 0.0
+    shift += {"soft": -0.4, "fuzzy": -0.2}.get(inference_mode.split("-")[0], 0.0) if mode != "base" else 0.0
     shift += 1.0 if inference_mode.endswith("greedy") else 0.0
     quantiles = (np.arange(problems) + 0.5) / problems
     logits = _SKILL.get(mode, 0.2) + shift + _SPREAD.get(mode, 1.5) * np.log(quantiles / (1 - quantiles)) / 1.8
@@ -95,6 +95,22 @@ def write_study(
     }
 
 
+def write_planned(root: Path, spec: dict[str, Any], problems: int = 4, steps: int = 4, cot: int = 8) -> None:
+    """Writes below `root` just what a study's own report spec plans, at its own paths."""
+    rng = np.random.default_rng(7)
+    for entry in spec["runs"]:
+        run, mode = root / entry["path"], entry["mode"]
+        (run / "eval").mkdir(parents=True)
+        _write_training(run, entry["model"], mode, entry["seed"], steps, cot, False, rng, False)
+        for test_set, sets in entry.get("tests", spec["tests"]).items():
+            for name, h8 in sets.items():
+                modes = {one: spec["inference_modes"][one] for one in spec["config"]["inference_sets"][name]}
+                cell = run / "eval" / test_set
+                _write_cell(cell, mode, test_set, modes, problems, cot, 0.1, rng, f"{name}-{h8}")
+        for choice_set, h8 in entry.get("choices", spec["choices"]).items():
+            _write_choices(run / "choices", choice_set, mode, problems, rng, h8)
+
+
 def _write_training(
     run: Path,
     model: str,
@@ -145,21 +161,21 @@ def _write_training(
 
 def _write_cell(
     folder: Path, mode: str, test_set: str, inference_modes: dict[str, dict[str, Any]], problems: int, cot: int,
-    wobble: float, rng: np.random.Generator,
+    wobble: float, rng: np.random.Generator, name: str = "six-89ab4567",
 ) -> None:  # fmt: skip
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     frames, profiles = [], []
     seed_shift = 0.0 if mode == "base" else rng.normal(0, wobble)
-    for name, settings in inference_modes.items():
+    for inference_mode, settings in inference_modes.items():
         samples = settings["samples"]
-        known = rates(mode, name, test_set, problems)
+        known = rates(mode, inference_mode, test_set, problems)
         shifted = 1 / (1 + (1 - known) / known * np.exp(-seed_shift))
         correct = rng.random((problems, samples)) < shifted[:, None]
         lengths = np.clip(rng.normal(cot * 0.55, cot * 0.12, (problems, samples)), 2, cot).astype(int)
         frames.append(
             pd.DataFrame(
                 {
-                    "inference_mode": name,
+                    "inference_mode": inference_mode,
                     "problem_id": np.repeat([f"{test_set}-{place:05d}" for place in range(problems)], samples),
                     "sample": np.tile(np.arange(samples), problems),
                     "correct": correct.ravel(),
@@ -179,13 +195,17 @@ def _write_cell(
         wave = level * (0.55 + 0.45 * np.exp(-index / (cot * 0.3))) * (1 + 0.25 * np.sin(index / 2.5))
         noise = rng.normal(0, 0.25, len(index)) / np.sqrt(count) + rng.normal(0, 0.015)
         profiles.append(
-            pd.DataFrame({"inference_mode": name, "index": index, "entropy": np.abs(wave + noise), "count": count})
+            pd.DataFrame(
+                {"inference_mode": inference_mode, "index": index, "entropy": np.abs(wave + noise), "count": count}
+            )
         )
-    pd.concat(frames).to_parquet(folder / "six-89ab4567.parquet", index=False)
-    pd.concat(profiles).to_csv(folder / "six-89ab4567.entropy.csv", index=False)
+    pd.concat(frames).to_parquet(folder / f"{name}.parquet", index=False)
+    pd.concat(profiles).to_csv(folder / f"{name}.entropy.csv", index=False)
 
 
-def _write_choices(folder: Path, choice_set: str, mode: str, problems: int, rng: np.random.Generator) -> None:
+def _write_choices(
+    folder: Path, choice_set: str, mode: str, problems: int, rng: np.random.Generator, h8: str = "cdef0123"
+) -> None:
     folder.mkdir(exist_ok=True)
     tokens = rng.integers(1, 6, problems)
     per_token = {"base": 1.10, "hard": 1.32, "soft": 1.14, "fuzzy": 1.11}.get(mode, 1.2)
@@ -198,4 +218,4 @@ def _write_choices(folder: Path, choice_set: str, mode: str, problems: int, rng:
             "tokens": tokens,
         }
     )
-    frame.to_parquet(folder / f"{choice_set}-cdef0123.parquet", index=False)
+    frame.to_parquet(folder / f"{choice_set}-{h8}.parquet", index=False)

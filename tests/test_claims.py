@@ -54,8 +54,11 @@ class World:
     spec: dict[str, Any]
     cells: pd.DataFrame
 
-    def metrics(self, z: np.ndarray | float = 0.0) -> pd.DataFrame:
-        """Tidy metrics; `z` (one per row) are deviations from the mean in standard deviations."""
+    def metrics(self, z: np.ndarray | float | None = None) -> pd.DataFrame:
+        """Tidy metrics; `z` (one per row) are deviations from the mean in standard deviations; none: small ones, which
+        are not the same for all seeds."""
+        if z is None:
+            z = 0.01 * self.cells["seed"].to_numpy()
         return self.cells.assign(value=self.cells["mean"] + self.cells["std"] * z)[list(METRIC_COLUMNS)]
 
     def draw(self, rng: np.random.Generator) -> list[Verdict]:
@@ -98,7 +101,9 @@ def world(
             name = f"pass@{k}" if metric == "pass@k" else metric
             mean, std = truth(model, train_set, mode, tested, inference, name)
             used = "my-" + inference if inference else ""
-            rows.append((*own, seed, "my-" + tested, used, metric, k, index, mean, 0 if mode == "base" else std, 9, 9))
+            rows.append(
+                (*own, seed, "my-" + tested, used, metric, k, index, mean, 0 if mode == "base" else std, 10**6, 9)
+            )
     spec = {
         "runs": runs,
         "tests": {"my-" + name: {"six": "0"} for name in test_sets},
@@ -423,13 +428,12 @@ def test_the_noise_scale_that_collapses() -> None:
         (-3.0, 0.078, CONTRADICTED),
         (2.0, 0.001, INCONCLUSIVE),
         (2.0, 0.0, INCONCLUSIVE),
-        (0.0, 0.0, SUPPORTED),
-        (2.1, 0.0, CONTRADICTED),
+        (0.0, 0.0, INCONCLUSIVE),  # two runs that agree exactly
     ],
 )
 def test_equality_near_its_margin(mean: float, spread: float, verdict: str) -> None:
     first = contrasts()[0]
-    (judged,) = claims.judge({first: [mean - spread, mean + spread]})
+    (judged,) = claims.judge({first: [mean - spread, mean + spread]}, {first: 0.0})
     assert (first.claim, first.margin) == ("C1", 2)
     assert judged.verdict == verdict
     assert judged.high == pytest.approx(mean + 12.7062047 * spread)
@@ -445,8 +449,47 @@ def test_p_is_at_most_one_in_twenty_where_the_interval_decides(
     low, high = t_interval(effects)
     inside = region[0] < low and high < region[1]
     outside = high < region[0] or low > region[1]
-    if not any(abs(end - boundary) < 1e-9 for end in (low, high) for boundary in region):
+    if not np.std(effects):
+        assert p_value(effects, *region) == 1
+    elif not any(abs(end - boundary) < 1e-9 for end in (low, high) for boundary in region):
         assert (p_value(effects, *region) <= 0.05) == (inside or outside)
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+@pytest.mark.parametrize(("problems", "rate"), [(100, 0.7), (100, 0.97), (1319, 0.97)])
+def test_runs_that_agree_by_chance_decide_nothing(problems: int, rate: float, runs: int) -> None:
+    """Few runs often solve equally many problems. Training that changes nothing must not be called better, or worse, in
+    more than one of twenty studies."""
+    rng, studies = np.random.default_rng(0), 3000
+    solved = rng.binomial(problems, rate, (studies, 3, runs))  # hard, soft and fuzzy
+    above = [contrast for contrast in contrasts() if contrast.claim == "C2"]
+    steps = dict.fromkeys(above, 100 / problems)
+    wrong = 0
+    for hard, *softer in solved:
+        effects = {contrast: 100 * (mode - hard) / problems for contrast, mode in zip(above, softer, strict=True)}
+        wrong += any(verdict.verdict != INCONCLUSIVE for verdict in claims.judge(effects, steps))
+    assert wrong / studies < 0.055
+
+
+def test_runs_that_all_collapse_are_told_though_they_agree_exactly() -> None:
+    """From 70 % to none of 100 problems, in both runs: one problem is the least spread, t = -70 / (1 / sqrt 2)."""
+    down = next(contrast for contrast in contrasts() if contrast.claim == "C7" and contrast.high == 0)
+    (judged,) = claims.judge({down: [-70.0, -70.0]}, {down: 1.0})
+    assert judged.verdict == SUPPORTED
+    assert judged.high == pytest.approx(-70 + 12.7062047 / 2**0.5)
+    (unknown,) = claims.judge({down: [-70.0, -70.0]}, {down: 0.0})
+    assert (unknown.verdict, unknown.p) == (INCONCLUSIVE, 1.0)
+    assert "agree exactly" in unknown.reason
+
+
+def test_the_least_spread_is_one_problem_in_each_test_set() -> None:
+    made = world(as_claimed, test_sets=("gsm8k", "math500"))
+    metrics = made.metrics(0.0)
+    metrics.loc[metrics["test_set"] == "my-gsm8k", "n_problems"] = 1000
+    metrics.loc[metrics["test_set"] == "my-math500", "n_problems"] = 500
+    judged = next(one for one in verdicts(made.spec, metrics) if one.contrast.claim == "C2")
+    assert judged.n == 3
+    assert judged.effect - judged.low == pytest.approx(4.30265273 * 0.15 / 3**0.5)
 
 
 def test_holm_by_hand() -> None:

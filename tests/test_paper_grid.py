@@ -8,11 +8,17 @@ import os
 import resource
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from synthetic_runs import write_planned
 from test_workflow import ROOT, Project, counts
 
+from softtok import tables
+from softtok.collect import collect
 from softtok.config import read
+from softtok.errors import UserError
 from softtok.grid import Grid, Study
+from softtok.tables import make_tables
 
 # Jobs by rule, without each study's report.
 COUNTS = {
@@ -145,3 +151,17 @@ def in_reach(study: Study) -> set[tuple[str, ...]]:
         for choice_set in run["choices"]:
             cells.add((*place, paper["choice_sets"][choice_set], ""))
     return cells
+
+
+@pytest.mark.parametrize("study", COUNTS)
+def test_what_a_study_plans_is_what_its_report_asks_for(study: str, grid: Grid, tmp_path: Path) -> None:
+    """No more: some runs are tested in more modes on one test set than on another. And no less."""
+    spec = grid.studies[study].spec
+    write_planned(tmp_path, spec)
+    results = collect(spec, tmp_path)
+    assert make_tables(tables.Study.from_spec(spec), results.metrics)
+    cell = next(iter(tmp_path.glob("results/runs/*/gsm8k/*/seed0-*/eval/gsm8k/six-*.parquet")))
+    rows = pd.read_parquet(cell)
+    rows[rows["inference_mode"] != "soft-greedy"].to_parquet(cell, index=False)
+    with pytest.raises(UserError, match="no rows of inference mode 'soft-greedy'"):
+        collect(spec, tmp_path)
