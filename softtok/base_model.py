@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from softtok.errors import UserError
-from softtok.hub import why
+from softtok.hub import fetch
 from softtok.settings import RuntimeSettings, ToySettings
 from softtok.state import atomic, content_hash, folder_sha256, provenance, read_json, write_json, write_text
 
@@ -33,7 +33,7 @@ def make_model(spec: dict[str, Any], runtime: RuntimeSettings, out: Path, text: 
 def _referred(spec: dict[str, Any]) -> dict[str, Any]:
     """Manifest of a hub model, fetched and locked, or of a folder."""
     if "hub" in spec:
-        reference = {"hub": spec["hub"], "revision": _lock_revision(spec["hub"], spec.get("revision"))}
+        reference = {"hub": spec["hub"], "revision": fetch(spec["hub"], spec.get("revision")).name}
         return {"reference": reference, "sha256": content_hash(reference, 64)}
     folder = Path(spec["path"]).resolve()
     if not any(folder.glob(WEIGHTS)):
@@ -66,19 +66,6 @@ def _toy(spec: dict[str, Any], out: Path, text: Path | None) -> dict[str, Any]:
     with atomic(out) as temporary:
         facts = make(settings, temporary, pairs, spec["prompt"])
     return {"sha256": folder_sha256(out, WEIGHTS), "facts": facts}
-
-
-def _lock_revision(name: str, revision: str | None) -> str:
-    """Fetches a hub model into the Hugging Face cache and returns the commit it was fetched at."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns)).name
-    except Exception as error:  # the network, the hub, their libraries and a full disk; to the user all mean: no model
-        raise UserError(
-            f"model {name} (revision {revision or 'main'}) cannot be fetched: {why(error, name, revision)}"
-        ) from error
 
 
 def base_run(spec: dict[str, Any], model: Path, out: Path) -> None:

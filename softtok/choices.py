@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from softtok.models import LanguageModel, causal_mask, left_pad, load, logits_fp32
+from softtok.models import LanguageModel, causal_mask, in_fp32, left_pad, load, logits_fp32
 from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
 from softtok.settings import RuntimeSettings
@@ -91,21 +91,27 @@ def _cloze(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[
 @torch.no_grad()
 def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: int) -> list[tuple[float, int]]:
     """(log-probability in nats, tokens) of each continuation after its prompt, at temperature 1. At most `room`
-    tokens, padding too, are run at a time (or one pair)."""
-    prompts = [lm.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
-    rests = [lm.tokenizer(rest, add_special_tokens=False)["input_ids"] for _, rest in pairs]
-    texts = [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)]
-    scored: dict[int, tuple[float, int]] = {}
-    waiting = sorted(range(len(pairs)), key=lambda place: -len(texts[place]))
+    tokens, padding too, are run at a time (or one text). Texts that differ in their last token alone, as those of the
+    letters do, are run once."""
+    texts: dict[tuple[int, ...], list[int]] = {}  # what is run, all but a pair's last token -> the pairs
+    rests: list[list[int]] = []
+    for place, (prompt, rest) in enumerate(pairs):
+        rests.append(lm.tokenizer(rest, add_special_tokens=False)["input_ids"])
+        texts.setdefault((*lm.tokenizer(prompt)["input_ids"], *rests[-1][:-1]), []).append(place)
+    scored: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
+    head_VD, _ = in_fp32(lm)
+    waiting = sorted(texts, key=lambda text: -len(text))
     while waiting:
-        count = max(1, room // len(texts[waiting[0]]))
+        count = max(1, room // len(waiting[0]))
         part, waiting = waiting[:count], waiting[count:]
-        ids, mask, positions = left_pad([texts[place] for place in part], lm.device)
+        ids, mask, positions = left_pad([list(text) for text in part], lm.device)
         hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, None)
-        for row, place in enumerate(part):
-            rest = rests[place]
-            logits = logits_fp32(hidden[row, -len(rest) - 1 : -1], lm.head_VD)  # the state before a token predicts it
-            target = torch.tensor(rest, device=lm.device)
-            log_p = torch.log_softmax(logits, -1).gather(1, target[:, None])
-            scored[place] = (log_p.sum().item(), len(rest))
-    return [scored[place] for place in range(len(pairs))]
+        for row, text in enumerate(part):
+            longest = max(len(rests[place]) for place in texts[text])
+            # The state before a token predicts it.
+            log_p = torch.log_softmax(logits_fp32(hidden[row, -longest:], head_VD), -1)
+            for place in texts[text]:
+                target = torch.tensor(rests[place], device=lm.device)
+                known = log_p[-len(target) :].gather(1, target[:, None])
+                scored[place] = (known.sum().item(), len(target))
+    return scored

@@ -63,7 +63,7 @@ def state_rms(lm: LanguageModel, prompts: list[list[int]]) -> dict[str, float]:
 class CotStep:
     """One CoT step of N rows."""
 
-    x_ND: torch.Tensor  # what is fed, in the model's dtype
+    x_ND: torch.Tensor  # what is fed, in the dtype of E
     ids_N: torch.Tensor  # the token (hard) or its shadow (soft)
     mixture_ND: torch.Tensor | None  # the action's mean in fp32 (soft): h = p E; the hidden state; D of the logits
     near_tie_N: torch.Tensor  # true where rounding could have changed ids_N

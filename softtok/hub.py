@@ -1,4 +1,4 @@
-"""Why something could not be fetched from the Hugging Face hub, in the words of one line.
+"""Models of the Hugging Face hub in its local cache; and why something could not be fetched, in the words of one line.
 
 The hub's own messages run over several lines, of which the first is an HTTP status. `datasets` and `transformers` wrap
 them in errors of their own, so the chain of causes is searched.
@@ -7,6 +7,36 @@ them in errors of their own, so the chain of causes is searched.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+
+from softtok.errors import UserError
+
+PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]  # the files of a model
+
+
+def fetch(name: str, revision: str | None) -> Path:
+    """The folder in the cache of a hub model at the commit that `revision` now is (none: of the newest), downloaded if
+    need be. Raises UserError with the reason where that fails."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    except Exception as error:  # the network, the hub, their libraries and a full disk; to the user all mean: no model
+        raise UserError(
+            f"model {name} (revision {revision or 'main'}) cannot be fetched: {why(error, name, revision)}"
+        ) from error
+
+
+def locked(name: str, commit: str) -> Path:
+    """The same at a known commit. Where the cache holds it, the hub is asked nothing: transformers, given a name, would
+    ask at every load, and fail or hang where the hub is slow, strict or out of reach."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=PATTERNS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return fetch(name, commit)
 
 
 def why(error: BaseException, page: str, revision: str | None) -> str:

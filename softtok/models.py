@@ -21,6 +21,7 @@ from softtok import attention
 from softtok.decoding import Decoder
 from softtok.devices import choose_device
 from softtok.errors import UserError
+from softtok.hub import locked
 from softtok.matmul import adopt, linear
 from softtok.prompt import PREFILL_AFTER_CUT, decode
 from softtok.settings import RuntimeSettings
@@ -83,6 +84,13 @@ class LanguageModel:
         return output.last_hidden_state
 
 
+def in_fp32(lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Head and E in fp32, without a graph; one matrix where the model ties them. Copies, where the working precision is
+    another: to be made once for many tokens."""
+    head_VD = lm.head_VD.detach().float()
+    return head_VD, head_VD if lm.embedding_VD is lm.head_VD else lm.embedding_VD.detach().float()
+
+
 def logits_fp32(hidden: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
     """Next-token logits in fp32 whatever the working precision: bf16 logits tie exactly in 3-5 % of steps
     (random Llamas of width 128 and 512)."""
@@ -141,12 +149,14 @@ def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
     if runtime.cuda_graphs and device.type != "cuda":
         raise UserError(f"runtime.cuda_graphs: asked for, but the device is {device}; set it to false or use a GPU")
     precision = runtime.precision if runtime.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
-    name, revision = resolve(folder)
+    if device.type == "cuda":
+        _prepare_gpu()
+    name, commit = resolve(folder)
+    files = name if commit is None else locked(name, commit)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(files)
         model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
+            files,
             dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
             attn_implementation="sdpa",
             device_map={"": device},
@@ -161,6 +171,15 @@ def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
     lm = LanguageModel(model.eval(), tokenizer, name, runtime.cuda_graphs)
     probe(lm)
     return lm
+
+
+def _prepare_gpu() -> None:
+    """PyTorch's defaults that do not suit this work."""
+    # cuDNN's attention, the first choice on newer GPUs, plans anew for every shape and keeps all plans; of the shapes
+    # of CoTs hardly two are the same.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Rollout and training multiply other numbers of rows: sums rounded to bf16 part by part would differ more.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 @torch.no_grad()

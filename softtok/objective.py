@@ -30,7 +30,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from softtok.attention import layer_states
 from softtok.cot import CotTokens, entropy, gumbel, hard_log_prob, keep_top, mix, soft_log_density
-from softtok.models import LanguageModel, prefill
+from softtok.models import LanguageModel, in_fp32, prefill
 from softtok.regularisers import clipped, gaussian_kl, group_advantages, hard_kl, leave_one_out
 from softtok.rollout import Rollout
 from softtok.settings import RuntimeSettings, TrainingSettings
@@ -166,12 +166,6 @@ class Vocabulary:
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """head @ hidden in fp32, shape (M, V)."""
         return project(hidden_MD.float(), self.head_VD)
-
-
-def in_fp32(lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Head and E in fp32, without a graph; one matrix where the model ties them."""
-    head_VD = lm.head_VD.detach().float()
-    return head_VD, head_VD if lm.embedding_VD is lm.head_VD else lm.embedding_VD.detach().float()
 
 
 def trained_vocabulary(

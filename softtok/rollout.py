@@ -15,6 +15,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch
 
 from softtok.cot import CotTokens, entropy_of, sample_ids
 from softtok.decoding import Decoder, GraphDecoder
-from softtok.models import LanguageModel, logits_fp32, prefill
+from softtok.models import LanguageModel, in_fp32, logits_fp32, prefill
 from softtok.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, BoxRule, StopRule, decode, eos_ids, token_texts
 
 THINKING, PREFILLED, ANSWERING, DONE = range(4)
@@ -170,6 +171,8 @@ def rollout(
     longest = most_steps(rules, limits)
     hidden_BD, prompt_cache, prompt_mask, prompt_lengths = prefill(lm, prompts)
     decoder = (GraphDecoder if lm.cuda_graphs else Decoder)(lm, prompt_cache, prompt_mask, samples, longest)
+    head_VD, embedding_VD = in_fp32(lm)
+    tokens = dataclasses.replace(tokens, embedding_VD=embedding_VD, head_VD=head_VD)
     hidden_nD = hidden_BD.repeat_interleave(samples, 0)
     start_n = prompt_lengths.repeat_interleave(samples)
 
@@ -208,11 +211,11 @@ def rollout(
         if len(thinking):
             at = torch.from_numpy(thinking).to(device)
             state_nD = hidden_nD if len(thinking) == len(rows) else hidden_nD[at]
-            logits_nV = logits_fp32(state_nD, lm.head_VD)
+            logits_nV = logits_fp32(state_nD, head_VD)
             draw = cot_draws.at(step, rows[thinking])
             p_nV = torch.softmax(logits_nV, -1)
             made = tokens.step(logits_nV, draw[:, 0] if draw is not None and not tokens.soft else draw, state_nD, p_nV)
-            x_nD = made.x_ND
+            x_nD = made.x_ND.to(lm.dtype)
             text_ids = tokens.nearest_ids(x_nD) if tokens.soft and limits.stop_on == "nearest" else made.ids_N
             ids[thinking] = text_ids.cpu().numpy()
             out.cot_ids[rows[thinking], step] = ids[thinking]
@@ -230,7 +233,7 @@ def rollout(
                 sure_N[rows[thinking]] = (sure_N[rows[thinking]] + 1) * sure
         answering = np.flatnonzero(phase == ANSWERING)
         if len(answering):
-            logits_nV = logits_fp32(hidden_nD[torch.from_numpy(answering).to(device)], lm.head_VD)
+            logits_nV = logits_fp32(hidden_nD[torch.from_numpy(answering).to(device)], head_VD)
             u_n = None if answer_u_NA is None else answer_u_NA[rows[answering], fed[answering]]
             sampled, near_tie = sample_ids(logits_nV, limits.answer_temperature, u_n)
             ids[answering] = sampled.cpu().numpy()

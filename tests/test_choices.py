@@ -94,6 +94,28 @@ def test_log_likelihoods_are_those_of_each_text_alone(
         assert len(run) == 1 if room == 10**6 else len(run) > 1
 
 
+def test_texts_that_differ_in_their_last_token_are_run_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The letters of a question above all: its options are in the prompt, which is long."""
+    run: list[int] = []
+    hidden = LanguageModel.hidden
+
+    def noted(self: LanguageModel, embeds: torch.Tensor, *others: Any) -> torch.Tensor:
+        run.extend(embeds.shape[:1])
+        return hidden(self, embeds, *others)
+
+    lm = random_model(tokenizer)
+    pairs = [(choice_prompt(q.question, q.choices), f" {letter}") for q in QUESTIONS for letter in "ABC"]
+    pairs += [("one", " two red"), ("one two", " red"), ("one two", " blue")]
+    wanted = [naive(lm, *pair) for pair in pairs]
+    distinct = {tuple(lm.tokenizer(a)["input_ids"] + lm.tokenizer(b, add_special_tokens=False)["input_ids"][:-1])
+                for a, b in pairs}  # fmt: skip
+    monkeypatch.setattr(LanguageModel, "hidden", noted)
+    for (value, tokens), (exact, count) in zip(log_likelihoods(lm, pairs, 500), wanted, strict=True):
+        assert tokens == count
+        assert value == pytest.approx(exact, abs=2e-4)
+    assert sum(run) == len(distinct) < len(pairs) / 2
+
+
 # The job
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -351,6 +352,45 @@ def test_a_hub_model_stays_at_its_locked_commit_when_main_moves_on(repository: P
     assert read_json(newest / "model.json")["sha256"] != manifest["sha256"]
     make_model(spec | {"revision": COMMIT}, CPU, tmp_path / "models/pinned", None)
     assert torch.equal(load(tmp_path / "models/pinned", CPU).embedding_VD, old)
+
+
+def test_what_the_cache_holds_is_loaded_without_a_word_to_the_hub(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred jobs load a model; transformers, given its name, would ask for files that are not there each time."""
+    make_model({"hub": "org/tiny", "revision": None, "prompt": "{question}"}, CPU, tmp_path / "models/tiny", None)
+    asked = []
+
+    def refuse(*address: Any, **options: Any) -> None:
+        asked.append(address)
+        raise OSError("the network was asked for something")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    lm = load(tmp_path / "models/tiny", CPU)
+    assert lm.name == "org/tiny"
+    assert not asked
+
+
+def test_what_left_the_cache_is_fetched_at_its_commit_again(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model({"hub": "org/tiny", "revision": None, "prompt": "{question}"}, CPU, tmp_path / "models/tiny", None)
+    snapshot, away, known = repository / "snapshots" / COMMIT, tmp_path / "away", huggingface_hub.snapshot_download
+
+    def download(name: str, revision: str | None = None, **options: Any) -> str:
+        if options.get("local_files_only"):
+            return known(name, revision=revision, **options)
+        assert (name, revision) == ("org/tiny", COMMIT)
+        away.rename(snapshot)
+        return str(snapshot)
+
+    snapshot.rename(away)
+    with pytest.raises(UserError, match=rf"^model org/tiny \(revision {COMMIT}\) cannot be fetched: the hub cannot"):
+        load(tmp_path / "models/tiny", CPU)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load(tmp_path / "models/tiny", CPU).name == "org/tiny"
 
 
 def test_a_hub_model_that_cannot_be_used_leaves_nothing(repository: Path, tmp_path: Path) -> None:

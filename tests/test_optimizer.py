@@ -15,7 +15,8 @@ from tiny_models import tiny_model, token_mode
 from transformers import get_cosine_schedule_with_warmup
 
 from softtok.config import RuntimeSettings, TrainingSettings
-from softtok.objective import accumulate_gradients, in_fp32
+from softtok.models import in_fp32
+from softtok.objective import accumulate_gradients
 from softtok.optimizer import MasterAdamW, learning_rate
 
 SETTINGS = TrainingSettings(steps=40, warmup_steps=4, learning_rate=6e-6)
