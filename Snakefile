@@ -38,6 +38,13 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+onerror:
+    print(
+        "softtok: what is done stays done. `snakemake` goes on; `softtok tables STUDY --partial` shows what there is.",
+        file=sys.stderr,
+    )
+
+
 # Every study is a target of its own name.
 for study in grid.studies:
 

@@ -32,7 +32,7 @@ DATA_VERSION = 2
 MODEL_VERSION = 2
 TRAIN_VERSION = 1
 EVAL_VERSION = 1
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 
 DATA = "results/data/{kind}/{name}-{spec}"
 MODEL = "results/models/{model}-{spec}"

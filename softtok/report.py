@@ -41,8 +41,8 @@ def make_report(spec: dict[str, Any], out: Path, root: Path) -> None:
     `root`.
 
     Equal results give equal bytes. Everything is read before anything is written: a missing or malformed file of a run
-    is a UserError that names it and leaves an older report as it was. Older tables and figures that this report does
-    not have are removed.
+    is a UserError that names it and leaves an older report as it was (Snakemake, though, removes what a job that failed
+    declares). Older tables and figures that this report does not have are removed.
     """
     from softtok import claims, collect, figures
     from softtok.tables import FORMATS, Study, make_tables

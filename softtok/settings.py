@@ -194,7 +194,7 @@ class RuntimeSettings(Settings):
     threads: int = Field(default=1, ge=1, description="CPU threads of one job")
     gpus: int = Field(default=0, ge=0, description="GPUs that a job with a model asks the scheduler for")
     memory_mb: int = Field(
-        default=4000, ge=1, description="memory that such a job asks the scheduler for; doubled when it is tried again"
+        default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
     )
     runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
     rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side in evaluation")

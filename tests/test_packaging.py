@@ -60,3 +60,11 @@ def test_no_large_or_generated_file_is_tracked():
     tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert not [path for path in tracked if path.exists() and path.stat().st_size > 1_000_000]
     assert not [path for path in tracked if path.relative_to(ROOT).parts[0] in ("results", ".snakemake", ".venv")]
+
+
+def test_every_file_that_the_readme_names_is_there():
+    """Paths in backquotes or blocks that begin with a folder of the repository; not those with a placeholder."""
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "results")
+    named = set(re.findall(rf"(?<![\w/.])(?:{folders})/[\w./-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(named) > 5
+    assert not [path for path in named if not (ROOT / path.rstrip(".")).exists() and not path.startswith(".venv")]

@@ -299,10 +299,18 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: Project) -> None:
     failed = project.snakemake(FAIL="base")
     assert failed.returncode == 1
     assert "softtok: error: no such thing" in failed.stdout
+    assert "`softtok tables STUDY --partial` shows what there is" in failed.stdout
     calls = (project.folder / "calls.txt").read_text()
     assert "evaluate results/runs/toy/sums/hard/" in calls
     assert calls.count("base ") == 1, "a failure that is not the network's is not tried again"
     assert project.jobs() == {job for job in FIRST if "/base/" in job} | {"report results/reports/first"}
+
+
+def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: Project) -> None:
+    """A quarter: it may have been out of time, and twice the memory of a large node is not to be had."""
+    tried = project.snakemake("--retries", "2", "--cores", "1", "--show-failed-logs", FAIL="train")
+    asked = re.findall(r"^(?:local)?rule train:\n(?: .*\n)*?    resources: .*?mem_mb=(\d+)", tried.stdout, re.MULTILINE)
+    assert asked == ["4000", "5000", "6000"]
 
 
 def test_network_rules_are_tried_again(project: Project) -> None:

@@ -98,3 +98,8 @@ def machine(wildcards):
     """Machine settings of the job's model. Rules pass them as a param that takes `threads`, which Snakemake does not track: a change
     reruns nothing."""
     return grid.runtimes[wildcards.model]
+
+
+def memory_mb(wildcards, attempt):
+    """Memory of a job with a model, a quarter more each time it is tried again: most retries are for time, not for memory."""
+    return machine(wildcards).memory_mb * (3 + attempt) // 4

@@ -15,7 +15,7 @@ rule evaluate:
         "../../environment.yml"
     threads: lambda wildcards: machine(wildcards).threads
     resources:
-        mem_mb=lambda wildcards, attempt: machine(wildcards).memory_mb * attempt,
+        mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
         gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:
@@ -42,7 +42,7 @@ rule choices:
         "../../environment.yml"
     threads: lambda wildcards: machine(wildcards).threads
     resources:
-        mem_mb=lambda wildcards, attempt: machine(wildcards).memory_mb * attempt,
+        mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
         gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:

@@ -12,7 +12,7 @@ rule model:
         "../../environment.yml"
     threads: lambda wildcards: model_of(wildcards).spec.get("toy", {}).get("threads", 1)
     resources:
-        mem_mb=lambda wildcards, attempt: machine(wildcards).memory_mb * attempt,
+        mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
         gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:

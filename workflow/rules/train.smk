@@ -20,7 +20,7 @@ rule train:
         "../../environment.yml"
     threads: lambda wildcards: machine(wildcards).threads
     resources:
-        mem_mb=lambda wildcards, attempt: machine(wildcards).memory_mb * attempt,
+        mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
         gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:
