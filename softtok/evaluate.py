@@ -23,7 +23,17 @@ from softtok.prompt import decode
 from softtok.reward import Judge, Verdict
 from softtok.rollout import INFERENCE_STOPS, Limits, Rollout, TextRules, most_steps, rollout
 from softtok.settings import EvaluationSettings, RuntimeSettings, TokenMode
-from softtok.state import Interruption, Shard, alone, atomic, attempt, content_hash, file_sha256, read_json, write_text
+from softtok.state import (
+    Interruption,
+    Shard,
+    alone,
+    atomic,
+    attempt,
+    content_hash,
+    file_sha256,
+    read_manifest,
+    write_text,
+)
 from softtok.train import Problem, batches, grade, read_problems, rms_prompts
 
 SCHEMA = pa.schema(
@@ -48,7 +58,7 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
     (`.entropy.csv`)."""
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = EvaluationSettings(**spec["evaluation"])
-        checkpoint = read_json(run / "checkpoint" / "checkpoint.json")
+        checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
         lm = load(run / "checkpoint", runtime)
         rules = TextRules(lm)
         problems = read_problems(data, lm, checkpoint["prompt"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import socket
@@ -23,6 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from softtok import __version__
+from softtok.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,19 +57,35 @@ def folder_sha256(folder: Path, pattern: str) -> str:
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place only when the block ends well. A folder replaces a
-    folder."""
+    folder. What is new is on disk before it has the name: a power cut leaves the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        _to_disk(temporary)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)  # os.replace does not replace a folder that holds files
         os.replace(temporary, path)
+        _to_disk(path.parent, below=False)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path, below: bool = True) -> None:
+    """Waits until a file, or a folder and what is `below` it, is on disk; where the file system has no such call, or
+    not for folders, it is left at that."""
+    for item in [*(path.rglob("*") if below else []), path]:
+        descriptor = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,35 +101,74 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The JSON object that a job wrote into its output folder. Raises UserError where it is gone or damaged."""
+    try:
+        manifest = read_json(path)
+        if not isinstance(manifest, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{path} cannot be read ({why}); remove the folder {path.parent} and run snakemake again"
+        ) from error
+    return manifest
+
+
 def read_columns(path: Path, names: Sequence[str]) -> pyarrow.Table:
-    """Columns of a parquet file. (`pyarrow.parquet.read_table` would import pandas, a twentieth of a job's start.)"""
+    """Columns of a parquet file. (`pyarrow.parquet.read_table` would import pandas, a twentieth of a job's start.)
+    Raises UserError where the file is damaged."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        return file.read(columns=list(names))
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read(columns=list(names))
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a readable parquet file ({why}); remove it and run snakemake again") from error
+    if missing := [name for name in names if name not in table.column_names]:
+        raise UserError(f"{path} has no column {missing[0]!r}; remove it and run snakemake again")
+    return table
+
+
+def _records(lines: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects that stand in lines of their own, and how many lines are none: what a full disk or a power cut
+    leaves of them."""
+    records, damaged = [], 0
+    # Not splitlines: it also splits at U+2028 and the like, which JSON leaves as they are in texts.
+    for line in filter(None, lines.split(b"\n")):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            damaged += 1
+    return records, damaged
 
 
 class Shard:
     """An append-only file of finished items: a header line that names what they belong to, then one JSON line an item.
 
-    A line cut short by a crash is forgotten; a file with another header is started afresh.
+    A damaged line, or one cut short by a crash, is forgotten; a file with another header is started afresh.
     """
 
     def __init__(self, path: Path, header: Any):
         self.path = path
-        self.lines: list[Any] = []
+        self.lines: list[dict[str, Any]] = []
         head = canonical_json(header) + "\n"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole.startswith(head):
-            # Not splitlines: it also splits at U+2028 and the like, which JSON leaves as they are in texts.
-            self.lines = [json.loads(line) for line in whole[len(head) :].split("\n")[:-1]]
-            if whole != text:
-                write_text(path, whole)
-        else:
-            write_text(path, head)
+        found = path.read_bytes() if path.exists() else b""
+        whole = found[: found.rfind(b"\n") + 1]
+        damaged = 0
+        if whole.startswith(head.encode()):
+            self.lines, damaged = _records(whole[len(head.encode()) :])
+        if damaged:
+            print(f"softtok: {path}: damaged lines ({damaged}); what stood there is made again", file=sys.stderr)
+        if damaged or whole != found or not whole.startswith(head.encode()):
+            write_text(path, head + "".join(canonical_json(line) + "\n" for line in self.lines))
 
-    def append(self, items: list[Any]) -> None:
+    def append(self, items: list[dict[str, Any]]) -> None:
         """Adds items; on disk when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(canonical_json(item) + "\n" for item in items))
@@ -172,13 +230,16 @@ class Interruption:
 @contextlib.contextmanager
 def attempt(path: Path) -> Iterator[None]:
     """Notes the start and the end of an attempt at a job in the JSON lines file `path` (a killed job leaves a start
-    alone)."""
+    alone). A disk that is too full for that is no reason to fail, nor to hide why the job failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def note(event: str, **facts: Any) -> None:
-        with open(path, "a", encoding="utf-8") as file:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            file.write(canonical_json({"event": event, "time": stamp, "host": socket.gethostname(), **facts}) + "\n")
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        line = canonical_json({"event": event, "time": stamp, "host": socket.gethostname(), **facts}) + "\n"
+        with contextlib.suppress(OSError), open(path, "ab+") as file:
+            file.seek(max(0, file.tell() - 1))
+            half = file.read() not in (b"", b"\n")  # the line before was cut short
+            file.write(("\n" * half + line).encode())
 
     note("start", pid=os.getpid())
     try:
@@ -193,9 +254,8 @@ def attempt(path: Path) -> Iterator[None]:
 
 
 def attempts(path: Path) -> list[dict[str, Any]]:
-    """The events noted in `path`, oldest first."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n") if line]
+    """The events noted in `path`, oldest first; damaged lines are left out."""
+    return _records(path.read_bytes())[0] if path.exists() else []
 
 
 def provenance(device: str = "cpu") -> dict[str, str]:

@@ -16,6 +16,7 @@ from softtok import evaluate as module
 from softtok.base_model import base_run
 from softtok.choices import choices
 from softtok.config import EvaluationSettings, RuntimeSettings
+from softtok.errors import UserError
 from softtok.evaluate import evaluate
 from softtok.state import Interruption, Shard, alone, read_json
 
@@ -94,6 +95,29 @@ def test_a_new_mode_and_a_crash_cost_only_what_is_missing(run, toy_sets, tmp_pat
     assert sum(generated) == 52
     tables = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("two", "four")]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_damaged_lines_of_a_shard_are_made_again(run, toy_sets, tmp_path, generated, capsys):
+    """Half a line with others behind it, bytes that are no text, a line that is no object: the rest stays."""
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
+    (shard,) = (run / ".state" / "shards").iterdir()
+    whole = shard.read_bytes()
+    lines = whole.split(b"\n")
+    lines[2], lines[4], lines[5] = lines[2][:50], b"\xff" + lines[4], b"7"
+    shard.write_bytes(b"\n".join(lines))
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "b.parquet")
+    assert sum(generated) == 24 + 3 * 4
+    assert f"{shard}: damaged lines (3); what stood there is made again" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{name}.parquet") for name in "ab"))
+    kept = [line for place, line in enumerate(whole.split(b"\n")[:-1]) if place not in (2, 4, 5)]
+    assert shard.read_bytes().split(b"\n")[: len(kept)] == kept
+
+
+def test_a_damaged_checkpoint_manifest_is_one_line(run, toy_sets, tmp_path):
+    manifest = run / "checkpoint" / "checkpoint.json"
+    manifest.write_text(manifest.read_text()[:20])
+    with pytest.raises(UserError, match=rf"^{manifest} cannot be read .*remove the folder {manifest.parent} and run"):
+        evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
 
 
 def test_records_do_not_depend_on_the_batch(run, toy_sets, tmp_path, tiny_toy):
