@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import torch
 
 from softtok.errors import UserError
 from softtok.settings import RuntimeSettings
+from softtok.state import device_name
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.precision` names them
 
 
 def choose_device(runtime: RuntimeSettings) -> torch.device:
@@ -23,11 +27,23 @@ def choose_device(runtime: RuntimeSettings) -> torch.device:
     for one, else the CPU. Raises UserError for a device that is not there."""
     if runtime.device == "auto":
         count = torch.cuda.device_count() if runtime.gpus and torch.cuda.is_available() else 0
+        if runtime.gpus and not count:
+            say(f"runtime.gpus: {runtime.gpus} asked for, but PyTorch sees no GPU here; going on without")
         return torch.device("cuda", take_free(gpu_names(count))) if count else torch.device("cpu")
     device = torch.device(runtime.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"runtime.device: {runtime.device!r} asked for, but PyTorch sees no GPU here; use auto or cpu")
     return device
+
+
+def announce(device: torch.device, dtype: torch.dtype) -> None:
+    """Says at the start of a job what decides its speed and, by rounding, its results."""
+    say(f"on {device_name(str(device))}, {PRECISIONS[dtype]}")
+
+
+@functools.cache  # once in a job that loads two models
+def say(line: str) -> None:
+    print(f"softtok: {line}", file=sys.stderr, flush=True)
 
 
 def gpu_names(count: int) -> tuple[str, ...]:

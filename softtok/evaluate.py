@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from softtok.cot import CotTokens, bind, embedding_rms, state_rms
+from softtok.devices import announce
 from softtok.grid import settled
 from softtok.models import LanguageModel, load
 from softtok.progress import progress
@@ -60,6 +61,7 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
         settings = EvaluationSettings(**spec["evaluation"])
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
         lm = load(run / "checkpoint", runtime)
+        announce(lm.device, lm.dtype)
         rules = TextRules(lm)
         problems = read_problems(data, lm, checkpoint["prompt"])
         modes = {

@@ -258,15 +258,17 @@ def attempts(path: Path) -> list[dict[str, Any]]:
     return _records(path.read_bytes())[0] if path.exists() else []
 
 
-def provenance(device: str = "cpu") -> dict[str, str]:
-    """What made a result: versions, commit, device and host. `device` is a torch device string."""
+def provenance(device: str = "cpu", precision: str | None = None) -> dict[str, str]:
+    """What made a result: versions, commit, device and host. `device` is a torch device string; `precision` that of
+    the working copy of the weights, where a model was run."""
     packages = ("torch", "transformers", "math-verify", "numpy")
     return {
         "softtok": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
-        "device": _device_name(device),
+        "device": device_name(device),
+        **({"precision": precision} if precision else {}),
         "host": socket.gethostname(),
     }
 
@@ -278,7 +280,8 @@ def _commit() -> str:
     return result.stdout.strip() if result and result.returncode == 0 else ""
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What a torch device is called by its maker."""
     if device.startswith("cuda"):
         import torch
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from softtok.cot import RMS_PROMPTS, bind, embedding_rms, state_rms
+from softtok.devices import PRECISIONS, announce
 from softtok.errors import UserError
 from softtok.models import LanguageModel, load
 from softtok.objective import PassStatistics, accumulate_gradients, group_advantages
@@ -115,6 +116,7 @@ class Trainer:
         self.seed = int(spec["seed"])
         mode = TokenMode(**{name: spec["mode"][name] for name in TokenMode.model_fields if name in spec["mode"]})
         self.lm = load(model, runtime)
+        announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # stays as it is
         problems = read_problems(data, self.lm, spec["model"]["prompt"])
         # Of the base, before any step, whatever the mode: tests may place noise where training did not.
@@ -355,7 +357,7 @@ class Trainer:
                 "checkpoint_sha256": sha256,
                 "wall_s": self.wall_s,
                 "attempts": attempts(self.state / "attempts.jsonl"),
-                "provenance": provenance(str(self.lm.device)),
+                "provenance": provenance(str(self.lm.device), PRECISIONS[self.lm.dtype]),
             },
         )
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from softtok.config import RuntimeSettings
-from softtok.devices import choose_device, gpu_names, take_free
+from softtok.devices import announce, choose_device, gpu_names, say, take_free
 from softtok.errors import UserError
 
 JOB = """
@@ -67,6 +67,22 @@ def test_auto_is_a_free_gpu_where_there_are_any(monkeypatch: pytest.MonkeyPatch)
     assert choose_device(RuntimeSettings()) == torch.device("cpu"), "a job that asks for no GPU leaves it to others"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(RuntimeSettings(gpus=1)) == torch.device("cpu")
+
+
+def test_a_job_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    say.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("softtok.devices.device_name", lambda device: f"the {device} here")
+    for _ in range(2):  # a job that loads two models says it once
+        announce(choose_device(RuntimeSettings(gpus=2)), torch.float32)
+    wanted = "runtime.gpus: 2 asked for, but PyTorch sees no GPU here; going on without"
+    assert capsys.readouterr().err == f"softtok: {wanted}\nsofttok: on the cpu here, fp32\n"
+    announce(torch.device("cuda", 1), torch.bfloat16)
+    assert capsys.readouterr().err == "softtok: on the cuda:1 here, bf16\n"
+    say.cache_clear()
+    choose_device(RuntimeSettings())
+    choose_device(RuntimeSettings(gpus=2, device="cpu"))
+    assert capsys.readouterr().err == "", "nobody asked for one"
 
 
 def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

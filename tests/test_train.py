@@ -64,6 +64,7 @@ def test_outputs_and_manifest(uninterrupted, tiny_toy):
     assert manifest["diverged"] is None
     assert [attempt["event"] for attempt in manifest["attempts"]] == ["start"]
     assert {"commit", "torch", "device"} <= manifest["provenance"].keys()
+    assert manifest["provenance"]["precision"] == "fp32", "it is in no hash, and changes results"
     steps = lines(uninterrupted)
     assert [line["step"] for line in steps] == list(range(7))
     assert [line["step"] for line in steps if "validation" in line] == [0, 2, 4, 6]
