@@ -32,6 +32,7 @@ from softtok.rollout import STOPS, Limits, Rollout, TextRules, most_steps, rollo
 from softtok.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.state import (
     Interruption,
+    alone,
     atomic,
     attempt,
     attempts,
@@ -372,8 +373,14 @@ def link_or_copy(source: str, target: str) -> None:
 
 def train(spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
     """Trains one run (`spec` as `grid.py` builds it) and writes checkpoint/, train.jsonl and train.json into the folder
-    `out`."""
-    with attempt(out / ".state" / "attempts.jsonl"), Interruption() as interruption:
+    `out`. Where another process is at this very run (a job outlives the Snakemake that started it), it waits, and then
+    finds the run finished, or goes on with it."""
+    state = out / ".state"
+    with (
+        Interruption() as interruption,
+        alone(state / "locks" / "train", interruption),
+        attempt(state / "attempts.jsonl"),
+    ):
         trainer = Trainer(spec, runtime, model, data, out)
         with trainer.judge:
             trainer.run(interruption)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from softtok import objective
 from softtok.__main__ import main
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.errors import UserError
-from softtok.state import EXIT_INTERRUPTED, content_hash, read_json
+from softtok.state import EXIT_INTERRUPTED, Interruption, alone, content_hash, read_json
 from softtok.train import Problem, Trainer, batches, prompts_of_step, train
 
 HARD = {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0}
@@ -202,6 +203,36 @@ def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, ti
     assert (manifest["best_step"], manifest["best_validation"]) == (2, 50.0)
     assert (run / "checkpoint" / "model.safetensors").read_bytes() == saved[-1]
     assert [path.name for path in (run / ".state").iterdir() if "best" in path.name] == ["best-2"], "others are gone"
+
+
+def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
+    """A job that outlived its Snakemake, and the job that the next one started: the second waits before it reads
+    anything, and finds the run finished."""
+    monkeypatch.setattr("softtok.state.LOCK_POLL_S", 0.01)
+    run, failed = tmp_path / "run", []
+    monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
+
+    def second() -> None:
+        try:
+            train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+        except BaseException as error:
+            failed.append(error)
+
+    with alone(run / ".state" / "locks" / "train", Interruption()):
+        thread = threading.Thread(target=second)
+        thread.start()
+        waited, deadline = "", time.monotonic() + 60
+        while "waiting for another job" not in waited and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+            waited += capsys.readouterr().err
+        assert "waiting for another job" in waited and "softtok: on " not in waited, "nothing is loaded before"
+        shutil.copytree(uninterrupted, run, dirs_exist_ok=True)  # the first comes to its end
+    thread.join()
+    assert not failed
+    assert (run / "train.jsonl").read_bytes() == (uninterrupted / "train.jsonl").read_bytes()
+    assert read_json(run / "checkpoint" / "checkpoint.json") == read_json(
+        uninterrupted / "checkpoint" / "checkpoint.json"
+    )
 
 
 def test_the_time_of_a_run_is_that_of_all_its_attempts(tmp_path, tiny_toy, toy_sets, monkeypatch):
