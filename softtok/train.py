@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,20 +28,19 @@ from softtok.progress import progress
 from softtok.prompt import render
 from softtok.reward import Judge, Verdict
 from softtok.rollout import STOPS, Limits, Rollout, TextRules, most_steps, rollout
+from softtok.saving import checked_sha256, read_progress, second_names, write_progress, write_weights
 from softtok.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.state import (
     Interruption,
     alone,
-    atomic,
     attempt,
     attempts,
     canonical_json,
     content_hash,
     file_sha256,
-    folder_sha256,
     provenance,
     read_columns,
-    read_json,
+    read_manifest,
     write_json,
     write_text,
 )
@@ -116,6 +114,7 @@ class Trainer:
         self.settings = TrainingSettings(**spec["training"])
         self.seed = int(spec["seed"])
         mode = TokenMode(**{name: spec["mode"][name] for name in TokenMode.model_fields if name in spec["mode"]})
+        base = read_manifest(model / "model.json")
         self.lm = load(model, runtime)
         announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # stays as it is
@@ -142,11 +141,10 @@ class Trainer:
             reward_correct=self.settings.reward_correct,
             reward_boxed=self.settings.reward_boxed,
         )
-        self.key = content_hash(
-            {"spec": spec, "model": read_json(model / "model.json").get("sha256"), "data": file_sha256(data)}, 64
-        )
+        self.key = content_hash({"spec": spec, "model": base.get("sha256"), "data": file_sha256(data)}, 64)
         self.step = 0
         self.best: dict[str, Any] = {"step": None, "validation": -math.inf}
+        self.spoken_of: Path | None = None  # the weights that `progress.pt` takes for the best
         self.lines: list[dict[str, Any]] = []
         self.diverged: dict[str, Any] | None = None
 
@@ -260,26 +258,24 @@ class Trainer:
                         self.save_weights()
                 self.lines.append(line)
                 advance(1, reward=line["reward"], validation=self.best["validation"])
-                if "validation" in line or self.step % self.runtime.save_every == 0 or interruption.signal is not None:
+                # Not at every validation: with the optimizer's state it is 12 bytes a parameter. The end is `finish`'s.
+                if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
                     self.save()
                     interruption.exit_if_asked()
 
     @property
     def best_folder(self) -> Path:
         """Where the weights of the best step are, or of a run that diverged before any was validated. Every step has a
-        folder of its own: a job that is killed while it saves leaves the one that `progress.pt` speaks of."""
+        folder of its own: a job that is killed before it saves leaves the one that `progress.pt` speaks of."""
         return self.state / f"best-{self.best['step'] or 0}"
 
     def save_weights(self) -> None:
-        """The working copy as a plain Hugging Face folder."""
-        with atomic(self.best_folder) as temporary:
-            self.lm.model.save_pretrained(temporary)
-            self.lm.tokenizer.save_pretrained(temporary)
+        """The weights as they are now are the best."""
+        self.best["sha256"] = write_weights(self.best_folder, self.lm)
+        self.forget(self.best_folder, self.spoken_of)
 
     def save(self, done: bool = False) -> None:
-        """Everything `resume` needs, in one file that is replaced as a whole. The optimizer's state is left out when
-        all steps are done."""
-        self.state.mkdir(parents=True, exist_ok=True)
+        """Everything `resume` needs, in one file. The optimizer's state is left out when all steps are done."""
         progress_now = {
             "key": self.key,
             "step": self.step,
@@ -288,16 +284,18 @@ class Trainer:
             "diverged": self.diverged,
             "wall_s": self.wall_s,
         }
-        temporary = self.state / "progress.tmp"
-        torch.save(progress_now | {"optimizer": None if done else self.optimizer.state()}, temporary)
-        os.replace(temporary, self.state / "progress.pt")
-        self.forget(but=self.best_folder)
+        state, needed = (None, 0) if done else (self.optimizer.state(), 12 * self.lm.model.num_parameters())
+        write_progress(self.state / "progress.pt", progress_now | {"optimizer": state}, needed)
+        self.spoken_of = self.best_folder
+        self.forget(self.best_folder)
 
-    def forget(self, but: Path | None = None) -> None:
-        """Removes the weights of steps that are not the best any more, and what a killed job left half written."""
-        for folder in self.state.iterdir():
-            if folder.name.lstrip(".").startswith("best-") and folder != but:
-                shutil.rmtree(folder)
+    def forget(self, *but: Path | None) -> None:
+        """Removes weights of other steps than these, and what a killed job left half written."""
+        for path in self.state.iterdir():
+            if path.name.startswith("best-") and path not in but:
+                shutil.rmtree(path)
+            elif path.suffix == ".tmp":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def wall_s(self) -> float:
@@ -307,11 +305,11 @@ class Trainer:
     def resume(self) -> None:
         """Goes on from `.state/progress.pt` if that belongs to this very spec, model and data."""
         path = self.state / "progress.pt"
-        if not path.exists():
-            return
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["key"] != self.key:
+        saved = read_progress(path)
+        if saved is not None and saved["key"] != self.key:
             print(f"softtok: {path} belongs to another spec, model or data; starting afresh")
+            saved = None
+        if saved is None:
             self.forget()
             return
         self.step, self.best, self.lines, self.diverged = (
@@ -323,6 +321,9 @@ class Trainer:
         self.spent_s = saved.get("wall_s", 0.0)
         if saved["optimizer"] is not None:
             self.optimizer.load_state(saved["optimizer"])
+        if saved["optimizer"] is None or self.best["step"] is not None:
+            self.spoken_of = self.best_folder
+        self.forget(self.spoken_of)
         print(f"softtok: resuming after step {self.step}")
 
     def finish(self) -> None:
@@ -331,11 +332,10 @@ class Trainer:
         .state/ (the weights as second names of the checkpoint's files)."""
         if self.best["step"] is None and not self.best_folder.exists():
             self.save_weights()  # diverged before the first validation: what there is
+        sha256 = checked_sha256(self.best_folder, self.best.get("sha256"))
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        shutil.copytree(self.best_folder, checkpoint, copy_function=link_or_copy)
-        sha256 = folder_sha256(checkpoint, "*.safetensors")
+        second_names(self.best_folder, checkpoint)
         write_json(
             checkpoint / "checkpoint.json",
             {
@@ -361,14 +361,6 @@ class Trainer:
                 "provenance": provenance(str(self.lm.device), PRECISIONS[self.lm.dtype]),
             },
         )
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def train(spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:

@@ -138,7 +138,7 @@ def test_state_of_another_spec_is_not_resumed(tmp_path, tiny_toy, toy_sets, unin
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "finish", lambda *_: None)
-        train(spec(learning_rate=5e-5), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+        train(spec(learning_rate=5e-5), RuntimeSettings(save_every=4), tiny_toy, toy_sets["train"], run)
     assert (run / ".state" / "progress.pt").exists()
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     assert "another spec" in capsys.readouterr().out
@@ -194,15 +194,67 @@ def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, ti
         patch.setattr(Trainer, "validate", lambda self: next(scores))
         patch.setattr(torch, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+            train(spec(), RuntimeSettings(save_every=2), tiny_toy, toy_sets["train"], run)
     (run / ".state" / ".best-4.123.tmp").mkdir()  # as a kill in the middle of the weights leaves it
+    (run / ".state" / ".progress.pt.123.tmp").touch()
     scores = iter([40.0, 30.0])
-    monkeypatch.setattr(Trainer, "validate", lambda self: next(scores))
+
+    def worse(self: Trainer) -> float:
+        assert not list(self.state.glob(".*.tmp")), "what is half written is gone before there is more to write"
+        return next(scores)
+
+    monkeypatch.setattr(Trainer, "validate", worse)
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     manifest = read_json(run / "train.json")
     assert (manifest["best_step"], manifest["best_validation"]) == (2, 50.0)
     assert (run / "checkpoint" / "model.safetensors").read_bytes() == saved[-1]
-    assert [path.name for path in (run / ".state").iterdir() if "best" in path.name] == ["best-2"], "others are gone"
+    left = {path.name for path in (run / ".state").iterdir()}
+    assert left == {"best-2", "progress.pt", "attempts.jsonl", "locks"}, "nothing half written or out of date"
+
+
+@pytest.mark.parametrize(
+    ("save_every", "killed_in", "saved", "kept"),
+    [(3, 3, [], {2}), (3, 5, [3], {2, 4}), (3, 6, [3], {2, 4}), (5, 5, [], {4}), (5, 6, [5], {4})],
+)
+def test_a_kill_between_rare_saves_leaves_no_trace(
+    save_every, killed_in, saved, kept, tmp_path, tiny_toy, toy_sets, monkeypatch
+):
+    """Weights that validate best between two saves do not replace those of the last save, nor do they pile up."""
+    run, saves = tmp_path / "run", []
+    rare = RuntimeSettings(save_every=save_every)
+    validate, take_step, save = Trainer.validate, Trainer.take_step, Trainer.save
+    better = {0: 0.0, 2: 50.0, 4: 60.0, 6: 55.0}
+
+    def improving(self: Trainer) -> float:
+        validate(self)
+        return better[self.step]
+
+    def killed(self: Trainer, step: int) -> dict:
+        if step == killed_in:
+            raise KeyboardInterrupt
+        return take_step(self, step)
+
+    def counted(self: Trainer, done: bool = False) -> None:
+        saves.append(self.step)
+        save(self, done)
+
+    monkeypatch.setattr(Trainer, "validate", improving)
+    monkeypatch.setattr(Trainer, "save", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec(), rare, tiny_toy, toy_sets["train"], run)
+    assert {path.name for path in (run / ".state").glob("*best-*")} == {f"best-{step}" for step in kept}
+    assert saves == saved
+    train(spec(), rare, tiny_toy, toy_sets["train"], run)
+    assert saves == [save_every, 6], "and at the end, without a validation's own"
+    assert {path.name for path in (run / ".state").glob("*best-*")} == {"best-4"}
+    manifest = read_json(run / "train.json")
+    assert (manifest["best_step"], manifest["best_validation"]) == (4, 60.0)
+    train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "whole")
+    assert lines(run) == lines(tmp_path / "whole")
+    weights_of = [(folder / "checkpoint" / "model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert weights_of[0] == weights_of[1]
 
 
 def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
