@@ -234,3 +234,13 @@ def test_a_full_disk_does_not_hide_why_a_job_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("softtok.state.open", full, raising=False)
     with pytest.raises(ValueError, match="the reason"), attempt(tmp_path / "log.jsonl"):
         raise ValueError("the reason")
+
+
+def test_a_full_disk_is_one_line_in_every_command(tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("softtok.data.prepare", full)
+    assert main(["data", "--spec", "{}", "--out", str(tmp_path / "data")]) == 1
+    told = "softtok: error: [Errno 28] No space left on device: 'somewhere'; make room and run it again\n"
+    assert capsys.readouterr().err == told
