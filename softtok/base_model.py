@@ -10,7 +10,7 @@ from typing import Any
 from softtok.errors import UserError
 from softtok.hub import fetch
 from softtok.settings import RuntimeSettings, ToySettings
-from softtok.state import atomic, content_hash, folder_sha256, provenance, read_json, write_json, write_text
+from softtok.state import atomic, content_hash, folder_sha256, provenance, read_manifest, write_json, write_text
 
 WEIGHTS = "*.safetensors"
 
@@ -27,7 +27,8 @@ def make_model(spec: dict[str, Any], runtime: RuntimeSettings, out: Path, text: 
     else:
         manifest = _referred(spec)
         _probe(manifest, runtime, out)
-    write_json(out / "model.json", manifest | {"spec": spec, "provenance": provenance()})
+    made_on = "cpu" if "toy" in spec else None
+    write_json(out / "model.json", manifest | {"spec": spec, "provenance": provenance(made_on)})
 
 
 def _referred(spec: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _toy(spec: dict[str, Any], out: Path, text: Path | None) -> dict[str, Any]:
 def base_run(spec: dict[str, Any], model: Path, out: Path) -> None:
     """The run of the untouched model: a checkpoint that refers to `model`, so that nothing downstream needs a special
     case."""
-    manifest = read_json(model / "model.json")
+    manifest = read_manifest(model / "model.json")
     reference = manifest.get("reference") or {"path": str(model)}
     facts = {"sha256": manifest["sha256"], "reference": reference, "embedding_rms": None}
     write_json(

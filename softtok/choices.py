@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
+from softtok.devices import announce
 from softtok.models import LanguageModel, causal_mask, in_fp32, left_pad, load, logits_fp32
 from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
@@ -40,6 +41,7 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
     with attempt(run / ".state" / "choices.jsonl"):
         lm = load(run / "checkpoint", runtime)
+        announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]
         questions = [Question(**row) for row in read_columns(data, columns).to_pylist()]
         score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze

@@ -25,7 +25,7 @@ from softtok.hub import locked
 from softtok.matmul import adopt, linear
 from softtok.prompt import PREFILL_AFTER_CUT, decode
 from softtok.settings import RuntimeSettings
-from softtok.state import read_json
+from softtok.state import read_manifest
 
 hf_logging.disable_progress_bar()
 
@@ -131,7 +131,7 @@ def resolve(folder: Path) -> tuple[str, str | None]:
     stand for a hub model, a user's folder, or the untouched base of a `base` run."""
     for name in ("checkpoint.json", "model.json"):
         if (folder / name).is_file():
-            reference = read_json(folder / name).get("reference")
+            reference = read_manifest(folder / name).get("reference")
             if reference is None:
                 break
             if "hub" in reference:

@@ -258,16 +258,16 @@ def attempts(path: Path) -> list[dict[str, Any]]:
     return _records(path.read_bytes())[0] if path.exists() else []
 
 
-def provenance(device: str = "cpu", precision: str | None = None) -> dict[str, str]:
-    """What made a result: versions, commit, device and host. `device` is a torch device string; `precision` that of
-    the working copy of the weights, where a model was run."""
+def provenance(device: str | None = None, precision: str | None = None) -> dict[str, str]:
+    """What made a result: versions, commit and host; where a model was run, also the device (a torch device string)
+    and the precision of the working copy of its weights."""
     packages = ("torch", "transformers", "math-verify", "numpy")
     return {
         "softtok": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
-        "device": device_name(device),
+        **({"device": device_name(device)} if device else {}),
         **({"precision": precision} if precision else {}),
         "host": socket.gethostname(),
     }

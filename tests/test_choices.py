@@ -190,7 +190,7 @@ class Bigrams:
             for word, probability in row.items():
                 self.head_VD[ids[word], ids[last]] = math.log(probability)
             self.head_VD[self.tokenizer.unk_token_id, ids[last]] = math.log(1 - sum(row.values()))
-        self.embedding_VD, self.device = torch.eye(size), torch.device("cpu")
+        self.embedding_VD, self.device, self.dtype = torch.eye(size), torch.device("cpu"), torch.float32
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.embedding_VD)
