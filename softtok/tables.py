@@ -56,6 +56,7 @@ class Study:
     paper: Names = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)  # its sections as the report shows them
 
+    planned: Mapping[str, Collection[str]] = field(default_factory=dict)  # test set -> the inference modes met there
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Study:
         order = spec["order"]
@@ -65,6 +66,7 @@ class Study:
         ]
         rows = {Row(run["model"], run["train_set"], run["mode"]) for run in spec["runs"]}
         return cls(
+        modes = spec.get("config", {}).get("inference_sets")
             rows=tuple(sorted(rows, key=lambda row: [place[name] for place, name in zip(places, row, strict=True)])),
             test_sets=tuple(name for name in order["test_sets"] if name in spec["tests"]),
             choice_sets=tuple(name for name in order["choice_sets"] if name in spec["choices"]),
@@ -72,12 +74,22 @@ class Study:
             paper=spec.get("paper", {}),
             config=spec.get("config", {}),
         )
+            planned={}
+            if modes is None
+            else {
+                test_set: {mode for inference_set in sets for mode in modes[inference_set]}
+                for test_set, sets in spec["tests"].items()
+            },
 
     def samples(self, inference_mode: str) -> int:
         """Samples per problem."""
         return int(self.inference_modes[inference_mode]["samples"])
 
     def families(self) -> dict[str, Family]:
+    def plans(self, test_set: str, inference_mode: str) -> bool:
+        """Whether any run is tested in this mode on this test set: grid blocks may give sets modes of their own."""
+        return inference_mode in self.planned.get(test_set, self.inference_modes)
+
         """Families of inference modes by name, in the configuration's order."""
         found: dict[str, Family] = {}
         for mode in self.inference_modes:
@@ -251,7 +263,7 @@ def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = (
 
 
 def _mode_columns(study: Study, test_set: str) -> Iterator[Column]:
-    for mode in study.inference_modes:
+    for mode in (mode for mode in study.inference_modes if study.plans(test_set, mode)):
         for k in sorted({1, study.samples(mode)}):
             yield Column(mode, f"pass@{k}", test_set, mode, "pass@k", k)
 
@@ -259,7 +271,7 @@ def _mode_columns(study: Study, test_set: str) -> Iterator[Column]:
 def _hard_columns(study: Study) -> Iterator[Column]:
     hard = study.hard_family()
     for test_set in study.test_sets:
-        for mode in filter(None, hard):
+        for mode in (mode for mode in hard if mode and study.plans(test_set, mode)):
             for k in sorted({1, study.samples(mode)}):
                 yield Column(test_set, f"{mode} pass@{k}", test_set, mode, "pass@k", k)
 
@@ -267,7 +279,7 @@ def _hard_columns(study: Study) -> Iterator[Column]:
 def _majority_columns(study: Study) -> Iterator[Column]:
     for test_set in study.test_sets:
         for mode in study.inference_modes:
-            if (k := study.samples(mode)) >= LEAST_VOTERS:
+            if (k := study.samples(mode)) >= LEAST_VOTERS and study.plans(test_set, mode):
                 yield Column(test_set, f"{mode} majority@{k}", test_set, mode, "majority@k", k)
 
 

@@ -342,6 +342,32 @@ def test_families_pair_greedy_and_sample() -> None:
     assert families(**{"x": 4, "x-sample": 8}) == {"x": Family(None, "x"), "x-sample": Family(None, "x-sample")}
 
 
+def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path) -> None:
+    """Grid blocks give test sets inference sets of their own; base is tested in all that its test set has."""
+    modes = {**HARD, "hard-sample-64": {**HARD["hard-sample"], "samples": 64}}
+    shape: dict[str, Any] = {"modes": ("hard",), "seeds": 1, "choice_sets": (), "problems": 6, "steps": 4}
+    spec = write_study(tmp_path, inference_modes=modes, **shape)
+    spec["config"]["inference_sets"] = {"six": list(HARD), "many": ["hard-sample-64"]}
+    spec["tests"]["long-sums"]["many"] = "01234567"
+    for run in spec["runs"]:
+        folder = tmp_path / run["path"] / "eval"
+        for kind, read in ((".parquet", pd.read_parquet), (".entropy.csv", pd.read_csv)):
+            for test_set in ("sums", "long-sums"):
+                path = folder / test_set / f"six-89ab4567{kind}"
+                rows = read(path)
+                for name, kept in spec["config"]["inference_sets"].items():
+                    if name in spec["tests"][test_set]:
+                        part = rows[rows["inference_mode"].isin(kept)]
+                        target = path.with_name(f"{name}-{spec['tests'][test_set][name]}{kind}")
+                        part.to_parquet(target) if kind == ".parquet" else part.to_csv(target)
+    made = make_tables(Study.from_spec(spec), collect(spec, tmp_path).metrics)
+    assert "hard-sample-64" not in {column.inference_mode for column in made["inference-modes-sums"].columns}
+    assert "hard-sample-64" in {column.inference_mode for column in made["inference-modes-long-sums"].columns}
+    assert [column.test_set for column in made["majority-voting"].columns] == ["sums", "long-sums", "long-sums"]
+    for table in made.values():
+        assert all(mean != "–" for row in table.rows for mean, _ in table.texts(row)), table.name
+
+
 # figures
 
 
