@@ -342,6 +342,23 @@ def test_families_pair_greedy_and_sample() -> None:
     assert families(**{"x": 4, "x-sample": 8}) == {"x": Family(None, "x"), "x-sample": Family(None, "x-sample")}
 
 
+def test_hard_modes_pair_by_their_settings() -> None:
+    greedy, sample, single = HARD["hard-greedy"], HARD["hard-sample"], {**HARD["hard-sample"], "samples": 1}
+
+    def hard(**modes: dict[str, Any]) -> Family:
+        return Study((), (), (), modes).hard_family()
+
+    assert hard(**{"hard-greedy": greedy, "hard-p": sample}) == Family("hard-greedy", "hard-p")
+    assert hard(**{"hard-p": single, "hard-greedy": greedy}) == Family("hard-greedy", "hard-p")
+    assert hard(**{"best": greedy, "hard-sample": sample}) == Family("best", "hard-sample")
+    assert hard(**{"best": greedy, "hard-sample": sample, "hard-p": sample}) == Family("best", "hard-sample")
+    assert hard(**HARD, **{"hard-p": sample}) == Family("hard-greedy", "hard-sample")
+    assert hard(**{"hard-greedy": greedy, "mixed": sample | {"inputs_beta": 1.0}}) == Family("hard-greedy", None)
+    assert hard(**{"hard-greedy": greedy, "soft-p": INFERENCE_MODES["soft-sample"]}) == Family("hard-greedy", None)
+    both = {"soft-p": INFERENCE_MODES["soft-sample"], "hard-greedy": greedy, "hard-p": sample}
+    assert list(Study((), (), (), both).families()) == ["soft-p", "hard"]
+
+
 def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path) -> None:
     """Grid blocks give test sets inference sets of their own; base is tested in all that its test set has."""
     modes = {**HARD, "hard-sample-64": {**HARD["hard-sample"], "samples": 64}}
