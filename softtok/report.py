@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from softtok.tables import Study, Table
 
 SECTIONS = {"modes": "All inference modes", "training": "Training", "entropy": "Entropy"}
+LONGEST_NUMBER = 12  # characters of "100.0 ± 10.0"
 HIDDEN_PROVENANCE = ("host",)  # names a machine and says nothing about a result
 TOY_NOTE = (
     "This study trains a toy: a very small model, made in the workflow. It shows that every part works together, and "
@@ -220,10 +222,11 @@ def show(results: Path, study: str) -> Group:
         for model, train_set in pairs or dict.fromkeys((cell["model"], "none") for cell in cells):
             where_tested = test_set if len(pairs) < 2 else f"{test_set}: {model} trained on {train_set}"
             table = Table(title=where_tested, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-            table.add_column("training mode", min_width=max(len(cell["training_mode"]) for cell in cells) + 2)
+            table.add_column("training mode", overflow="fold")  # names give way to numbers, which are never cut
             table.add_column("n", justify="right")
             for mode, metric in measures:
-                table.add_column(f"{mode}\n{metric}", justify="right", no_wrap=True, min_width=12)
+                heading = "\n".join([*wrap(mode, LONGEST_NUMBER), metric])
+                table.add_column(heading, justify="right", no_wrap=True, min_width=LONGEST_NUMBER)
             lines: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
             for cell in cells:
                 if (cell["test_set"], cell["model"]) == (test_set, model) and cell["train_set"] in ("none", train_set):

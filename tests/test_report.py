@@ -774,6 +774,21 @@ def test_show_prints_the_hard_inference_table_in_80_columns(made: Made, tables: 
     assert "† includes a diverged run" in text
 
 
+def test_show_folds_long_names_and_never_cuts_a_number(tmp_path: Path) -> None:
+    name, mode = "a-training-mode-whose-name-is-longer-than-forty-characters", "hard-sample-of-temperature-0.25"
+    inference_modes = {"hard-greedy": HARD["hard-greedy"], mode: HARD["hard-sample"]}
+    shape: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "problems": 40, "steps": 4}
+    spec = write_study(tmp_path, modes=("hard", name), inference_modes=inference_modes, **shape)
+    make_report(spec, tmp_path / "results/reports/demo", tmp_path)
+    lines = shown(tmp_path / "results").splitlines()
+    table = make_tables(Study.from_spec(spec), collect(spec, tmp_path).metrics)["hard-inference"]
+    for row in table.rows:
+        texts = [f"{mean} ± {std}" if std else mean for mean, std in table.texts(row)]
+        assert any(" ".join(line.split()).endswith(" ".join([table.n_text(row), *texts])) for line in lines), texts
+    assert max(len(line) for line in lines[:-3]) <= 80
+    assert name in re.sub(r"\s|\d+\.\d ± \d+\.\d|\b3 ", "", "".join(lines))
+
+
 def test_show_of_a_study_without_report_names_those_there_are(made: Made) -> None:
     with pytest.raises(UserError, match=r"no report of study 'dmeo' .* demo"):
         show(made[0] / "results", "dmeo")
