@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -102,10 +103,16 @@ def spread(wanted: Sequence[float], gap: float, high: float) -> list[float]:
 
 
 def legend(figure: Figure, *entries: Any) -> None:
-    figure.legend(
-        handles=entries, loc="outside upper left", ncols=len(entries), frameon=False, labelcolor=MUTED,
-        handlelength=2.2, columnspacing=1.8, borderaxespad=0.5, borderpad=0,
-    )  # fmt: skip
+    """Explains the marks above the panels, in one line or in as many columns as the figure has room for."""
+    for columns in range(len(entries), 0, -1):
+        drawn = figure.legend(
+            handles=entries, loc="outside upper left", ncols=columns, frameon=False, labelcolor=MUTED,
+            handlelength=2.2, columnspacing=1.8, borderaxespad=0.5, borderpad=0,
+        )  # fmt: skip
+        margins = 2 * drawn.borderaxespad * matplotlib.rcParams["legend.fontsize"] * figure.dpi / 72
+        if columns == 1 or drawn.get_window_extent().width + margins <= figure.bbox.width:
+            return
+        drawn.remove()
 
 
 BAND = Patch(facecolor=MUTED, alpha=0.2, label="lowest to highest seed")
