@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from softtok import state
 from softtok.ablations import ablation_plans
-from softtok.metrics import ks, merge_profiles
+from softtok.metrics import merge_profiles
 from softtok.palette import MUTED, PAPER, Look, looks
 from softtok.panels import (
     BAND,
@@ -47,6 +47,7 @@ from softtok.tables import Family, Row, Study
 T = TypeVar("T")
 ACROSS = 4  # inference families side by side; more go on in the next line
 GUTTER = 1.6  # doublings of k that the greedy markers share, side by side left of k = 1
+NARROWEST, DIGIT = 160, 5.5  # points: a panel's width, at the least, and a digit's below it
 TRAINING_POINTS = 40  # of a training curve: single steps are too noisy to read
 ENTROPY_POINTS = 128
 LEAST_SHARE = 0.1  # of generations still in their CoT, below which an entropy profile is not drawn
@@ -113,11 +114,13 @@ def _passes_panel(
 ) -> list[LineEnd]:  # fmt: skip
     """pass@k over k for each row, sampled, with the greedy pass@1 as diamonds left of k = 1; returns the line ends."""
     ends = []
+    measured: set[int] = set()
     for place, row in enumerate(rows):
         colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
         curve = at(passes, (*row, test_set, family.sample))
         if curve is not None:
             k = curve.index.to_numpy(dtype=float)
+            measured |= set(curve.index)
             axes.fill_between(k, curve["min"], curve["max"], color=colour, alpha=0.16, linewidth=0)
             axes.plot(k, curve["mean"], color=colour, linestyle=dashes, linewidth=1.9, marker="o", markersize=3)
             ends.append(LineEnd(row.training_mode, colour, k[-1], curve["mean"].iloc[-1]))
@@ -130,10 +133,10 @@ def _passes_panel(
                 x, mean, color=colour, marker="D", markersize=6.5, markeredgecolor=PAPER, markeredgewidth=1.1,
                 linestyle="none", zorder=5,
             )  # fmt: skip
-    ticks = {float(k): str(k) for k in ks(study.samples(str(family.sample)))}
+    ticks = sorted(measured) or [1]
     axes.set_xscale("log", base=2)
-    axes.set_xlim(2**-GUTTER, max(ticks) * 1.06)
-    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlim(2**-GUTTER, ticks[-1] * 1.06)
+    axes.set_xticks(ticks, tick_texts(ticks))
     axes.minorticks_off()
     if family.greedy:
         axes.annotate(
@@ -141,6 +144,18 @@ def _passes_panel(
             textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.5,
         )  # fmt: skip
     return ends
+
+
+def tick_texts(ticks: Sequence[int]) -> list[str]:
+    """What stands below each k: its number, or nothing where that would meet the next; the largest always has one."""
+    doubling = NARROWEST / (GUTTER + math.log2(ticks[-1]))
+    texts = [str(ticks[-1])]
+    last = ticks[-1]
+    for k in reversed(ticks[:-1]):
+        needed = DIGIT * (len(str(k)) + len(str(last))) / 2 + DIGIT
+        texts.append(str(k) if math.log2(last / k) * doubling >= needed else "")
+        last = k if texts[-1] else last
+    return texts[::-1]
 
 
 def _finish_passes(figure: Figure, panels: Any, ends: Mapping[Axes, list[LineEnd]]) -> None:

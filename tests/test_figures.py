@@ -1,5 +1,6 @@
 """Figures of studies of every shape: what they explain lies within them and is what they draw."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,31 @@ def drawn(root: Path, k: list[int] | None = None, **shape: Any) -> dict[str, Plo
     results = collect(spec, root)
     plots = figures.draw_all(Study.from_spec(spec), results.metrics, results.training)
     return {plot.name: plot for plot in plots}
+
+
+@pytest.mark.parametrize(
+    ("k", "samples", "texts"),
+    [
+        (None, 32, ["1", "2", "4", "8", "16", "32"]),
+        ([1, 3, 5, 10], 10, ["1", "3", "5", "10"]),
+        ([2, 3, 64], 4, ["1", "2", "3", "4"]),  # 1 and all samples are measured in any case, more cannot be
+        (None, 33, ["1", "2", "4", "8", "16", "", "33"]),
+    ],
+)
+def test_ticks_stand_below_the_points_and_their_numbers_apart(
+    k: list[int] | None, samples: int, texts: list[str], tmp_path: Path
+) -> None:
+    inference_modes = HARD | {"hard-sample": {**HARD["hard-sample"], "samples": samples}}
+    plots = drawn(tmp_path, k, modes=("hard", "soft"), inference_modes=inference_modes)
+    for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
+        (axes,) = plots[name].figure.axes
+        plots[name].figure.draw_without_rendering()
+        (points,) = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
+        assert tuple(axes.get_xticks()) == points
+        labels = axes.get_xticklabels()
+        assert [label.get_text() for label in labels] == texts
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        assert all(one.x1 + 3 < other.x0 for one, other in pairwise(boxes))
 
 
 @pytest.mark.parametrize("inference_modes", [HARD, INFERENCE_MODES], ids=["one family", "three families"])
