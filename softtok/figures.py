@@ -34,11 +34,13 @@ from softtok.panels import (
     LineEnd,
     Plot,
     at,
+    axes_phrase,
     label_ends,
     legend,
     panel_grid,
     percent_limits,
     runs_phrase,
+    share_percents,
     subject,
     value_range,
 )
@@ -115,6 +117,7 @@ def _passes_panel(
     """pass@k over k for each row, sampled, with the greedy pass@1 as diamonds left of k = 1; returns the line ends."""
     ends = []
     measured: set[int] = set()
+    greedy_too = False
     for place, row in enumerate(rows):
         colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
         curve = at(passes, (*row, test_set, family.sample))
@@ -126,6 +129,7 @@ def _passes_panel(
             ends.append(LineEnd(row.training_mode, colour, k[-1], curve["mean"].iloc[-1]))
         greedy = at(passes, (*row, test_set, family.greedy))
         if greedy is not None:
+            greedy_too = True
             x = 2 ** (-GUTTER * (len(rows) - place) / (len(rows) + 1))
             mean, low, high = greedy[["mean", "min", "max"]].iloc[0]
             axes.plot([x, x], [low, high], color=colour, linewidth=1.3, zorder=4)
@@ -138,7 +142,7 @@ def _passes_panel(
     axes.set_xlim(2**-GUTTER, ticks[-1] * 1.06)
     axes.set_xticks(ticks, tick_texts(ticks))
     axes.minorticks_off()
-    if family.greedy:
+    if greedy_too:
         axes.annotate(
             "greedy", xy=(2 ** (-GUTTER / 2), 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -6),
             textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.5,
@@ -158,10 +162,21 @@ def tick_texts(ticks: Sequence[int]) -> list[str]:
     return texts[::-1]
 
 
-def _finish_passes(figure: Figure, panels: Any, ends: Mapping[Axes, list[LineEnd]]) -> None:
+def _finish_passes(
+    figure: Figure, panels: Any, ends: Mapping[Axes, list[LineEnd]], samples: int | str, seeds: pd.Series
+) -> str:
+    """Axes, legend and names of pass@k panels; returns the caption, which explains what is drawn and nothing else.
+    `samples` are those per problem, `seeds` what `runs_phrase` takes."""
     for axes in panels.flat:
         axes.set_visible(axes.has_data())  # grid blocks may give runs different test sets
         percent_limits(axes)
+    for line in panels:
+        share_percents(line)
+    greedy = any(line.get_marker() == "D" for axes in panels.flat for line in axes.lines)
+    several = any(seeds > 1)
+    if not greedy:
+        for axes in panels.flat:
+            axes.set_xlim(left=2**-0.3)
     for axes in panels[:, 0]:
         axes.set_ylabel("problems solved (%)")
     for axes in panels[-1]:
@@ -169,16 +184,18 @@ def _finish_passes(figure: Figure, panels: Any, ends: Mapping[Axes, list[LineEnd
     legend(
         figure,
         Line2D([], [], color=MUTED, marker="o", markersize=3, linewidth=1.9, label="sampled: pass@k"),
-        Line2D([], [], color=MUTED, marker="D", markersize=6, linestyle="none", label="greedy: pass@1"),
-        BAND,
+        *[Line2D([], [], color=MUTED, marker="D", markersize=6, linestyle="none", label="greedy: pass@1")] * greedy,
+        *[BAND] * several,
     )
     label_ends(figure, ends)
-
-
-_PASS_CAPTION = (
-    "Lines: pass@k of sampled CoTs, estimated without bias from {samples} samples per problem, mean over seeds. "
-    "Diamonds: greedy pass@1, side by side. Bands and bars run from the lowest to the highest seed. {runs}"
-)
+    words = [
+        f"Lines: pass@k of sampled CoTs, estimated without bias from {samples} samples per problem, mean over seeds.",
+        "Diamonds: greedy pass@1, side by side." if greedy else "",
+        f"Bands{' and bars' if greedy else ''} run from the lowest to the highest seed." if several else "",
+        runs_phrase(seeds),
+        axes_phrase(panels),
+    ]
+    return " ".join(filter(None, words))
 
 
 def _hard_passes(study: Study, passes: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
@@ -190,8 +207,7 @@ def _hard_passes(study: Study, passes: pd.DataFrame, style: Mapping[str, Look]) 
         for axes, test_set in zip(line, study.test_sets, strict=True):
             ends[axes] = _passes_panel(axes, study, study.rows_of(model, train_set), test_set, family, passes, style)
             axes.set_title(f"{test_set}, hard inference{where}")
-    _finish_passes(figure, panels, ends)
-    caption = _PASS_CAPTION.format(samples=study.samples(str(family.sample)), runs=runs_phrase(passes["size"]))
+    caption = _finish_passes(figure, panels, ends, study.samples(str(family.sample)), passes["size"])
     return Plot("pass-at-k-hard", "headline", "pass@k under hard inference", caption, figure)
 
 
@@ -205,10 +221,9 @@ def _all_passes(study: Study, model: str, train_set: str, passes: pd.DataFrame, 
         for axes, (name, family) in zip(line, part, strict=False):
             ends[axes] = _passes_panel(axes, study, rows, test_set, family, passes, style)
             axes.set_title(f"{test_set}, {name} inference")
-    _finish_passes(figure, panels, ends)
     samples = value_range(study.samples(str(family.sample)) for family in families.values())
-    seeds = runs_phrase(passes["size"][[index[:3] in rows for index in passes.index]])
-    caption = _PASS_CAPTION.format(samples=samples, runs=f"{seeds} Panels of one line share their vertical axis.")
+    seeds = passes["size"][[index[:3] in rows for index in passes.index]]
+    caption = _finish_passes(figure, panels, ends, samples, seeds)
     title = f"pass@k by inference family: {subject(model, train_set)}"
     return Plot(f"pass-at-k--{model}--{train_set}", "modes", title, caption, figure)
 

@@ -20,6 +20,8 @@ from scipy.optimize import isotonic_regression
 
 from softtok.palette import GRID, INK, MUTED, PAPER
 
+NEAR_ZERO = 0.25  # of an axis of percents: starts below this share of its end are moved to 0
+FLATTEST = 2  # times its own range: the longest axis that a panel may get from those beside it
 LABEL_GAP = 11.5  # points between the names at the ends of lines
 STYLE: dict[Any, Any] = {  # Any: matplotlib's stubs list every setting by name
     "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
@@ -119,12 +121,37 @@ BAND = Patch(facecolor=MUTED, alpha=0.2, label="lowest to highest seed")
 
 
 def percent_limits(axes: Axes) -> None:
-    """Keeps a vertical axis of percents within 0 to 100, and from magnifying what hardly differs."""
+    """Keeps a vertical axis of percents within 0 to 100, and from magnifying what hardly differs; one that would start
+    not far above 0 starts there."""
     low, high = axes.get_ylim()
     pad = max(0, 5 - (high - low)) / 2
     high = min(high + pad, 102)
-    axes.set_ylim(max(low - pad, -0.03 * high), high)
+    axes.set_ylim(max(low - pad, -0.03 * high) if low >= NEAR_ZERO * high else -0.03 * high, high)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+
+
+def share_percents(line: Sequence[Axes]) -> None:
+    """Gives panels that stand side by side one vertical axis, unless that would flatten what one of them shows."""
+    limits = [axes.get_ylim() for axes in line if axes.get_visible()]
+    low, high = min((low for low, _ in limits), default=0), max((high for _, high in limits), default=1)
+    if all(high - low <= FLATTEST * (top - bottom) for bottom, top in limits):
+        for axes in line:
+            axes.set_ylim(low, high)
+
+
+def axes_phrase(panels: Any) -> str:
+    """What a caption says of the vertical axes of (two-dimensional) panels: which are the same, which start at 0."""
+    lines = [[axes.get_ylim() for axes in line if axes.get_visible()] for line in panels]
+    above = [low > 0 for line in lines for low, _ in line]
+    if len(above) == 1:
+        return "The vertical axis does not start at 0." if above[0] else ""
+    words = []
+    if any(len(line) > 1 for line in lines):
+        same = all(len(set(line)) <= 1 for line in lines)
+        words.append("Panels side by side share their vertical axis." if same else "The panels' vertical axes differ.")
+    if any(above):
+        words.append(f"{'No' if all(above) else 'Not every'} vertical axis starts at 0.")
+    return " ".join(words)
 
 
 def at(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame | None:

@@ -4,10 +4,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from synthetic_runs import INFERENCE_MODES, write_study
 
-from softtok import figures
+from softtok import figures, panels
 from softtok.collect import collect
 from softtok.figures import Plot
 from softtok.tables import Study
@@ -59,3 +61,69 @@ def test_a_legend_lies_within_its_figure_and_above_its_panels(inference_modes: d
         box, page = legend.get_window_extent(), plot.figure.bbox
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1, name
         assert box.y0 > max(axes._left_title.get_window_extent().y1 for axes in plot.figure.axes), name
+
+
+@pytest.mark.parametrize(
+    ("seeds", "inference_modes", "words"),
+    [
+        (2, HARD, {"Diamonds", "Bands and bars"}),
+        (1, HARD, {"Diamonds"}),
+        (2, {"hard-sample": HARD["hard-sample"]}, {"Bands run"}),
+        (1, {"hard-sample": HARD["hard-sample"]}, set()),
+    ],
+)
+def test_captions_and_legends_explain_what_is_drawn_and_nothing_else(
+    seeds: int, inference_modes: dict[str, Any], words: set[str], tmp_path: Path
+) -> None:
+    plots = drawn(tmp_path, modes=("hard", "soft"), seeds=seeds, inference_modes=inference_modes)
+    for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
+        caption, (legend,) = plots[name].caption, plots[name].figure.legends
+        assert {word for word in ("Diamonds", "Bands and bars", "Bands run") if word in caption} == words
+        labels = ["sampled: pass@k", *["greedy: pass@1"] * len(words & {"Diamonds"}), "lowest to highest seed"]
+        assert [text.get_text() for text in legend.get_texts()] == labels[: len(labels) - (seeds == 1)]
+        marks = {line.get_marker() for line in plots[name].figure.axes[0].lines}
+        assert ("D" in marks) == ("Diamonds" in words)
+
+
+def panels_with(*ranges: tuple[float, float]) -> np.ndarray:
+    """One line of panels with points at both ends of each range of percents."""
+    axes = Figure().subplots(1, len(ranges), squeeze=False)
+    for panel, values in zip(axes.flat, ranges, strict=True):
+        panel.plot([1, 2], values)
+        panels.percent_limits(panel)
+    panels.share_percents(list(axes.flat))
+    return axes
+
+
+@pytest.mark.parametrize(
+    ("ranges", "shared", "zero", "phrase"),
+    [
+        ([(50, 100), (20, 95)], True, True, "Panels side by side share their vertical axis."),
+        (
+            [(60, 95), (45, 90)], True, False,
+            "Panels side by side share their vertical axis. No vertical axis starts at 0.",
+        ),
+        (
+            [(60, 95), (35, 75), (5, 30)], False, False,
+            "The panels' vertical axes differ. Not every vertical axis starts at 0.",
+        ),
+        ([(60, 95)], True, False, "The vertical axis does not start at 0."),
+        ([(5, 95)], True, True, ""),
+    ],
+)  # fmt: skip
+def test_panels_share_an_axis_where_none_is_flattened_and_captions_say_which(
+    ranges: list[tuple[float, float]], shared: bool, zero: bool, phrase: str
+) -> None:
+    axes = panels_with(*ranges)
+    limits = [panel.get_ylim() for panel in axes.flat]
+    assert (len(set(limits)) == 1) == shared
+    assert all(low <= 0 for low, _ in limits) == zero
+    assert all(-4 < low < values[0] and values[1] <= high for (low, high), values in zip(limits, ranges, strict=True))
+    assert panels.axes_phrase(axes) == phrase
+
+
+def test_the_headlines_caption_speaks_of_its_axes(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=("hard", "soft"), test_sets=("sums", "long-sums"), inference_modes=HARD)
+    left, right = plots["pass-at-k-hard"].figure.axes
+    assert left.get_ylim() == right.get_ylim()
+    assert "Panels side by side share their vertical axis." in plots["pass-at-k-hard"].caption
