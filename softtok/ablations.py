@@ -6,7 +6,7 @@ place of the noise, or are too many for lines to be told apart, over the modes. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,21 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from softtok.config import TokenMode, TrainingSettings
-from softtok.palette import MUTED, PAPER, SERIES
+from softtok.palette import MOST_LINES, MUTED, PAPER, SERIES
 from softtok.panels import (
     BAND,
     LineEnd,
     Plot,
     at,
+    axes_phrase,
     label_ends,
     legend,
     panel_grid,
     percent_limits,
     runs_phrase,
+    share_percents,
     subject,
     value_range,
 )
@@ -55,35 +58,68 @@ class Varied(NamedTuple):
         return all(isinstance(value, (int, float)) for value in self.values.values())
 
 
+class Panel(NamedTuple):
+    """What one panel shows: runs on a test set, in a family of inference modes (`inference`: its name)."""
+
+    model: str
+    train_set: str
+    test_set: str
+    inference: str
+    family: Family
+    varied: Varied
+
+
 def ablation_plans(study: Study, passes: pd.DataFrame) -> Iterator[Callable[[], Plot]]:
-    """One figure per (model, train set) whose training modes differ as `find_varied` says. `passes` has mean, min and
-    max of pass@k by `Row`, test set, inference mode and k."""
+    """One figure per (model, train set) whose training modes differ as `find_varied` says, of the inference families
+    with samples in which at least half of them were tested, or too many for lines. `passes` has mean, min and max of
+    pass@k by `Row`, test set, inference mode and k."""
     for model, train_set in study.pairs():
         varied = find_varied(study, model, train_set)
-        families = _families(study, model, train_set, passes)
+        tested = tested_modes(study, model, train_set, passes)
+        least = min(len(modes_of(study, model, train_set)) / 2, MOST_LINES + 1)
+        families = {name: family for name, family in study.families().items() if tested.get(name, 0) >= max(least, 1)}
         if varied and families and study.test_sets:
             yield partial(_draw, study, model, train_set, varied, families, passes)
 
 
-def _families(study: Study, model: str, train_set: str, passes: pd.DataFrame) -> dict[str, Family]:
-    """Inference families with samples in which at least half of the training modes were tested."""
-    modes = [row.training_mode for row in study.rows if (row.model, row.train_set) == (model, train_set)]
+def headline(study: Study, passes: pd.DataFrame) -> Plot:
+    """Hard inference by training mode, for studies with too many of them for lines over k."""
+    hard = {name: family for name, family in study.families().items() if family == study.hard_family()}
+    panels = [
+        Panel(model, train_set, test_set, *family, by_name(modes_of(study, model, train_set)))
+        for (model, train_set), test_set, family in product(study.pairs(), study.test_sets, hard.items())
+    ]
+    figure, caption = _figure(study, panels, len(study.test_sets), passes, passes["size"])
+    return Plot("pass-at-k-hard", "headline", "Hard inference by training mode", caption, figure)
+
+
+def modes_of(study: Study, model: str, train_set: str) -> list[str]:
+    return [row.training_mode for row in study.rows if (row.model, row.train_set) == (model, train_set)]
+
+
+def tested_modes(study: Study, model: str, train_set: str, passes: pd.DataFrame) -> dict[str, int]:
+    """How many training modes were tested in each inference family with samples."""
     places = {(*index[:3], index[4]) for index in passes.index}
+    modes = [mode for mode in modes_of(study, model, train_set) if mode != "base"]
+    return {
+        name: sum((model, train_set, mode, family.sample) in places for mode in modes)
+        for name, family in study.families().items()
+        if family.sample
+    }
 
-    def tested(family: Family) -> int:
-        return sum((model, train_set, mode, family.sample) in places for mode in modes)
 
-    families = study.families().items()
-    return {name: family for name, family in families if family.sample and 2 * tested(family) >= len(modes)}
+def by_name(modes: Iterable[str]) -> Varied:
+    return Varied("training_mode", {mode: mode for mode in modes})
 
 
 def find_varied(study: Study, model: str, train_set: str) -> Varied | None:
     """What the training modes of one model and train set differ in: one number, else the modes themselves if they
-    differ in the place of the noise or are more than there are colours; else None."""
-    modes = [row.training_mode for row in study.rows if (row.model, row.train_set) == (model, train_set)]
+    differ in the place of the noise or are too many for lines; else None."""
+    modes = modes_of(study, model, train_set)
     known = study.config.get("training_modes", {})
+    many = len(modes) > MOST_LINES
     if len(modes) < 2 or any(mode not in known for mode in modes):
-        return None
+        return by_name(modes) if many else None
     settings = {mode: _settings(study, model, train_set, mode) for mode in modes}
     names = dict.fromkeys(name for of_mode in settings.values() for name in of_mode)
     differing = [name for name in names if len({str(of_mode.get(name)) for of_mode in settings.values()}) > 1]
@@ -91,8 +127,7 @@ def find_varied(study: Study, model: str, train_set: str) -> Varied | None:
         values = {mode: of_mode.get(differing[0]) for mode, of_mode in settings.items()}
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values()):
             return Varied(differing[0], dict(sorted(values.items(), key=lambda item: float(item[1] or 0))))
-    by_mode = "noise_at" in differing or len(modes) > len(SERIES)
-    return Varied("training_mode", {mode: mode for mode in modes}) if by_mode else None
+    return by_name(modes) if many or "noise_at" in differing else None
 
 
 def _settings(study: Study, model: str, train_set: str, mode: str) -> dict[str, Any]:
@@ -110,40 +145,76 @@ def _settings(study: Study, model: str, train_set: str, mode: str) -> dict[str, 
 def _draw(
     study: Study, model: str, train_set: str, varied: Varied, families: Mapping[str, Family], passes: pd.DataFrame
 ) -> Plot:
+    panels = [
+        Panel(model, train_set, test_set, name, family, varied)
+        for test_set, (name, family) in product(study.test_sets, families.items())
+    ]
     rows = study.rows_of(model, train_set)
-    names = [name for family in families.values() for name, *_ in _measures(study, family)]
-    width = 3.1 if varied.numeric else max(3.1, 0.3 * len(varied.values))
-    columns = len(families) if width <= WIDEST else 1
-    lines = len(study.test_sets) * len(families) // columns
-    figure, panels = panel_grid(lines, columns, width, 2.9, names, sharey="row")
+    seeds = passes["size"][[index[:3] in rows for index in passes.index]]
+    figure, caption = _figure(study, panels, len(families), passes, seeds)
+    return Plot(f"ablation--{model}--{train_set}", "modes", title(varied, model, train_set), caption, figure)
+
+
+def title(varied: Varied, model: str, train_set: str) -> str:
+    what = WORDS.get(varied.setting, varied.setting).removesuffix(" in training")
+    return f"{f'Ablation, {what}' if varied.numeric else 'By training mode'}: {subject(model, train_set)}"
+
+
+def title_by_mode(study: Study, model: str, train_set: str) -> str:
+    """The title of the figure of `ablation_plans` for a model and train set that have one."""
+    varied = find_varied(study, model, train_set) or by_name(modes_of(study, model, train_set))
+    return title(varied, model, train_set)
+
+
+def _figure(
+    study: Study, drawn: Sequence[Panel], columns: int, passes: pd.DataFrame, seeds: pd.Series
+) -> tuple[Figure, str]:
+    """The panels, so many side by side if they are narrow enough, and their caption; `seeds` is what `runs_phrase`
+    takes."""
+    varied = drawn[0].varied  # panels of one figure are all over a number, or all over modes
+    families = dict.fromkeys(panel.family for panel in drawn)
+    names = [name for family in families for name, *_ in _measures(study, family)]
+    most = max(len(panel.varied.values) for panel in drawn)
+    width = 3.1 if varied.numeric else max(3.1, 0.3 * most)
+    columns = columns if width <= WIDEST else 1
+    sharey = "row" if len({panel.test_set for panel in drawn[:columns]}) == 1 else False
+    figure, panels = panel_grid(len(drawn) // columns, columns, width, 2.9, names, sharey=sharey)
+    several = len({panel[:2] for panel in drawn}) > 1
     ends = {}
-    for axes, (test_set, (name, family)) in zip(panels.flat, product(study.test_sets, families.items()), strict=True):
-        ends[axes] = _panel(axes, study, model, train_set, test_set, family, varied, passes)
-        axes.set_title(f"{test_set}, {name} inference")
+    for axes, panel in zip(panels.flat, drawn, strict=True):
+        ends[axes] = _panel(axes, study, panel, passes)
+        where = f"\n{subject(panel.model, panel.train_set)}" if several else ""
+        axes.set_title(f"{panel.test_set}, {panel.inference} inference{where}")
         axes.set_visible(axes.has_data())
         percent_limits(axes)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("problems solved (%)")
+    for line in panels:
+        share_percents(line)
+        line[0].set_ylabel("problems solved (%)")
     if varied.numeric:
         for axes in panels[-1]:
             axes.set_xlabel(WORDS.get(varied.setting, f"{varied.setting} in training"))
-    based = any(row.training_mode == "base" for row in rows)
+    based = any(row.training_mode == "base" for row in study.rows)
+    spread = any(seeds > 1)
     base = Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (3, 2)), label="base")
     mean = Line2D([], [], color=MUTED, marker="o", markersize=4, label="mean over seeds")
     mean.set_linestyle("-" if varied.numeric else "none")
-    legend(figure, mean, *[base] * based, BAND)
+    bar = Line2D([], [], color=MUTED, marker="|", markersize=9, markeredgewidth=1.3, linestyle="none")
+    bar.set_label(BAND.get_label())
+    legend(figure, mean, *[base] * based, *[BAND if varied.numeric else bar] * spread)
     label_ends(figure, ends)
-    seeds = runs_phrase(passes["size"][[index[:3] in rows for index in passes.index]])
-    samples = value_range(study.samples(str(family.sample)) for family in families.values())
-    caption = (
-        "Every point is a training mode: pass@1 of greedy CoTs, and pass@1 and pass@k of sampled ones "
-        f"({samples} samples per problem), mean over seeds. {'Bands' if varied.numeric else 'Bars'} run from the "
-        f"lowest to the highest seed. {'Dashed: the untouched base. ' if based else ''}Colours are measures here, not "
-        f"modes. {seeds}"
-    )
-    what = WORDS.get(varied.setting, varied.setting).removesuffix(" in training")
-    title = f"{f'Ablation, {what}' if varied.numeric else 'By training mode'}: {subject(model, train_set)}"
-    return Plot(f"ablation--{model}--{train_set}", "modes", title, caption, figure)
+    samples = value_range(study.samples(str(family.sample)) for family in families)
+    greedy = "pass@1 of greedy CoTs, and " if any(family.greedy for family in families) else ""
+    words = [
+        f"Every point is a training mode: {greedy}pass@1 and pass@k of sampled ones ({samples} samples per problem), "
+        "mean over seeds.",
+        f"{'Bands' if varied.numeric else 'Bars'} run from the lowest to the highest seed." if spread else "",
+        "Dashed: the untouched base." if based else "",
+        "Colours are measures here, not modes.",
+        f"Lines over k are drawn for up to {MOST_LINES} training modes." if most > MOST_LINES else "",
+        runs_phrase(seeds),
+        axes_phrase(panels),
+    ]
+    return figure, " ".join(filter(None, words))
 
 
 def _measures(study: Study, family: Family) -> list[tuple[str, str, int, tuple[str, str, float]]]:
@@ -155,11 +226,9 @@ def _measures(study: Study, family: Family) -> list[tuple[str, str, int, tuple[s
     return found
 
 
-def _panel(
-    axes: Axes, study: Study, model: str, train_set: str, test_set: str, family: Family, varied: Varied,
-    passes: pd.DataFrame,
-) -> list[LineEnd]:  # fmt: skip
+def _panel(axes: Axes, study: Study, panel: Panel, passes: pd.DataFrame) -> list[LineEnd]:
     """Each measure over the setting's values; returns the line ends."""
+    model, train_set, test_set, _, family, varied = panel
     ends = []
     numbers = [float(value) for value in varied.values.values()] if varied.numeric else range(len(varied.values))
     places = dict(zip(varied.values, map(float, numbers), strict=True))

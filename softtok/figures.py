@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, product, zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
 import numpy as np
@@ -25,9 +25,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from softtok import state
-from softtok.ablations import ablation_plans
+from softtok.ablations import ablation_plans, headline, modes_of, tested_modes, title_by_mode
 from softtok.metrics import merge_profiles
-from softtok.palette import MUTED, PAPER, Look, looks
+from softtok.palette import MOST_LINES, MUTED, Look, looks
 from softtok.panels import (
     BAND,
     STYLE,
@@ -72,22 +72,55 @@ def _plans(study: Study, metrics: pd.DataFrame, training: pd.DataFrame) -> Itera
         .agg(["mean", "min", "max", "size"])
     )
     profiles = metrics[metrics["metric"] == "entropy"]
-    if study.hard_family().sample and study.test_sets:
-        yield partial(_hard_passes, study, passes, style)
-    for model, train_set in study.pairs():
-        if study.test_sets and any(family.sample for family in study.families().values()):
-            yield partial(_all_passes, study, model, train_set, passes, style)
+    tested = {pair: tested_modes(study, *pair, passes) for pair in study.pairs()}
+    crowded = {pair: [name for name, modes in of.items() if modes > MOST_LINES] for pair, of in tested.items()}
+    hard = study.hard_family()
+    if hard.sample and study.test_sets:
+        many = any(study.families()[name] == hard for names in crowded.values() for name in names)
+        yield partial(headline, study, passes) if many else partial(_hard_passes, study, passes, style)
+    for pair in study.pairs():
+        if study.test_sets and len(tested[pair]) > len(crowded[pair]):
+            yield partial(_all_passes, study, *pair, crowded[pair], passes, style)
     yield from ablation_plans(study, passes)
     for model, train_set in study.pairs():
         runs = training[(training["model"] == model) & (training["train_set"] == train_set)]
         if len(runs):
-            yield partial(_training, study, model, train_set, runs, style)
+            for part in _parts(study, model, train_set):
+                yield partial(_training, model, train_set, part, runs, style)
     for model, train_set in study.pairs():
         of_pair = profiles[(profiles["model"] == model) & profiles["train_set"].isin(["none", train_set])]
         for test_set in study.test_sets:
             shown = of_pair[of_pair["test_set"] == test_set]
             if len(shown):
-                yield partial(_entropy, study, model, train_set, test_set, shown, style)
+                for part in _parts(study, model, train_set):
+                    yield partial(_entropy, study, model, train_set, test_set, part, shown, style)
+
+
+class Part(NamedTuple):
+    """The training modes that one of several figures of the same kind shows: not more than the eye can follow."""
+
+    modes: tuple[str, ...]
+    number: int
+    of: int
+
+    @property
+    def suffix(self) -> str:  # of a file's name
+        return f"--{self.number}" if self.number > 1 else ""
+
+    @property
+    def words(self) -> str:  # of a title
+        return f" ({self.number} of {self.of})" if self.of > 1 else ""
+
+    @property
+    def caption(self) -> str:
+        return "The other training modes have figures of their own, with the same axes." if self.of > 1 else ""
+
+
+def _parts(study: Study, model: str, train_set: str) -> list[Part]:
+    modes = [mode for mode in modes_of(study, model, train_set) if mode != "base"]
+    figures = max(1, math.ceil(len(modes) / MOST_LINES))
+    parts = list(batched(modes, math.ceil(len(modes) / figures))) if modes else [()]
+    return [Part(part, number, len(parts)) for number, part in enumerate(parts, start=1)]
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -119,24 +152,21 @@ def _passes_panel(
     measured: set[int] = set()
     greedy_too = False
     for place, row in enumerate(rows):
-        colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
+        look = style[row.training_mode]
         curve = at(passes, (*row, test_set, family.sample))
         if curve is not None:
             k = curve.index.to_numpy(dtype=float)
             measured |= set(curve.index)
-            axes.fill_between(k, curve["min"], curve["max"], color=colour, alpha=0.16, linewidth=0)
-            axes.plot(k, curve["mean"], color=colour, linestyle=dashes, linewidth=1.9, marker="o", markersize=3)
-            ends.append(LineEnd(row.training_mode, colour, k[-1], curve["mean"].iloc[-1]))
+            axes.fill_between(k, curve["min"], curve["max"], color=look.colour, alpha=0.16, linewidth=0)
+            axes.plot(k, curve["mean"], linestyle=look.dashes, linewidth=1.9, **look.mark("o", 3))
+            ends.append(LineEnd(row.training_mode, look.colour, k[-1], curve["mean"].iloc[-1]))
         greedy = at(passes, (*row, test_set, family.greedy))
         if greedy is not None:
             greedy_too = True
             x = 2 ** (-GUTTER * (len(rows) - place) / (len(rows) + 1))
             mean, low, high = greedy[["mean", "min", "max"]].iloc[0]
-            axes.plot([x, x], [low, high], color=colour, linewidth=1.3, zorder=4)
-            axes.plot(
-                x, mean, color=colour, marker="D", markersize=6.5, markeredgecolor=PAPER, markeredgewidth=1.1,
-                linestyle="none", zorder=5,
-            )  # fmt: skip
+            axes.plot([x, x], [low, high], color=look.colour, linewidth=1.3, zorder=4)
+            axes.plot(x, mean, linestyle="none", zorder=5, **look.mark("D", 6.5, halo=True))
     ticks = sorted(measured) or [1]
     axes.set_xscale("log", base=2)
     axes.set_xlim(2**-GUTTER, ticks[-1] * 1.06)
@@ -200,7 +230,8 @@ def _finish_passes(
 
 def _hard_passes(study: Study, passes: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
     family, pairs = study.hard_family(), study.pairs()
-    figure, panels = panel_grid(len(pairs), len(study.test_sets), 4.4, 3.5, style)
+    names = dict.fromkeys(row.training_mode for row in study.rows)
+    figure, panels = panel_grid(len(pairs), len(study.test_sets), 4.4, 3.5, names)
     ends = {}
     for line, (model, train_set) in zip(panels, pairs, strict=True):
         where = "" if len(pairs) == 1 else f"\n{subject(model, train_set)}"
@@ -211,11 +242,15 @@ def _hard_passes(study: Study, passes: pd.DataFrame, style: Mapping[str, Look]) 
     return Plot("pass-at-k-hard", "headline", "pass@k under hard inference", caption, figure)
 
 
-def _all_passes(study: Study, model: str, train_set: str, passes: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
-    families = {name: family for name, family in study.families().items() if family.sample}
+def _all_passes(
+    study: Study, model: str, train_set: str, crowded: Sequence[str], passes: pd.DataFrame, style: Mapping[str, Look]
+) -> Plot:
+    """pass@k over k in all families with samples but the `crowded`, which are drawn by training mode alone."""
+    families = {name: family for name, family in study.families().items() if family.sample and name not in crowded}
     rows = study.rows_of(model, train_set)
     lines = list(product(study.test_sets, batched(families.items(), ACROSS)))
-    figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.9, style, sharey="row")
+    names = [row.training_mode for row in rows]
+    figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.9, names, sharey="row")
     ends = {}
     for line, (test_set, part) in zip(panels, lines, strict=True):
         for axes, (name, family) in zip(line, part, strict=False):
@@ -224,6 +259,9 @@ def _all_passes(study: Study, model: str, train_set: str, passes: pd.DataFrame, 
     samples = value_range(study.samples(str(family.sample)) for family in families.values())
     seeds = passes["size"][[index[:3] in rows for index in passes.index]]
     caption = _finish_passes(figure, panels, ends, samples, seeds)
+    if crowded:
+        elsewhere = f"In {', '.join(crowded)} inference, with more than {MOST_LINES} training modes,"
+        caption += f" {elsewhere} see “{title_by_mode(study, model, train_set)}”."
     title = f"pass@k by inference family: {subject(model, train_set)}"
     return Plot(f"pass-at-k--{model}--{train_set}", "modes", title, caption, figure)
 
@@ -238,8 +276,8 @@ def _binned(frame: pd.DataFrame, value: str, width: int) -> pd.DataFrame:
     return means.reset_index()
 
 
-def _training(study: Study, model: str, train_set: str, runs: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
-    figure, panels = panel_grid(2, 2, 4.4, 2.7, style)
+def _training(model: str, train_set: str, part: Part, runs: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
+    figure, panels = panel_grid(2, 2, 4.4, 2.7, part.modes)
     ends: dict[Axes, list[LineEnd]] = {}
     last = max(int(runs["step"].max()), 1)
     width = math.ceil(last / TRAINING_POINTS)
@@ -249,12 +287,12 @@ def _training(study: Study, model: str, train_set: str, runs: pd.DataFrame, styl
         "cot_tokens": "CoT tokens in training (mean)",
         "entropy": "entropy of CoT tokens in training (nats)",
     }
-    modes = [row.training_mode for row in study.rows if (row.model, row.train_set) == (model, train_set)]
     for axes, (value, title) in zip(panels.flat, quantities.items(), strict=True):
         marker = {"marker": "o", "markersize": 3} if value == "validation" else {}
         shown = runs if value == "validation" else _binned(runs, value, width)
         ends[axes] = []
-        for mode in modes:
+        axes.update_datalim([(0, extreme) for extreme in shown[value].agg(["min", "max"]).dropna()])
+        for mode in part.modes:
             colour, dashes = style[mode].colour, style[mode].dashes
             seeds = shown[shown["training_mode"] == mode].pivot_table(index="step", columns="seed", values=value)
             for seed in seeds:
@@ -278,24 +316,29 @@ def _training(study: Study, model: str, train_set: str, runs: pd.DataFrame, styl
         Line2D([], [], color=MUTED, linewidth=0.8, alpha=0.6, label="one seed"),
     )
     label_ends(figure, ends)
+    here = runs[runs["training_mode"].isin(part.modes)]
     caption = (
         "Thick: mean over seeds, as far as all of them go; thin: each seed "
-        f"(n = {value_range(runs.groupby('training_mode')['seed'].nunique())}). "
+        f"(n = {value_range(here.groupby('training_mode')['seed'].nunique())}). "
         f"{f'Training quantities are means over {width} steps. ' if width > 1 else ''}"
-        "Validation is greedy, in the mode's own CoT without noise, on held-out training problems; step 0 is the base."
+        "Validation is greedy, in the mode's own CoT without noise, on held-out training problems; step 0 is the base. "
+        f"{part.caption}"
     )
-    return Plot(f"training--{model}--{train_set}", "training", f"Training: {model} on {train_set}", caption, figure)
+    title = f"Training: {model} on {train_set}{part.words}"
+    return Plot(f"training--{model}--{train_set}{part.suffix}", "training", title, caption.strip(), figure)
 
 
 def _entropy(
-    study: Study, model: str, train_set: str, test_set: str, profiles: pd.DataFrame, style: Mapping[str, Look]
-) -> Plot:
+    study: Study, model: str, train_set: str, test_set: str, part: Part, profiles: pd.DataFrame,
+    style: Mapping[str, Look],
+) -> Plot:  # fmt: skip
     families = study.families()
     by_slot = [[getattr(family, slot) for family in families.values()] for slot in Family._fields]
     if len(families) > ACROSS:  # too many for each to have a column of its own
         by_slot = [[mode for mode in modes if mode] for modes in by_slot]
-    lines = [part for modes in by_slot for part in batched(modes, ACROSS) if any(part)]
-    figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.5, style, sharex=True, sharey=True)
+    lines = [line for modes in by_slot for line in batched(modes, ACROSS) if any(line)]
+    names = ["base", *part.modes]
+    figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.5, names, sharex=True, sharey=True)
     ends: dict[Axes, list[LineEnd]] = {}
     width = math.ceil((int(profiles["index"].max()) + 1) / ENTROPY_POINTS)
     grouped = dict(iter(profiles.groupby([*Row._fields, "inference_mode"])))
@@ -310,8 +353,11 @@ def _entropy(
             ends[axes] = []
             for row in study.rows_of(model, train_set):
                 if (key := (*row, mode)) in grouped:
-                    colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
                     x, mean, low, high = _profile(grouped[key], width)
+                    axes.update_datalim([(0, 0), (x[-1], np.nanmax([mean, high]))])  # the same in all parts
+                    if row.training_mode not in names:
+                        continue
+                    colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
                     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
                     axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.7)
                     if np.isfinite(mean[-1]):
@@ -321,17 +367,20 @@ def _entropy(
     panels[0, 0].set_xlim(left=0)
     panels[0, 0].set_ylim(bottom=0)
     panels[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    legend(figure, Line2D([], [], color=MUTED, linewidth=1.7, label="mean over generations"), BAND)
+    here = profiles[profiles["training_mode"].isin(names)]
+    seeds = here.groupby(list(Row._fields))["seed"].nunique()
+    several = any(seeds > 1)
+    legend(figure, Line2D([], [], color=MUTED, linewidth=1.7, label="mean over generations"), *[BAND] * several)
     label_ends(figure, ends)
     caption = (
         "Mean entropy of the next-token distribution (temperature 1) at each position, over all generations of all "
         f"seeds that are still in their CoT there; a line ends where fewer than {LEAST_SHARE:.0%} are. "
         f"{f'Points are means over {width} positions. ' if width > 1 else ''}"
-        "Bands run from the lowest to the highest seed. "
-        f"{runs_phrase(profiles.groupby(list(Row._fields))['seed'].nunique())}"
+        f"{'Bands run from the lowest to the highest seed. ' if several else ''}{runs_phrase(seeds)} {part.caption}"
     )
-    name = f"entropy--{model}--{train_set}--{test_set}"
-    return Plot(name, "entropy", f"Entropy on {test_set}: {subject(model, train_set)}", caption, figure)
+    name = f"entropy--{model}--{train_set}--{test_set}{part.suffix}"
+    title = f"Entropy on {test_set}: {subject(model, train_set)}{part.words}"
+    return Plot(name, "entropy", title, caption.strip(), figure)
 
 
 def _profile(seeds: pd.DataFrame, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,10 +1,12 @@
-"""Colours of training modes, the same in every figure and table, and how a figure follows the page's dark theme."""
+"""Colours of training modes, the same in every figure and table of a study, and how a figure follows the page's dark
+theme."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, cycle
 from typing import Any
 
 INK, MUTED, GRID, PAPER, BASE = "#1b1f24", "#5b6470", "#e3e6ea", "#fefefe", "#40454d"
@@ -20,8 +22,10 @@ VARIABLES = {
     **{colour: f"--series-{place}" for place, colour in enumerate(SERIES)},
 }  # fmt: skip
 DIVERGED_MARK = "†"  # beside a row whose seeds include a diverged run
+MOST_LINES = len(SERIES)  # training modes that one panel shows as lines: the eye follows no more, and colours repeat
 PAPER_MODES = ("hard", "soft", "fuzzy")  # keep their colours in every study, and have the solid lines
 BASE_DASHES = (0, (3, 2))
+FILLS = ("full", "none", "bottom", "left", "top", "right")  # of marks, as matplotlib's `fillstyle`
 DASHES: tuple[Any, ...] = ((0, (7, 1.2)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 
 
@@ -29,16 +33,43 @@ DASHES: tuple[Any, ...] = ((0, (7, 1.2)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2
 class Look:
     colour: str
     dashes: Any  # as matplotlib's `linestyle`
+    fill: str = FILLS[0]  # of marks: tells those of one colour apart
+
+    def mark(self, shape: str, size: float, halo: bool = False) -> dict[str, Any]:
+        """matplotlib's settings for marks of that shape; `halo`: full ones have an edge of paper that sets them off."""
+        full = self.fill == FILLS[0]
+        if not full:  # their edge is drawn in their colour, and what is small needs room inside it
+            size += -0.7 if halo else 0.9
+        return {
+            "color": self.colour, "marker": shape, "markersize": size,
+            "fillstyle": "full" if self.fill == "none" else self.fill, "markeredgewidth": 1.1 if halo else 1.0,
+            "markerfacecolor": PAPER if self.fill == "none" else self.colour, "markerfacecoloralt": PAPER,
+            "markeredgecolor": PAPER if full and halo else self.colour,
+        }  # fmt: skip
+
+    @property
+    def dot(self) -> str:
+        """The mark beside a name in a table, as CSS."""
+        colour = f"var({VARIABLES[self.colour]})"
+        if self.fill == FILLS[0]:
+            return f"background: {colour}"
+        sides = {"bottom": "top", "left": "right", "top": "bottom", "right": "left"}  # a gradient names where it goes
+        side = sides.get(self.fill)
+        half = f"background: linear-gradient(to {side}, {colour} 50%, transparent 50%); " if side else ""
+        return f"{half}box-shadow: inset 0 0 0 .12em {colour}"
 
 
 def looks(training_modes: Iterable[str]) -> dict[str, Look]:
-    """Colour and dashes per training mode. Modes that are not the paper's take the next colours, then new dashes."""
+    """Colour, dashes and fill of marks per training mode. Modes that are not the paper's take the colours that those
+    leave, then all colours again with other dashes and another fill, and so on."""
+    names = dict.fromkeys(training_modes)
     found = {"base": Look(BASE, BASE_DASHES)}
-    found |= {mode: Look(SERIES[place], "-") for place, mode in enumerate(PAPER_MODES)}
-    for mode in training_modes:
-        if mode not in found:
-            turn, place = divmod(len(found) - 1, len(SERIES))  # base has a colour of its own
-            found[mode] = Look(SERIES[place], DASHES[turn % len(DASHES)])
+    found |= {mode: Look(colour, "-") for mode, colour in zip(PAPER_MODES, SERIES, strict=False)}
+    left = [*SERIES[len(PAPER_MODES) :], *(found[mode].colour for mode in PAPER_MODES if mode not in names)]
+    others = [mode for mode in names if mode not in found]
+    for place, (mode, colour) in enumerate(zip(others, chain(left, cycle(SERIES)), strict=False)):
+        turn = (place - len(left)) // len(SERIES) + 1
+        found[mode] = Look(colour, DASHES[turn % len(DASHES)], FILLS[turn % len(FILLS)])
     return found
 
 

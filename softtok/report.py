@@ -97,7 +97,7 @@ def _page(
         name=spec["study"],
         title=spec.get("title") or spec["study"],
         themes=palette.themes(),
-        swatches={mode: f"var({palette.VARIABLES[look.colour]})" for mode, look in looks.items()},
+        dots={mode: look.dot for mode, look in looks.items()},
         study=study,
         facts=_facts(study, results, sum(problems.values())),
         notes=notes_of,

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from synthetic_runs import INFERENCE_MODES, write_study
 
-from softtok import figures, panels
+from softtok import figures, palette, panels
 from softtok.collect import collect
 from softtok.figures import Plot
 from softtok.tables import Study
@@ -52,9 +53,12 @@ def test_ticks_stand_below_the_points_and_their_numbers_apart(
 
 
 @pytest.mark.parametrize("inference_modes", [HARD, INFERENCE_MODES], ids=["one family", "three families"])
-def test_a_legend_lies_within_its_figure_and_above_its_panels(inference_modes: dict[str, Any], tmp_path: Path) -> None:
-    plots = drawn(tmp_path, modes=("a", "b"), inference_modes=inference_modes)
-    assert len(plots) == 4
+@pytest.mark.parametrize("modes", ["ab", "abcdefg"])
+def test_a_legend_lies_within_its_figure_and_above_its_panels(
+    modes: str, inference_modes: dict[str, Any], tmp_path: Path
+) -> None:
+    plots = drawn(tmp_path, modes=tuple(modes), inference_modes=inference_modes)
+    assert len(plots) >= 4
     for name, plot in plots.items():
         plot.figure.draw_without_rendering()
         (legend,) = plot.figure.legends
@@ -76,6 +80,7 @@ def test_captions_and_legends_explain_what_is_drawn_and_nothing_else(
     seeds: int, inference_modes: dict[str, Any], words: set[str], tmp_path: Path
 ) -> None:
     plots = drawn(tmp_path, modes=("hard", "soft"), seeds=seeds, inference_modes=inference_modes)
+    assert ("Bands" in plots["entropy--toy--sums--sums"].caption) == (seeds > 1)
     for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
         caption, (legend,) = plots[name].caption, plots[name].figure.legends
         assert {word for word in ("Diamonds", "Bands and bars", "Bands run") if word in caption} == words
@@ -127,3 +132,87 @@ def test_the_headlines_caption_speaks_of_its_axes(tmp_path: Path) -> None:
     left, right = plots["pass-at-k-hard"].figure.axes
     assert left.get_ylim() == right.get_ylim()
     assert "Panels side by side share their vertical axis." in plots["pass-at-k-hard"].caption
+
+
+MANY = ("soft", *"abcdefg")  # more training modes than one panel can tell apart
+
+
+def names(axes: Axes) -> list[str]:
+    return sorted(text.get_text() for text in axes.texts if text.get_text() != "greedy")
+
+
+def test_many_training_modes_are_points_and_not_lines(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=MANY, inference_modes=HARD)
+    assert "pass-at-k--toy--sums" not in plots
+    for name, section in (("pass-at-k-hard", "headline"), ("ablation--toy--sums", "modes")):
+        (axes,) = plots[name].figure.axes
+        assert [label.get_text() for label in axes.get_xticklabels()] == list(MANY)
+        assert names(axes) == ["greedy pass@1", "pass@1", "pass@32"]
+        assert plots[name].section == section
+        assert "Lines over k are drawn for up to 6 training modes." in plots[name].caption
+
+
+def test_up_to_six_training_modes_are_lines_of_six_colours(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=MANY[:6], inference_modes=HARD)
+    assert not [name for name in plots if name.startswith("ablation") or name.endswith("--2")]
+    for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
+        (axes,) = plots[name].figure.axes
+        assert names(axes) == sorted(["base", *MANY[:6]])
+        assert len({text.get_color() for text in axes.texts}) == 8  # with base and "greedy"
+
+
+def test_curves_of_many_training_modes_take_several_figures_with_the_same_axes(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=MANY, inference_modes=HARD)
+    for name, always in (("training--toy--sums", []), ("entropy--toy--sums--sums", ["base"])):
+        first, second = plots[name], plots[f"{name}--2"]
+        assert names(first.figure.axes[0]) == sorted([*always, *MANY[:4]])
+        assert names(second.figure.axes[0]) == sorted([*always, *MANY[4:]])
+        for one, other in zip(first.figure.axes, second.figure.axes, strict=True):
+            assert one.get_xlim() == other.get_xlim()
+            assert one.get_ylim() == other.get_ylim()
+        assert first.title.endswith("(1 of 2)") and second.title.endswith("(2 of 2)")
+        assert "with the same axes" in first.caption
+
+
+def test_a_family_that_few_of_many_modes_were_tested_in_keeps_its_lines(tmp_path: Path) -> None:
+    few = {name: INFERENCE_MODES[name] for name in (*HARD, "soft-sample")}
+    shape: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "seeds": 1, "problems": 6, "steps": 4}
+    spec = write_study(tmp_path, modes=MANY, inference_modes=few, **shape)
+    results = collect(spec, tmp_path)
+    metrics = results.metrics
+    metrics = metrics[(metrics["inference_mode"] != "soft-sample") | metrics["training_mode"].isin(["base", "a", "b"])]
+    plots = {plot.name: plot for plot in figures.draw_all(Study.from_spec(spec), metrics, results.training)}
+    (axes,) = plots["pass-at-k--toy--sums"].figure.axes
+    assert axes.get_title("left") == "sums, soft inference"
+    assert names(axes) == ["a", "b", "base"]
+    by_mode = plots["ablation--toy--sums"]
+    assert [axes.get_title("left") for axes in by_mode.figure.axes] == ["sums, hard inference"]
+    elsewhere = f"In hard inference, with more than 6 training modes, see “{by_mode.title}”."
+    assert plots["pass-at-k--toy--sums"].caption.endswith(elsewhere)
+
+
+@pytest.mark.parametrize("modes", [("hard", "soft", "fuzzy", *map(str, range(21))), tuple(map(str, range(24)))])
+def test_marks_and_dots_of_one_colour_differ_in_their_fill(modes: tuple[str, ...]) -> None:
+    looks = {mode: look for mode, look in palette.looks(modes).items() if mode in ("base", *modes)}
+    assert len({look.dot for look in looks.values()}) == len(looks)
+    for shape, halo in (("o", False), ("D", True)):
+        marks = [look.mark(shape, 6, halo) for look in looks.values()]
+        seen = {tuple(mark[key] for key in ("color", "fillstyle", "markerfacecolor")) for mark in marks}
+        assert len(seen) == len(looks)
+    assert [palette.looks(modes)[mode].colour for mode in palette.PAPER_MODES] == list(palette.SERIES[:3])
+    assert len({looks[mode].colour for mode in ("base", *modes[:6])}) == 7
+
+
+def test_a_diamond_of_a_second_mode_of_its_colour_is_hollow(tmp_path: Path) -> None:
+    """In a study of two train sets with modes of their own there can be more modes than colours."""
+    spec = write_study(
+        tmp_path, train_sets=("s", "t"), modes=("hard", "soft", "fuzzy", *"abcd"), test_sets=("sums",),
+        choice_sets=(), seeds=1, problems=6, steps=4, inference_modes=HARD,
+    )  # fmt: skip
+    spec["runs"] = [run for run in spec["runs"] if (run["train_set"] == "t") == (run["mode"] in ("hard", *"abcd"))]
+    results = collect(spec, tmp_path)
+    hard = next(figures.draw_all(Study.from_spec(spec), results.metrics, results.training))
+    blue = [line for line in hard.figure.axes[1].lines if line.get_color() == palette.SERIES[0]]
+    for shape in "oD":
+        faces = [line.get_markerfacecolor() for line in blue if line.get_marker() == shape]
+        assert faces == [palette.SERIES[0], palette.PAPER]  # hard, d
