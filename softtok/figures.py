@@ -332,7 +332,13 @@ def _entropy(
     study: Study, model: str, train_set: str, test_set: str, part: Part, profiles: pd.DataFrame,
     style: Mapping[str, Look],
 ) -> Plot:  # fmt: skip
-    families = study.families()
+    width = math.ceil((int(profiles["index"].max()) + 1) / ENTROPY_POINTS)
+    grouped = profiles.groupby([*Row._fields, "inference_mode"])
+    curves = {key: _profile(of_key, width) for key, of_key in grouped}
+    # Panels are for what these training modes were tested in; base, tested in everything, comes along.
+    tested = {mode for *_, name, mode in curves if name in part.modes} or {mode for *_, mode in curves}
+    met = {name: [mode if mode in tested else None for mode in of] for name, of in study.families().items()}
+    families = {name: Family(*modes) for name, modes in met.items() if any(modes)}
     by_slot = [[getattr(family, slot) for family in families.values()] for slot in Family._fields]
     if len(families) > ACROSS:  # too many for each to have a column of its own
         by_slot = [[mode for mode in modes if mode] for modes in by_slot]
@@ -340,8 +346,8 @@ def _entropy(
     names = ["base", *part.modes]
     figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.5, names, sharex=True, sharey=True)
     ends: dict[Axes, list[LineEnd]] = {}
-    width = math.ceil((int(profiles["index"].max()) + 1) / ENTROPY_POINTS)
-    grouped = dict(iter(profiles.groupby([*Row._fields, "inference_mode"])))
+    for x, mean, _, high in curves.values():
+        panels[0, 0].update_datalim([(0, 0), (x[-1], np.nanmax([mean, high]))])  # the same axes in all parts
     for line, modes in zip(panels, lines, strict=True):
         line[0].set_ylabel("entropy (nats)")
         for axes, mode in zip_longest(line, modes):
@@ -352,11 +358,8 @@ def _entropy(
             axes.tick_params(labelbottom=len(families) > ACROSS or axes in panels[-1])
             ends[axes] = []
             for row in study.rows_of(model, train_set):
-                if (key := (*row, mode)) in grouped:
-                    x, mean, low, high = _profile(grouped[key], width)
-                    axes.update_datalim([(0, 0), (x[-1], np.nanmax([mean, high]))])  # the same in all parts
-                    if row.training_mode not in names:
-                        continue
+                if row.training_mode in names and (key := (*row, mode)) in curves:
+                    x, mean, low, high = curves[key]
                     colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
                     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
                     axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.7)

@@ -185,6 +185,15 @@ def test_a_family_that_few_of_many_modes_were_tested_in_keeps_its_lines(tmp_path
     (axes,) = plots["pass-at-k--toy--sums"].figure.axes
     assert axes.get_title("left") == "sums, soft inference"
     assert names(axes) == ["a", "b", "base"]
+    titles = {
+        name: [axes.get_title("left").removesuffix(" inference") for axes in plot.figure.axes if axes.get_visible()]
+        for name, plot in plots.items()
+        if plot.section == "entropy"
+    }
+    assert titles == {
+        "entropy--toy--sums--sums": ["hard-greedy", "hard-sample", "soft-sample"],
+        "entropy--toy--sums--sums--2": ["hard-greedy", "hard-sample"],
+    }
     by_mode = plots["ablation--toy--sums"]
     assert [axes.get_title("left") for axes in by_mode.figure.axes] == ["sums, hard inference"]
     elsewhere = f"In hard inference, with more than 6 training modes, see “{by_mode.title}”."
