@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,3 +54,26 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         toy = source | ({"steps": [1, 2]} if task == "sums" else {})
         prepare({"kind": kind, "source": {"toy": toy}}, folder / f"{kind}.parquet", {}, None)
     return {kind: folder / f"{kind}.parquet" for kind in ("train", "test", "choice")}
+
+
+@pytest.fixture
+def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """What each rollout of a training run or an evaluation was asked for. The entropies that it gives are made 2 at
+    thinking steps and 99 behind them, where they mean nothing."""
+    import torch
+
+    from softtok import evaluate, train
+
+    asked = []
+    rollout = train.rollout
+
+    def noted(lm, rules, tokens, prompts, samples, keys, limits, record=False):
+        out = rollout(lm, rules, tokens, prompts, samples, keys, limits, record=record)
+        thinking = torch.arange(out.entropy_NT.shape[1]) < torch.from_numpy(out.cot_lengths)[:, None]
+        out.entropy_NT = torch.where(thinking, 2.0, 99.0)
+        asked.append(SimpleNamespace(tokens=tokens, prompts=prompts, keys=keys, limits=limits, record=record))
+        return out
+
+    monkeypatch.setattr(evaluate, "rollout", noted)
+    monkeypatch.setattr(train, "rollout", noted)
+    return asked
