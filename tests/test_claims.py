@@ -589,6 +589,19 @@ def test_inference_sets_say_which_runs_a_test_is_about() -> None:
     assert counted["C5"] == (3, SUPPORTED)
 
 
+def test_a_run_that_lacks_the_other_inference_mode_is_left_out_of_their_comparison() -> None:
+    made = world(as_claimed)
+    hard = [name for name in made.spec["inference_modes"] if name.startswith("my-hard")]
+    made.spec["config"]["inference_sets"] = {"six": list(made.spec["inference_modes"]), "hard": hard}
+    for run in made.spec["runs"]:
+        if run["seed"] == 2:
+            run["tests"] = {name: {"hard": "1"} for name in made.spec["tests"]}
+    metrics = made.metrics()
+    metrics = metrics[(metrics["seed"] < 2) | metrics["inference_mode"].isin(["", *hard])]
+    compared = [one for one in verdicts(made.spec, metrics) if one.contrast.claim == "C3"]
+    assert {(one.n, one.verdict) for one in compared} == {(2, SUPPORTED)}
+
+
 def test_names_without_paper_names_are_understood() -> None:
     made = world(as_claimed)
     text = made.metrics().to_csv(index=False).replace("my-", "")

@@ -218,6 +218,10 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         put("studies/first/paper", {"sotf": "Soft"}),
         ["studies.first.paper.sotf: this study has no such training mode; did you mean 'soft'?"],
     ),
+    "paper's name of a mode that another study has": (
+        both(put("training_modes/other", {"tokens": "hard"}), put("studies/first/paper", {"other": "Other"})),
+        ["studies.first.paper.other: this study has no such training mode"],
+    ),
     "k of 0": (put("studies/first/k", [0]), ["studies.first.k[0]", "0"]),
     "model folder that is not there": (
         put("models/mine", {"path": "nowhere"}),
@@ -235,6 +239,10 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     "data root that is not there": (put("data_root", "nowhere"), ["data_root: the folder 'nowhere' does not exist"]),
     "file not below the data root": (
         both(put("data_root", "."), put("studies/first/test_sets", ["local"])),
+        ["test_sets.local.file.path: no file 'local.jsonl' in ."],
+    ),
+    "excluded file not below the data root": (
+        both(put("data_root", "."), put("train_sets/sums/exclude", ["local"])),
         ["test_sets.local.file.path: no file 'local.jsonl' in ."],
     ),
     "data root without a file entry": (

@@ -182,6 +182,11 @@ class TestFaults:
         assert [row["id"] for row in manifest["flagged"]] == ["row3"]
         assert "row0" in manifest["flagged"][0]["reason"]
 
+    def test_the_second_of_two_golds_may_make_the_difference(self) -> None:
+        rows = [{"q": "x", "a": ["1", "2"]}, {"q": "x", "a": ["1", "3"]}, {"q": "x", "a": ["1", "2"]}]
+        _, manifest = from_rows("test", rows, **PLAIN)
+        assert [row["id"] for row in manifest["flagged"]] == ["row1"]
+
     def test_limit_takes_the_first_that_remain(self) -> None:
         rows = [*self.ROWS, {"q": "better", "a": "#### 5"}]
         problems, manifest = from_rows("train", rows, limit=2, **self.RULE)
@@ -267,6 +272,14 @@ class TestToy:
         assert (again, manifest_again["sha256"]) == (problems, manifest["sha256"])
         choices, _ = prepared("choice", {"toy": {"task": "choice", "split": "test", "problems": 20}}, "choice.parquet")
         assert all(len(choice["choices"]) == OPTIONS and 0 <= choice["answer"] < OPTIONS for choice in choices)
+
+    def test_the_digest_of_the_source_is_that_of_its_problems(self) -> None:
+        toy = {"task": "sums", "steps": [2, 2], "split": "test", "problems": 5}
+        first, same, other = (
+            prepared("test", {"toy": toy | {"seed": seed}}, f"{name}.parquet")[1]["source_sha256"]
+            for name, seed in (("first", 0), ("same", 0), ("other", 1))
+        )
+        assert first == same != other
 
     def test_no_training_problem_is_in_a_test_set(self) -> None:
         tests = {}

@@ -258,6 +258,15 @@ def test_statistics_see_what_goes_wrong() -> None:
     assert metrics["shadow_flips"] > 0.1
 
 
+def test_the_recomputation_gap_is_in_units_of_sigma() -> None:
+    lm, tokens, out, advantages = make_case("soft")
+    assert out.mixture_NTD is not None
+    out.mixture_NTD = out.mixture_NTD.clone()
+    out.mixture_NTD[np.flatnonzero(advantages)[0], 0, 3] += 5 * tokens.noise_std
+    seen = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings())
+    assert seen.gap == pytest.approx(5, rel=1e-3)
+
+
 class LargestOfVocabulary(TorchDispatchMode):
     """Watches every operation, backward passes included, for its tallest tensor with the vocabulary as last axis."""
 

@@ -423,6 +423,13 @@ REFUSED = {
         ),
         "training_modes.soft.training.kl_coefficient: is defined for",
     ),
+    "KL without noise": (
+        put(
+            "training_modes/soft",
+            {"tokens": "soft", "temperature": 0.5, "training": {"cot_term": False, "kl_coefficient": 0.1}},
+        ),
+        "training_modes.soft.training.kl_coefficient: is defined for",
+    ),
     "checkpoints that nobody validates": (
         put("training", {"checkpoint_steps": [11, 14], "validate_every": 5}),
         "checkpoint_steps: no validation falls in [11, 14]",
@@ -449,6 +456,12 @@ def test_refused_in_one_line(name: str) -> None:
         load(config)
     text = str(caught.value)
     assert message in text and "\n" not in text and len(text) < 300
+
+
+def test_the_last_step_is_validated_at_any_interval() -> None:
+    config = basic()
+    config["training"] = {"checkpoint_steps": [20, 20], "validate_every": 8}
+    assert load(config).training_of("toy", "sums", "hard").steps == 20
 
 
 def test_ratios_of_answers_alone_are_possible() -> None:

@@ -369,6 +369,13 @@ def test_known_verdicts_need_no_worker() -> None:
         assert judge._pool is None
 
 
+def test_a_known_verdict_is_of_all_its_golds(judge: Judge) -> None:
+    """Asked one after the other, so that each could be remembered for the next."""
+    half = box(r"\frac{84}{2}")
+    verdicts = [judge.grade([(half, golds)])[0] for golds in (["41"], ["41", "42"], ["42"], ["42", "41"])]
+    assert [verdict.correct for verdict in verdicts] == [False, True, True, True]
+
+
 def test_memory_of_verdicts_is_bounded_and_forgets_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward, "KNOWN_CASES", 10)
     judge = Judge()
