@@ -174,7 +174,7 @@ def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
 
 
 def _prepare_gpu() -> None:
-    """PyTorch's defaults that do not suit this work."""
+    """Turns off defaults of PyTorch that do not suit this work."""
     # cuDNN's attention, the first choice on newer GPUs, plans anew for every shape and keeps all plans; of the shapes
     # of CoTs hardly two are the same.
     torch.backends.cuda.enable_cudnn_sdp(False)

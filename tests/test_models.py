@@ -3,6 +3,7 @@ the cache holds what it was given."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ import transformers
 from tiny_models import FAMILIES, tiny_model
 from transformers.cache_utils import Cache, DynamicCache
 
+from softtok import models
 from softtok.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.config import RuntimeSettings
 from softtok.decoding import Decoder
@@ -369,3 +371,19 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
     trained = write("trained/checkpoint/checkpoint.json", {"reference": None, "sha256": "0"})
     assert resolve(trained) == (str(trained), None)
     assert resolve(tmp_path) == (str(tmp_path), None)
+
+
+def test_a_gpu_gets_no_plans_per_shape_and_no_sums_in_bf16(tiny_toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the process: they can be looked at without a GPU, on which the loading itself then fails."""
+    monkeypatch.setattr(models, "choose_device", lambda runtime: torch.device("cuda"))
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.cudnn_sdp_enabled()
+    sums_before = matmul.allow_bf16_reduced_precision_reduction
+    assert before and sums_before, "PyTorch's defaults"
+    try:
+        with contextlib.suppress(UserError):
+            load(tiny_toy, RuntimeSettings())
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert not matmul.allow_bf16_reduced_precision_reduction
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        matmul.allow_bf16_reduced_precision_reduction = sums_before
