@@ -166,6 +166,10 @@ class Study:
         (the order of entries in config.yaml plays no part)."""
         return json.dumps(self.spec, separators=(",", ":"), ensure_ascii=False)
 
+    @property
+    def hash(self) -> str:
+        return content_hash(self.json)
+
     def run_files(self, name: str) -> list[str]:
         return [f"{folder}/{name}" for folder in self.runs]
 

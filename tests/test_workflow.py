@@ -266,6 +266,8 @@ def test_order_comments_and_machine_settings_change_nothing(done: Project) -> No
 
 def test_a_new_order_of_a_studys_list_is_a_new_order_in_its_report(done: Project) -> None:
     done.edit(lambda config: config["inference_sets"]["all-modes"].reverse())
+    why = [line for line in done.snakemake("-n").stdout.split("\n") if "reason: Params have changed" in line]
+    assert re.search(r"before: '[0-9a-f]{8}' now: '[0-9a-f]{8}'", why[0]), "hashes, not two specs of many pages"
     assert done.jobs() == {"report results/reports/first"}
 
 

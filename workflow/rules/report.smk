@@ -40,7 +40,9 @@ rule report:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=60,
     params:
-        spec=lambda wildcards: study_of(wildcards).json,
+        # Whether a report is out of date is told by its spec's hash: the spec itself, which Snakemake would print, fills pages.
+        identity=lambda wildcards: study_of(wildcards).hash,
+        spec=lambda wildcards, threads: study_of(wildcards).json,
         out=lambda wildcards, output: str(Path(output.page).parent),
         root=lambda wildcards, input: report_root(wildcards, input),
     shell:
