@@ -10,9 +10,16 @@ from typing import Any
 from softtok.errors import UserError
 from softtok.hub import fetch
 from softtok.settings import RuntimeSettings, ToySettings
-from softtok.state import atomic, content_hash, folder_sha256, provenance, read_manifest, write_json, write_text
-
-WEIGHTS = "*.safetensors"
+from softtok.state import (
+    WEIGHTS,
+    atomic,
+    content_hash,
+    folder_sha256,
+    provenance,
+    read_manifest,
+    write_json,
+    write_text,
+)
 
 
 def make_model(spec: dict[str, Any], runtime: RuntimeSettings, out: Path, text: Path | None) -> None:

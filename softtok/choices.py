@@ -18,7 +18,7 @@ import pyarrow.parquet
 import torch
 
 from softtok.devices import announce
-from softtok.models import LanguageModel, causal_mask, in_fp32, left_pad, load, logits_fp32
+from softtok.models import LanguageModel, causal_mask, left_pad, load, logits_fp32
 from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
 from softtok.settings import RuntimeSettings
@@ -101,7 +101,7 @@ def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: i
         rests.append(lm.tokenizer(rest, add_special_tokens=False)["input_ids"])
         texts.setdefault((*lm.tokenizer(prompt)["input_ids"], *rests[-1][:-1]), []).append(place)
     scored: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
-    head_VD, _ = in_fp32(lm)
+    head_VD = lm.head_VD.float()
     waiting = sorted(texts, key=lambda text: -len(text))
     while waiting:
         count = max(1, room // len(waiting[0]))

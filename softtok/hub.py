@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softtok.errors import UserError
+from softtok.state import WEIGHTS
 
-PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]  # the files of a model
+PATTERNS = [WEIGHTS, "*.json", "tokenizer*", "*.model", "*.txt"]  # the files of a model
 
 
 def fetch(name: str, revision: str | None) -> Path:

@@ -16,9 +16,7 @@ from safetensors import SafetensorError
 
 from softtok.errors import UserError
 from softtok.models import LanguageModel
-from softtok.state import atomic, folder_sha256
-
-WEIGHTS = "*.safetensors"
+from softtok.state import WEIGHTS, atomic, folder_sha256
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its progress saved; run it again
 LOCK_POLL_S = 1.0
+WEIGHTS = "*.safetensors"  # the files of a model's folder whose hash is the model's identity
 
 
 def canonical_json(value: Any) -> str:
