@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install run rehearsal test lint format schema bench bench-quick clean
+.PHONY: help install run rehearsal test lint format schema bench bench-quick bench-long clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 min
 
 bench-quick: .venv/installed-dev ## the same in small, under 2 minutes: for trends
 	@$(BIN)/python -m benchmarks.run --quick
+
+bench-long: .venv/installed-dev ## the same with five rounds of everything, over an hour
+	@$(BIN)/python -m benchmarks.run --long
 
 clean: ## remove the environment; results stay
 	rm -rf .venv

@@ -1,6 +1,6 @@
-"""`make bench` and `make bench-quick`: runs the measurements, prints the table, writes peers.json and peers.md.
+"""`make bench` and its -quick and -long: runs the measurements, prints the table, writes peers.json and peers.md.
 
-python -m benchmarks.run [--quick] [--only NAME ...] [--out FOLDER] [--threads N]
+python -m benchmarks.run [--quick | --long] [--only NAME ...] [--out FOLDER] [--threads N]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import measurements, plot
 from benchmarks.driver import Row
-from benchmarks.measurements import FULL, QUICK, TINY, Plan
+from benchmarks.measurements import FULL, LONG, QUICK, TINY, Plan
 from softtok.state import write_json, write_text
 
 NAMES = (
@@ -135,13 +135,16 @@ def machine(threads: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description="Times softtok against generate() and TRL.")
-    parser.add_argument("--quick", action="store_true", help="under two minutes, for trends")
-    parser.add_argument("--tiny", action="store_true", help="one tiny case, to see that everything works")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--long", action="store_true", help="five rounds of everything, two prompts at L: over an hour")
+    size.add_argument("--quick", action="store_true", help="under two minutes, for trends")
+    size.add_argument("--tiny", action="store_true", help="one tiny case, to see that everything works")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    plan = dataclasses.replace(TINY if options.tiny else QUICK if options.quick else FULL, threads=options.threads)
+    plan = TINY if options.tiny else QUICK if options.quick else LONG if options.long else FULL
+    plan = dataclasses.replace(plan, threads=options.threads)
     started, facts = time.perf_counter(), machine(options.threads)
 
     def say(text: str) -> None:

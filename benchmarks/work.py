@@ -71,6 +71,7 @@ class Load:
     new_tokens: int = 64  # T
     prompts: int = 2  # B
     samples: int = 32  # G
+    trl_batches: int = 1  # batches in which TRL's loss takes the rows: all their activations may be more than fits
 
     @property
     def rows(self) -> int:
@@ -288,7 +289,7 @@ def make_generate(size: Size, load: Load) -> tuple[Callable[[], None], str]:
 
 
 def make_trl(size: Size, load: Load, folder: str, steps: int = 1000, callbacks: Sequence[Any] = ()) -> tuple[Any, str]:
-    """TRL's trainer on the same work, with nothing on top of its loss and all in one batch, and the digest of that."""
+    """TRL's trainer on the same work, with nothing on top of its loss, and the digest of that."""
     from datasets import Dataset
     from trl import RLOOConfig, RLOOTrainer
 
@@ -302,10 +303,11 @@ def make_trl(size: Size, load: Load, folder: str, steps: int = 1000, callbacks: 
 
     config = RLOOConfig(
         output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        per_device_train_batch_size=load.rows, num_generations=load.samples, gradient_accumulation_steps=1, beta=0.0,
-        num_iterations=1, report_to="none", save_strategy="no", shuffle_dataset=False, learning_rate=LEARNING_RATE,
-        max_grad_norm=1.0, temperature=1.0, max_completion_length=load.new_tokens, max_steps=steps, disable_tqdm=True,
-        logging_strategy="no", generation_kwargs={"min_new_tokens": load.new_tokens},
+        per_device_train_batch_size=load.rows // load.trl_batches, gradient_accumulation_steps=load.trl_batches,
+        num_generations=load.samples, beta=0.0, num_iterations=1, report_to="none", save_strategy="no",
+        shuffle_dataset=False, learning_rate=LEARNING_RATE, max_grad_norm=1.0, temperature=1.0,
+        max_completion_length=load.new_tokens, max_steps=steps, disable_tqdm=True, logging_strategy="no",
+        generation_kwargs={"min_new_tokens": load.new_tokens},
     )  # fmt: skip
     trainer: Any = RLOOTrainer(
         model=model,
