@@ -80,10 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     tables = add("tables", _tables, "print a study's tables from its runs, also before all have finished")
     tables.add_argument("study")
     tables.add_argument("--partial", action="store_true", help="from what has finished; what is missing is named")
-    tables.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="PATH")
-    tables.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
-    tables.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
     tables.add_argument("--out", type=Path, metavar="PATH", help="write them to this folder instead (md, csv, tex)")
+    rest = add("unused", _unused, "list what in results/ no study of config.yaml leads to any more, with its size")
+    for command in (tables, rest):
+        command.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="PATH")
+        command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
+        command.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
 
@@ -174,6 +176,21 @@ def _tables(options: argparse.Namespace) -> None:
         print(made.text, end="")
     else:
         write(made, options.out, options.results)
+
+
+def _unused(options: argparse.Namespace) -> None:
+    from softtok.config import read
+    from softtok.grid import Grid
+    from softtok.unused import size, unused
+
+    root = str(options.data_root) if options.data_root else None
+    count = total = 0
+    for path in unused(Grid(read(options.config, (), root)), options.results):
+        held = size(path)
+        count, total = count + 1, total + held
+        print(f"{held / 1e6:10.1f} MB\t{path}")
+    found = f"{count} places, {total / 1e9:.1f} GB" if count else "nothing"
+    print(f"{found} in {options.results} that no study of {options.config} leads to; none was removed", file=sys.stderr)
 
 
 def _schema(options: argparse.Namespace) -> None:
