@@ -48,6 +48,8 @@ STAND_IN = """() {
     esac
 }"""
 
+STAND_INS = {"BASH_FUNC_softtok%%": STAND_IN, "BASH_FUNC_exec%%": '() { "$@"; }'}
+
 TINY = """
 run: [first]
 models:
@@ -121,8 +123,7 @@ class Project:
             [str(BIN / "snakemake"), *words],
             cwd=self.folder,
             # An environment that is not activated.
-            env={**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "BASH_FUNC_softtok%%": STAND_IN}
-            | environment,
+            env={**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **STAND_INS} | environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -338,7 +339,10 @@ def test_rules_use_the_python_of_the_environment_without_activation(finished: Pr
             [],
         ),
         (
-            lambda config: config["models"].update(mine={"path": "nowhere"}),
+            lambda config: (
+                config["models"].update(mine={"path": "nowhere", "training": config["models"]["toy"]["training"]}),
+                config["studies"]["second"].update(models=["mine"]),
+            ),
             "models.mine.path: the folder 'nowhere' does not exist; a Hugging Face folder is needed",
             ["-n", "second"],
         ),
@@ -398,6 +402,14 @@ def test_demo_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:
         "evaluate": 10 * 2, "choices": 10, "report": 1, "all": 1,
     }  # fmt: skip
     assert "warning" not in listed.stdout.lower()
+
+
+def test_jobs_take_the_place_of_the_shells_that_start_them(tmp_path: Path) -> None:
+    """A shell that waits dies of a signal to all processes of a job, and with it the job, before softtok has saved."""
+    listed = shipped("-n", "-p", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"))
+    commands = [line.strip() for line in listed.stdout.split("\n") if " --spec " in line]
+    assert len(commands) == sum(counts(listed).values()) - 1
+    assert all(command.startswith("Shell command: exec softtok ") for command in commands)
 
 
 def test_the_rehearsal_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ try:
 except UserError as error:
     sys.exit(f"softtok: error: {error}")
 
-# Rules call the `softtok` of the environment that Snakemake runs in, also when that is not activated.
+# Rules call the `softtok` of the environment that Snakemake runs in, also when that is not activated (and before what their `conda:` lines
+# name). They `exec` it: a shell that waited for it would die of a signal that softtok saves its state at, and the job would be over.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 

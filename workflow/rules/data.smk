@@ -16,4 +16,4 @@ rule dataset:
         spec=lambda wildcards: data_of(wildcards).json,
         options=lambda wildcards, input: data_options(wildcards, input),
     shell:
-        "softtok data --spec {params.spec:q} --out {output.problems:q} {params.options} > {log:q} 2>&1"
+        "exec softtok data --spec {params.spec:q} --out {output.problems:q} {params.options} > {log:q} 2>&1"

@@ -23,7 +23,7 @@ rule evaluate:
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         run=lambda wildcards, input: str(Path(input.checkpoint).parent),
     shell:
-        "softtok evaluate --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
+        "exec softtok evaluate --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
         " --data {input.problems:q} --out {output.samples:q} > {log:q} 2>&1"
 
 
@@ -50,5 +50,5 @@ rule choices:
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         run=lambda wildcards, input: str(Path(input.checkpoint).parent),
     shell:
-        "softtok choices --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
+        "exec softtok choices --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
         " --data {input.problems:q} --out {output.scores:q} > {log:q} 2>&1"

@@ -14,13 +14,12 @@ rule model:
     resources:
         mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
-        gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:
         spec=lambda wildcards: model_of(wildcards).json,
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         text=lambda wildcards, input: f"--text {input.text}" if input.text else "",
     shell:
-        "softtok model --spec {params.spec:q} --runtime {params.runtime:q} --out {output.folder:q} {params.text}"
+        "exec softtok model --spec {params.spec:q} --runtime {params.runtime:q} --out {output.folder:q} {params.text}"
         " > {log:q} 2>&1"
 
 
@@ -37,9 +36,9 @@ rule base:
         "../../environment.yml"
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
-        runtime=10,
+        runtime=60,
     params:
         spec=lambda wildcards: base_of(wildcards).json,
         out=lambda wildcards, output: str(Path(output.manifest).parent),
     shell:
-        "softtok base --spec {params.spec:q} --model {input.model:q} --out {params.out:q} > {log:q} 2>&1"
+        "exec softtok base --spec {params.spec:q} --model {input.model:q} --out {params.out:q} > {log:q} 2>&1"

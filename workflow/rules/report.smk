@@ -5,6 +5,7 @@ rule report:
         samples=lambda wildcards: study_of(wildcards).evaluation_files(".parquet"),
         entropy=lambda wildcards: study_of(wildcards).evaluation_files(".entropy.csv"),
         choices=lambda wildcards: study_of(wildcards).choice_files(".parquet"),
+        data=ancient(lambda wildcards: study_of(wildcards).data_files()),
     output:
         page=report(
             "results/reports/{study}/report.html",
@@ -46,4 +47,4 @@ rule report:
         out=lambda wildcards, output: str(Path(output.page).parent),
         root=lambda wildcards, input: report_root(wildcards, input),
     shell:
-        "softtok report --spec {params.spec:q} --out {params.out:q} {params.root} > {log:q} 2>&1"
+        "exec softtok report --spec {params.spec:q} --out {params.out:q} {params.root} > {log:q} 2>&1"

@@ -28,5 +28,5 @@ rule train:
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         out=lambda wildcards, output: str(Path(output.manifest).parent),
     shell:
-        "softtok train --spec {params.spec:q} --runtime {params.runtime:q} --model {input.model:q}"
+        "exec softtok train --spec {params.spec:q} --runtime {params.runtime:q} --model {input.model:q}"
         " --data {input.problems:q} --out {params.out:q} > {log:q} 2>&1"
