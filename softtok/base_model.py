@@ -3,6 +3,7 @@ referred to."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,12 +49,35 @@ def _referred(spec: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"model folder {folder}: holds no {WEIGHTS} file; give a Hugging Face folder with safetensors weights"
         )
-    return {"reference": {"path": str(folder)}, "sha256": folder_sha256(folder, WEIGHTS)}
+    reference = {"path": str(folder), "weights": _stamps(folder)}
+    return {"reference": reference, "sha256": folder_sha256(folder, WEIGHTS)}
+
+
+def refuse_changed(manifest: Mapping[str, Any]) -> None:
+    """Raises UserError where the weights in a folder of the user's are not those that the manifest was made of: results
+    of both would stand under one name. Where only their times differ, as in a copy, their contents are compared."""
+    folder, stamps = Path(manifest["reference"]["path"]), manifest["reference"].get("weights")
+    if stamps in (None, _stamps(folder)) or folder_sha256(folder, WEIGHTS) == manifest["sha256"]:
+        return
+    raise UserError(
+        f"model folder {folder}: its weights are others than when it was first used;"
+        " give them a folder and an entry of their own"
+    )
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and time of the last change of each weight file."""
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob(WEIGHTS))}
 
 
 def _probe(manifest: dict[str, Any], runtime: RuntimeSettings, out: Path) -> None:
-    """Loads the model that a manifest refers to: an unsupported family is refused now, not after hours of waiting."""
+    """Loads the model that a manifest refers to: an unsupported family is refused now, not after hours of waiting.
+    Without a GPU, so that models can be fetched where there is a network and no more."""
     from softtok.models import load
+
+    if runtime.gpus or runtime.device.startswith("cuda"):
+        half = "bf16" if runtime.precision == "auto" else runtime.precision
+        runtime = runtime.model_copy(update={"device": "cpu", "precision": half, "cuda_graphs": False})
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:

@@ -18,14 +18,22 @@ import pyarrow.parquet
 import torch
 
 from softtok.devices import announce
-from softtok.models import LanguageModel, causal_mask, left_pad, load, logits_fp32
+from softtok.models import LanguageModel, causal_mask, in_fp32, left_pad, load, logits_fp32, refuse_longer
 from softtok.progress import progress
 from softtok.prompt import choice_prompt, cloze_prompt
 from softtok.settings import RuntimeSettings
 from softtok.state import atomic, attempt, read_columns
 
+TOKENS_AT_ONCE = 512  # whose logits exist at one time
 SCHEMA = pa.schema(
-    {"id": pa.string(), "correct": pa.bool_(), "predicted": pa.int64(), "nll": pa.float64(), "tokens": pa.int64()}
+    {
+        "id": pa.string(),
+        "correct": pa.bool_(),
+        "predicted": pa.int64(),
+        "nll": pa.float64(),
+        "tokens": pa.int64(),
+        "made_on": pa.string(),
+    }
 )
 
 
@@ -41,7 +49,7 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
     with attempt(run / ".state" / "choices.jsonl"):
         lm = load(run / "checkpoint", runtime)
-        announce(lm.device, lm.dtype)
+        made_on = announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]
         questions = [Question(**row) for row in read_columns(data, columns).to_pylist()]
         score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze
@@ -53,9 +61,8 @@ def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pat
                 part = questions[start : start + size]
                 for question, (predicted, nll, tokens) in zip(part, score(lm, part, room), strict=True):
                     correct = predicted == question.answer
-                    records.append(
-                        {"id": question.id, "correct": correct, "predicted": predicted, "nll": nll, "tokens": tokens}
-                    )
+                    row = (question.id, correct, predicted, nll, tokens, made_on)
+                    records.append(dict(zip(SCHEMA.names, row, strict=True)))
                 advance(len(part))
         with atomic(out) as temporary:
             pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)
@@ -101,19 +108,25 @@ def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: i
         rests.append(lm.tokenizer(rest, add_special_tokens=False)["input_ids"])
         texts.setdefault((*lm.tokenizer(prompt)["input_ids"], *rests[-1][:-1]), []).append(place)
     scored: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
-    head_VD = lm.head_VD.float()
+    head_VD, _ = in_fp32(lm, mixtures=False)
     waiting = sorted(texts, key=lambda text: -len(text))
+    refuse_longer(lm, max(map(len, waiting), default=0), "a choice set")
     while waiting:
         count = max(1, room // len(waiting[0]))
         part, waiting = waiting[:count], waiting[count:]
         ids, mask, positions = left_pad([list(text) for text in part], lm.device)
         hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, None)
-        for row, text in enumerate(part):
-            longest = max(len(rests[place]) for place in texts[text])
-            # The state before a token predicts it.
-            log_p = torch.log_softmax(logits_fp32(hidden[row, -longest:], head_VD), -1)
-            for place in texts[text]:
-                target = torch.tensor(rests[place], device=lm.device)
-                known = log_p[-len(target) :].gather(1, target[:, None])
-                scored[place] = (known.sum().item(), len(target))
+        # The state before a token predicts it.
+        asked = [
+            (row, len(ids[row]) - len(rests[place]) + at, token, place)
+            for row, text in enumerate(part)
+            for place in texts[text]
+            for at, token in enumerate(rests[place])
+        ]
+        for start in range(0, len(asked), TOKENS_AT_ONCE):
+            row, at, token, _ = torch.tensor(asked[start : start + TOKENS_AT_ONCE], device=lm.device).T
+            log_p = torch.log_softmax(logits_fp32(hidden[row, at], head_VD), -1)
+            known = log_p.gather(1, token[:, None])[:, 0].tolist()
+            for (*_, place), value in zip(asked[start : start + TOKENS_AT_ONCE], known, strict=True):
+                scored[place] = (scored[place][0] + value, len(rests[place]))
     return scored

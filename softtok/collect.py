@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from softtok import state
 from softtok.boxed import last_boxed, normalised
+from softtok.data import normalise
 from softtok.errors import UserError
 from softtok.metrics import bootstrap_interval, ks, majority, pass_at_k
 from softtok.tables import Row, Study
@@ -61,6 +62,15 @@ class Absent(NamedTuple):
     error: UserError
 
 
+class Overlap(NamedTuple):
+    """Problems of a test set that stand in a train set of runs which were tested on it."""
+
+    test_set: str
+    train_set: str
+    shared: int
+    problems: int
+
+
 @dataclass(frozen=True)
 class Results:
     """What `collect` read."""
@@ -71,6 +81,8 @@ class Results:
     problem_noise: dict[str, float]  # test set -> points, see `_problem_noise`; the median over runs
     answers: int
     unjudged: int  # answers on which the reward gave up
+    made_on: Counter[str]  # device and precision -> files of evaluations and choice sets with rows made on it
+    overlaps: list[Overlap]
 
 
 def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = None) -> Results:
@@ -85,6 +97,7 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
     noise: dict[str, list[float]] = {}
     problems: dict[str, tuple[Path, frozenset[str]]] = {}  # set -> the first file on it and its problems
     statuses: Counter[str] = Counter()
+    made_on: Counter[str] = Counter()
     sets = spec["config"].get("inference_sets", {})
 
     @contextlib.contextmanager
@@ -122,6 +135,7 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
                         counted | cells
                     )  # a mode that two inference sets share is the same in both: the first counts
                     statuses += seen
+                    made_on.update(_made_on(path))
             planned = (mode for name in tests[test_set] for mode in sets.get(name, study.inference_modes))
             if absent is None and (missing := [mode for mode in planned if mode not in cells]):
                 raise UserError(f"{folder / 'eval' / test_set} has no rows of inference mode '{missing[0]}'")
@@ -137,6 +151,7 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
             with noting(entry, choice_set):
                 choices = _read_columns(path, ["id", "correct", "nll", "tokens"]).to_pandas().sort_values("id")
                 _check_problems(problems, f"choice set {choice_set}", path, choices["id"])
+                made_on.update(_made_on(path))
                 metrics.append(_choice_metrics(choices).assign(**names, test_set=choice_set, inference_mode=""))
     tidy = pd.concat([pd.DataFrame(columns=list(METRIC_COLUMNS), dtype=object), *metrics], ignore_index=True)
     return Results(
@@ -146,7 +161,27 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
         problem_noise={test_set: float(np.median(points)) for test_set, points in noise.items()},
         answers=statuses.total(),
         unjudged=sum(statuses[status] for status in UNJUDGED),
+        made_on=made_on,
+        overlaps=_overlaps(spec, root, tolerant=absent is not None),
     )
+
+
+def _overlaps(spec: Mapping[str, Any], root: Path, tolerant: bool) -> list[Overlap]:
+    """Where test problems were trained on: a train set keeps out those of the test sets that its `exclude:` names, and
+    no others. `tolerant` of prepared data sets that are not there."""
+    questions = {
+        (kind, name): {normalise(text) for text in _read_columns(root / path, ["question"])["question"].to_pylist()}
+        for kind, paths in spec["data"].items()
+        for name, path in paths.items()
+        if not tolerant or (root / path).exists()
+    }
+    pairs = ((test_set, run["train_set"]) for run in spec["runs"] for test_set in run.get("tests", spec["tests"]))
+    found = []
+    for test_set, train_set in dict.fromkeys(pairs):
+        tested = questions.get(("test", test_set), set())
+        if shared := len(tested & questions.get(("train", train_set), set())):
+            found.append(Overlap(test_set, train_set, shared, len(tested)))
+    return found
 
 
 def write_metrics(metrics: pd.DataFrame, path: Path) -> None:
@@ -183,7 +218,7 @@ def _mode_metrics(
 
 def _choice_metrics(choices: pd.DataFrame) -> pd.DataFrame:
     """Accuracy (percent), and nats per token of the right answers: every token counts, however long its answer."""
-    per_token = choices["nll"].sum() / choices["tokens"].sum()
+    per_token = choices["nll"].sum(skipna=False) / choices["tokens"].sum()
     accuracy = 100 * choices["correct"].mean()
     return _tidy([("accuracy", None, None, accuracy, 1), ("nll_per_token", None, None, per_token, 1)], len(choices))
 
@@ -261,6 +296,13 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     if not table.num_rows:
         raise _bad(path, "has no rows")
     return table
+
+
+def _made_on(path: Path) -> set[str]:
+    """On what the rows of a file that has been read were made; nothing for files from before they said so."""
+    with pq.ParquetFile(path) as file:
+        known = "made_on" in file.schema_arrow.names
+        return set(file.read(columns=["made_on"])["made_on"].drop_null().unique().to_pylist()) if known else set()
 
 
 def _read_cells(path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:

@@ -23,22 +23,20 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.prec
 
 
 def choose_device(runtime: RuntimeSettings) -> torch.device:
-    """The device that `runtime.device` names; `auto` is a free GPU (the first, where none is free) for a job that asks
-    for one, else the CPU. Raises UserError for a device that is not there."""
-    if runtime.device == "auto":
-        count = torch.cuda.device_count() if runtime.gpus and torch.cuda.is_available() else 0
-        if runtime.gpus and not count:
-            say(f"runtime.gpus: {runtime.gpus} asked for, but PyTorch sees no GPU here; going on without")
-        return torch.device("cuda", take_free(gpu_names(count))) if count else torch.device("cpu")
-    device = torch.device(runtime.device)
+    """The device that `runtime.device` names; `auto` is `cuda` for a job that asks for a GPU, else the CPU; `cuda` a
+    free GPU (the first, where none is free). Raises UserError for a device that is not there."""
+    name = ("cuda" if runtime.gpus else "cpu") if runtime.device == "auto" else runtime.device
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"runtime.device: {runtime.device!r} asked for, but PyTorch sees no GPU here; use auto or cpu")
-    return device
+        raise UserError(f"runtime: a job asks for a GPU (device: {name}), and PyTorch sees none here; use device: cpu")
+    return device if name != "cuda" else torch.device("cuda", take_free(gpu_names(torch.cuda.device_count())))
 
 
-def announce(device: torch.device, dtype: torch.dtype) -> None:
-    """Says at the start of a job what decides its speed and, by rounding, its results."""
-    say(f"on {device_name(str(device))}, {PRECISIONS[dtype]}")
+def announce(device: torch.device, dtype: torch.dtype) -> str:
+    """Says at the start of a job what decides its speed and, by rounding, its results; and returns it."""
+    found = f"{device_name(str(device))}, {PRECISIONS[dtype]}"
+    say(f"on {found}")
+    return found
 
 
 @functools.cache  # once in a job that loads two models
@@ -57,10 +55,11 @@ def take_free(names: tuple[str, ...], folder: Path | None = None) -> int:
     """The place of the first name whose lock in `folder` (the system's temporary one) is free, and now held by this
     process; 0 where all are held: who starts more jobs than there are GPUs wants them to share."""
     for place, name in enumerate(names):
-        path = Path(folder or tempfile.gettempdir()) / f"softtok-gpu-{name.replace('/', '-')}.lock"
+        # A user's own: what another user's jobs take cannot be told from a file that must not be opened.
+        path = Path(folder or tempfile.gettempdir()) / f"softtok-gpu-{os.getuid()}-{name.replace('/', '-')}.lock"
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # another user's file: its jobs are not ours to wait for
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,13 +17,14 @@ import pyarrow.parquet
 
 from softtok.cot import CotTokens, bind, embedding_rms, state_rms
 from softtok.devices import announce
+from softtok.errors import UserError
 from softtok.grid import settled
-from softtok.models import LanguageModel, load
+from softtok.models import LanguageModel, load, refuse_longer
 from softtok.progress import progress
 from softtok.prompt import decode
 from softtok.reward import Judge, Verdict
 from softtok.rollout import INFERENCE_STOPS, Limits, Rollout, TextRules, most_steps, rollout
-from softtok.settings import EvaluationSettings, RuntimeSettings, TokenMode
+from softtok.settings import GenerationSettings, RuntimeSettings, TokenMode
 from softtok.state import (
     Interruption,
     Shard,
@@ -50,6 +51,7 @@ SCHEMA = pa.schema(
         "cot_tokens": pa.int64(),
         "answer_tokens": pa.int64(),
         "stop": pa.string(),
+        "made_on": pa.string(),
     }
 )
 
@@ -58,10 +60,10 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
     """Runs all inference modes of `spec` and writes `out` (parquet) and, beside it, the entropy profile
     (`.entropy.csv`)."""
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
-        settings = EvaluationSettings(**spec["evaluation"])
+        settings = GenerationSettings(**spec["evaluation"])
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
         lm = load(run / "checkpoint", runtime)
-        announce(lm.device, lm.dtype)
+        made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm)
         problems = read_problems(data, lm, checkpoint["prompt"])
         modes = {
@@ -70,20 +72,24 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
         }
         rms = noise_rms(lm, checkpoint, modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
+        refuse_longer(lm, max(len(p.prompt) for p in problems) + most_steps(rules, limits), f"test set {data}")
+        # Ids such as "row7" are of many test sets, and draws that these share would make their results go together.
+        digest = file_sha256(data)
+        keys = f"evaluate|{digest[:16]}|{checkpoint['seed']}"
         shards: dict[str, Shard] = {}
         with Judge(workers=runtime.reward_workers) as judge:
             for name, mode in spec["inference_modes"].items():
                 header = {
-                    "checkpoint": checkpoint["sha256"], "data": file_sha256(data),
+                    "checkpoint": checkpoint["sha256"], "data": digest,
                     "mode": settled(modes[name].model_dump()), "samples": mode["samples"],
                     "evaluation": spec["evaluation"], "seed": checkpoint["seed"], "version": spec["version"],
                 }  # fmt: skip
-                digest = content_hash(header, 16)
-                with alone(run / ".state" / "locks" / digest, interruption):  # inference sets may share a mode
-                    shards[name] = Shard(run / ".state" / "shards" / f"{digest}.jsonl", header)
+                shard = content_hash(header, 16)
+                with alone(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
+                    shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     _complete(
                         name, shards[name], lm, rules, judge, bind(modes[name], lm, rms), problems,
-                        int(mode["samples"]), limits, f"evaluate|{checkpoint['seed']}", runtime, interruption,
+                        int(mode["samples"]), limits, keys, made_on, runtime, interruption,
                     )  # fmt: skip
         _write(shards, out)
 
@@ -111,6 +117,7 @@ def _complete(
     samples: int,
     limits: Limits,
     key: str,
+    made_on: str,
     runtime: RuntimeSettings,
     interruption: Interruption,
 ) -> None:
@@ -121,9 +128,11 @@ def _complete(
         for part in batches(missing, samples, most_steps(rules, limits), runtime):
             keys = [f"{key}|{p.id}|{g}" for p in part for g in range(samples)]
             made = rollout(lm, rules, tokens, [p.prompt for p in part], samples, keys, limits)
+            if not made.entropy_NT.isfinite().all():
+                raise UserError(f"model {lm.name}: its logits are not finite; its weights are damaged")
             verdicts = grade(judge, rules, made, [p.golds for p in part])
             lines = [_line(lm, rules, made, verdicts, b, problem) for b, problem in enumerate(part)]
-            shard.append(lines)
+            shard.append([line | {"made_on": made_on} for line in lines])
             advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))
             interruption.exit_if_asked()
 
@@ -135,7 +144,7 @@ def _line(
     rows = range(b * made.samples, (b + 1) * made.samples)
     lengths = made.cot_lengths[rows.start : rows.stop]
     longest = int(lengths.max())
-    entropy = made.entropy_NT[rows.start : rows.stop, :longest].double().cpu().numpy()
+    entropy = made.entropy_NT[rows.start : rows.stop, :longest].cpu().double().numpy()  # Apple's GPUs have no double
     thinking = np.arange(longest) < lengths[:, None]
     return {
         "problem_id": problem.id,
@@ -163,8 +172,8 @@ def _write(shards: dict[str, Shard], out: Path) -> None:
     for name, shard in shards.items():
         total, count = np.zeros(0), np.zeros(0, np.int64)
         for line in sorted(shard.lines, key=lambda line: line["problem_id"]):
-            for sample, record in enumerate(line["samples"]):
-                records.append({"inference_mode": name, "problem_id": line["problem_id"], "sample": sample, **record})
+            shared = {"inference_mode": name, "problem_id": line["problem_id"], "made_on": line.get("made_on")}
+            records += [{**shared, "sample": sample, **record} for sample, record in enumerate(line["samples"])]
             longer = max(len(total), len(line["entropy_sum"]))
             total = np.pad(total, (0, longer - len(total)))
             count = np.pad(count, (0, longer - len(count)))

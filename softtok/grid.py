@@ -31,7 +31,8 @@ from softtok.state import canonical_json, content_hash, file_sha256
 DATA_VERSION = 2
 MODEL_VERSION = 2
 TRAIN_VERSION = 1
-EVAL_VERSION = 1
+EVAL_VERSION = 2
+CHOICES_VERSION = 1
 REPORT_VERSION = 3
 
 DATA = "results/data/{kind}/{name}-{spec}"
@@ -176,6 +177,9 @@ class Study:
     def evaluation_files(self, suffix: str) -> list[str]:
         return [f"{folder}/{stem}{suffix}" for folder, stems in self.evaluations.items() for stem in stems]
 
+    def data_files(self) -> list[str]:
+        return [path for paths in self.spec["data"].values() for path in paths.values()]
+
     def choice_files(self, suffix: str) -> list[str]:
         return [f"{folder}/{stem}{suffix}" for folder, stems in self.choices.items() for stem in stems]
 
@@ -212,10 +216,12 @@ class Grid:
         chosen = entry.source(self.config.data_root)
         source: dict[str, Any]
         if entry.toy is not None:
-            source = entry.toy.model_dump() | {"split": "train" if kind == "train" else "test"}
+            source = settled(entry.toy.model_dump()) | {"split": "train" if kind == "train" else "test"}
         else:
             fetched = getattr(entry, chosen)
-            source = fetched.model_dump(exclude=set(Fields.model_fields), exclude_none=chosen == "file")
+            source = settled(
+                fetched.model_dump(exclude={*Fields.model_fields, "comparable"}, exclude_none=chosen == "file")
+            )
         fields = entry.fields(chosen)
         spec = {
             "kind": kind,
@@ -293,7 +299,7 @@ class Grid:
         spec = {
             "test_set": data.spec,
             "inference_modes": {name: _inference_mode(mode) for name, mode in modes.items()},
-            "evaluation": self.config.evaluation_of(test_set).model_dump(),
+            "evaluation": settled(self.config.evaluation_of(test_set).model_dump()),
             "version": EVAL_VERSION,
         }
         evaluation = Evaluation(inference_set, spec, data)
@@ -307,7 +313,7 @@ class Grid:
         data = self._data("choice", name)
         style = self.config.choice_sets[name].choice_format or self.config.evaluation.choice_format
         choices = Choices(
-            name, {"choice_set": data.spec, "evaluation": {"choice_format": style}, "version": EVAL_VERSION}, data
+            name, {"choice_set": data.spec, "evaluation": {"choice_format": style}, "version": CHOICES_VERSION}, data
         )
         self.choices[choices.stem] = choices
         return choices
@@ -351,7 +357,7 @@ class Grid:
         used["inference_modes"] = modes
         evaluations = {item.stem: item for items in study.evaluations.values() for item in items.values()}.values()
         paper = {
-            section: {name: entry.paper for name, entry in entries.items() if entry.paper is not None}
+            section: {name: found for name, entry in entries.items() if (found := self._paper_name(entry)) is not None}
             for section, entries in used.items()
         }
         paper["training_modes"] |= settings.paper
@@ -375,6 +381,10 @@ class Grid:
             ],
             "tests": _nested((item.data.name, item.name, item.hash) for item in evaluations),
             "choices": {item.name: item.hash for items in study.choices.values() for item in items.values()},
+            "data": {
+                "train": {run.train_set.name: run.train_set.path for run in study.runs.values() if run.train_set},
+                "test": {item.data.name: item.data.path for item in evaluations},
+            },
             "inference_modes": {name: _inference_mode(mode) for name, mode in modes.items()},
             "order": order,
             "paper": paper,
@@ -386,10 +396,16 @@ class Grid:
                     for section, entries in used.items()
                 },
                 "training": settled(self.config.training.model_dump()),
-                "evaluation": self.config.evaluation.model_dump(),
+                "evaluation": settled(self.config.evaluation.model_dump()),
             },
         }
         return spec | ({"k": settings.k} if settings.k else {})
+
+    def _paper_name(self, entry: Entry) -> str | None:
+        """What the paper's results call an entry, unless it stands for other problems than the paper's here."""
+        if isinstance(entry, DataSet) and entry.file is not None and not entry.file.comparable:
+            return None if entry.source(self.config.data_root) == "file" else entry.paper
+        return entry.paper
 
 
 def settled(dump: dict[str, Any]) -> dict[str, Any]:
@@ -412,6 +428,8 @@ def _shown(entry: Entry) -> dict[str, Any]:
     shown = settled(entry.model_dump(exclude=overrides, exclude_none=True))
     if "toy" in shown:
         shown["toy"] = settled(shown["toy"])
+    if shown.get("file", {}).get("comparable"):
+        del shown["file"]["comparable"]
     return shown | {key: value for key, value in entry.given().items() if key in overrides - {"runtime"}}
 
 
@@ -423,9 +441,9 @@ def _nested(triples: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]
 
 
 def _digests(entry: DataSet, data_root: str | None) -> list[str] | None:
-    """SHA-256 of each local file: a changed file is another data set. None where files are missing that no requested
-    study needs."""
+    """SHA-256 of each local file: a changed file is another data set. None where files are missing, or cannot be read,
+    that no requested study needs."""
     try:
         return [file_sha256(path) for path in entry.file.found(data_root)] if entry.file else None
-    except UserError:
+    except (UserError, OSError):
         return None

@@ -38,8 +38,12 @@ def report_spec(config: Path, study: str, results: Path, data_root: Path | None)
     if study not in checked.studies:
         raise UserError(f"there is no study {study!r} in {config}{nearest(study, checked.studies)}")
     spec = Grid(checked).studies[study].spec
-    top = Path(REPORT).parts[0]
-    return spec | {"runs": [run | {"path": str(results / Path(run["path"]).relative_to(top))} for run in spec["runs"]]}
+
+    def moved(path: str) -> str:
+        return str(results / Path(path).relative_to(Path(REPORT).parts[0]))
+
+    data = {kind: {name: moved(path) for name, path in paths.items()} for kind, paths in spec["data"].items()}
+    return spec | {"runs": [run | {"path": moved(run["path"])} for run in spec["runs"]], "data": data}
 
 
 def study_tables(spec: Mapping[str, Any], partial: bool) -> Interim:
@@ -61,7 +65,7 @@ def study_tables(spec: Mapping[str, Any], partial: bool) -> Interim:
         if mixed := mixture(_runs_of(table, results.runs, results.metrics)):
             tables[name] = replace(table, caption=f"{table.caption} {mixed}")
     lines = [f"# {spec['study']}: {'what has finished' if absent else 'all runs have finished'}", ""]
-    for kind, text in notes(results.runs, results.unjudged, results.answers):
+    for kind, text in notes(results):
         lines += [f"> **{kind.capitalize()}.** {text}", ""]
     if absent:
         lines += [f"**Missing** ({len(results.runs)} of {len(spec['runs'])} runs have finished):", ""]

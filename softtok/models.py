@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging as hf_logging
 
 from softtok import attention
+from softtok.base_model import refuse_changed
 from softtok.decoding import Decoder
 from softtok.devices import choose_device
 from softtok.errors import UserError
@@ -84,11 +85,24 @@ class LanguageModel:
         return output.last_hidden_state
 
 
-def in_fp32(lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+def in_fp32(lm: LanguageModel, mixtures: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Head and E in fp32, without a graph; one matrix where the model ties them. Copies, where the working precision is
-    another: to be made once for many tokens."""
-    head_VD = lm.head_VD.detach().float()
-    return head_VD, head_VD if lm.embedding_VD is lm.head_VD else lm.embedding_VD.detach().float()
+    another: to be made once for many tokens. Without `mixtures` E, of which rows are looked up then, stays as it is."""
+    head_VD, embedding_VD = lm.head_VD.detach().float(), lm.embedding_VD.detach()
+    if mixtures:
+        embedding_VD = head_VD if lm.embedding_VD is lm.head_VD else embedding_VD.float()
+    return head_VD, embedding_VD
+
+
+def refuse_longer(lm: LanguageModel, positions: int, what: str) -> None:
+    """Raises UserError where `what` needs more positions than the model was made for: learned ones end there, in the
+    middle of a job, and rotary ones have never been trained."""
+    room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and positions > room:
+        raise UserError(
+            f"model {lm.name}: holds {room} positions, and the longest text of {what} needs {positions};"
+            " lower max_cot_tokens or leave out what is long"
+        )
 
 
 def logits_fp32(hidden: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
@@ -128,14 +142,17 @@ def prefill(
 
 def resolve(folder: Path) -> tuple[str, str | None]:
     """Where a model's or a run's weights really are (path or hub id, revision): follows the small reference files that
-    stand for a hub model, a user's folder, or the untouched base of a `base` run."""
+    stand for a hub model, a user's folder, or the untouched base of a `base` run. Raises UserError where such a folder
+    holds other weights than it did."""
     for name in ("checkpoint.json", "model.json"):
         if (folder / name).is_file():
-            reference = read_manifest(folder / name).get("reference")
+            manifest = read_manifest(folder / name)
+            reference = manifest.get("reference")
             if reference is None:
                 break
             if "hub" in reference:
                 return reference["hub"], reference.get("revision")
+            refuse_changed(manifest)
             return resolve(Path(reference["path"]))
     return str(folder), None
 

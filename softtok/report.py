@@ -92,7 +92,7 @@ def _page(
     of_tests = results.metrics[results.metrics["test_set"].isin(study.test_sets)]
     problems = of_tests.groupby("test_set")["n_problems"].first().to_dict()
     looks = palette.looks(row.training_mode for row in study.rows)
-    notes_of = notes(results.runs, results.unjudged, results.answers)
+    notes_of = notes(results)
     return template.render(
         name=spec["study"],
         title=spec.get("title") or spec["study"],
@@ -131,9 +131,9 @@ def _facts(study: Study, results: Results, problems: int) -> list[tuple[str, str
     ]
 
 
-def notes(runs: Sequence[Run], unjudged: int, answers: int) -> list[tuple[str, str]]:
+def notes(results: Results) -> list[tuple[str, str]]:
     """What a reader must know before the numbers: (kind, sentences), kind "note" or "warning"."""
-    found = []
+    found, runs = [], results.runs
     if any("toy" in run.manifest.get("spec", {}).get("model", {}) for run in runs):
         found.append(("note", TOY_NOTE))
     lost = {str(run): run.manifest["diverged"] for run in runs if run.manifest.get("diverged")}
@@ -142,8 +142,17 @@ def notes(runs: Sequence[Run], unjudged: int, answers: int) -> list[tuple[str, s
         found.append(("warning", f"Diverged, counted in all means, rows marked {DIVERGED_MARK}: {listed}."))
     if mixed := mixture(runs):
         found.append(("warning", mixed))
-    if unjudged:
-        what = f"The reward gave up on {unjudged:,} of {answers:,} answers (timeout or error)"
+    if results.overlaps:
+        shares = "; ".join(
+            f"{one.shared:,} of {one.problems:,} of {one.test_set} in {one.train_set}" for one in results.overlaps
+        )
+        found.append(("warning", f"Questions of test sets stand in train sets as well: {shares} (see `exclude:`)."))
+    if len(results.made_on) > 1:
+        places = "; ".join(f"{name}: {count}" for name, count in results.made_on.most_common())
+        what = f"Evaluations and choice sets were made on different devices or in different precisions ({places} files)"
+        found.append(("warning", f"{what}. Differences between their results may come from that."))
+    if results.unjudged:
+        what = f"The reward gave up on {results.unjudged:,} of {results.answers:,} answers (timeout or error)"
         found.append(("warning", f"{what}. They count as wrong."))
     return found
 

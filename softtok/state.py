@@ -275,10 +275,16 @@ def provenance(device: str | None = None, precision: str | None = None) -> dict[
 
 
 def _commit() -> str:
-    """Commit of the package's own checkout, with "-dirty" for uncommitted changes; "" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which("git") else None
-    return result.stdout.strip() if result and result.returncode == 0 else ""
+    """The last commit of the package's own checkout that changed the package, with "-dirty" where there are changes
+    since; "" outside of a checkout. What else the repository holds, config.yaml above all, makes no result."""
+
+    def git(*command: str) -> str:
+        where = ["git", "-C", str(Path(__file__).parent), *command, "--", "."]
+        result = subprocess.run(where, capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    commit = git("log", "-1", "--format=%h", "--abbrev=12") if shutil.which("git") else ""
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
 
 
 def device_name(device: str) -> str:

@@ -83,6 +83,7 @@ def write_study(
             "test_sets": list(test_sets),
             "choice_sets": list(choice_sets),
         },
+        "data": {"train": {}, "test": {}},
         "paper": {},
         "config": {
             "models": {
@@ -95,9 +96,18 @@ def write_study(
     }
 
 
+def write_data(root: Path, spec: dict[str, Any]) -> None:
+    """Prepared data sets of a spec, as far as a report reads them, with questions of their own."""
+    for kind, paths in spec["data"].items():
+        for name, path in paths.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame({"question": [f"{kind} {name} {i}" for i in range(3)]}).to_parquet(root / path)
+
+
 def write_planned(root: Path, spec: dict[str, Any], problems: int = 4, steps: int = 4, cot: int = 8) -> None:
     """Writes below `root` just what a study's own report spec plans, at its own paths."""
     rng = np.random.default_rng(7)
+    write_data(root, spec)
     for entry in spec["runs"]:
         run, mode = root / entry["path"], entry["mode"]
         (run / "eval").mkdir(parents=True)

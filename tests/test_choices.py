@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from softtok.choices import choices, log_likelihoods
 from softtok.config import RuntimeSettings
@@ -131,7 +131,7 @@ def run(
     out = folder / f"{choice_format}-{rows}.parquet"
     choices({"evaluation": {"choice_format": choice_format}}, runtime, folder, folder / "data.parquet", out)
     table = pd.read_parquet(out)
-    assert table.columns.tolist() == ["id", "correct", "predicted", "nll", "tokens"]
+    assert table.columns.tolist() == ["id", "correct", "predicted", "nll", "tokens", "made_on"]
     assert table["id"].tolist() == [q.id for q in questions]
     return table
 
@@ -191,6 +191,7 @@ class Bigrams:
                 self.head_VD[ids[word], ids[last]] = math.log(probability)
             self.head_VD[self.tokenizer.unk_token_id, ids[last]] = math.log(1 - sum(row.values()))
         self.embedding_VD, self.device, self.dtype = torch.eye(size), torch.device("cpu"), torch.float32
+        self.model = SimpleNamespace(config=LlamaConfig())
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.embedding_VD)

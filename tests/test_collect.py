@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic_runs import INFERENCE_MODES, write_study
 
 from softtok.collect import collect
+from softtok.errors import UserError
+from softtok.report import notes
 from softtok.tables import LEAST_VOTERS, Row, Study, make_tables, to_csv
 
 
@@ -31,6 +35,49 @@ def test_a_studys_own_k_come_beside_the_first_and_the_last(tmp_path: Path) -> No
     curves = metrics[metrics["metric"] == "pass@k"].groupby("inference_mode")["k"].apply(set)
     assert curves["hard-sample"] == {1, 4, 32}, "64 is more than there are samples"
     assert curves["hard-greedy"] == {1}
+
+
+def test_a_loss_that_is_no_number_is_no_small_loss(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=(), test_sets=(), choice_sets=("order",), problems=4)
+    path = next(tmp_path.rglob("order-*.parquet"))
+    table = pq.read_table(path)
+    losses = [*table["nll"].to_pylist()[1:], float("nan")]
+    pq.write_table(table.set_column(table.column_names.index("nll"), "nll", pa.array(losses)), path)
+    metrics = collect(spec, tmp_path).metrics.set_index("metric")["value"]
+    assert np.isnan(metrics["nll_per_token"]) and metrics["accuracy"] >= 0
+
+
+def test_test_problems_that_were_trained_on_are_told_of(tmp_path: Path) -> None:
+    """`exclude:` keeps out what it names when a train set is made; a test set that comes later may hold anything."""
+    spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=("sums", "long-sums"), choice_sets=(), problems=4)
+    assert collect(spec, tmp_path).overlaps == []
+    spec["data"] = {"train": {"sums": "train.parquet"}, "test": {"sums": "sums.parquet", "long-sums": "long.parquet"}}
+    asked = {"train": ["1 + 1?", "2 + 2?", "2 + 3?"], "sums": ["3 + 3?"], "long": ["2 +  2?", "5?", "1 + 1?"]}
+    for name, questions in asked.items():
+        pd.DataFrame({"question": questions}).to_parquet(tmp_path / f"{name}.parquet")
+    results = collect(spec, tmp_path)
+    assert results.overlaps == [("long-sums", "sums", 2, 3)]
+    (warning,) = (text for kind, text in notes(results) if kind == "warning")
+    assert "2 of 3 of long-sums in sums" in warning
+    (tmp_path / "long.parquet").unlink()
+    with pytest.raises(UserError, match=r"long\.parquet"):
+        collect(spec, tmp_path)
+    assert collect(spec, tmp_path, []).overlaps == [], "tables before all has finished go without"
+
+
+def test_results_made_on_several_devices_are_told_of(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=("sums",), choice_sets=("order",), problems=4)
+    assert not collect(spec, tmp_path).made_on, "files from before rows said so"
+    assert not any("devices" in text for _, text in notes(collect(spec, tmp_path)))
+    files = sorted(tmp_path.rglob("*.parquet"))
+    assert len(files) == 4
+    for place, path in enumerate(files):
+        table = pd.read_parquet(path)
+        table.assign(made_on=["one"] + ["other" if place == 3 else "one"] * (len(table) - 1)).to_parquet(path)
+    results = collect(spec, tmp_path)
+    assert results.made_on == {"one": 4, "other": 1}
+    (warning,) = (text for kind, text in notes(results) if kind == "warning")
+    assert "different devices or in different precisions (one: 4; other: 1 files)" in warning
 
 
 @pytest.fixture(scope="module")

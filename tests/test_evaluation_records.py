@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from conftest import TEMPLATE
 from test_evaluate import EVALUATION, MODES, spec
 from tiny_models import tiny_model
 
+from softtok import evaluate as module
 from softtok.base_model import base_run
 from softtok.config import RuntimeSettings
 from softtok.evaluate import evaluate, noise_rms
 from softtok.reward import Judge
-from softtok.state import read_json, write_json
+from softtok.state import canonical_json, read_json, write_json
 
 
 @pytest.fixture
@@ -39,6 +41,33 @@ def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(run,
     assert 0 < table.correct.mean() < 1
     answers = table[table.inference_mode == "hard-sample"].groupby("problem_id").answer
     assert answers.nunique().max() > 1, "a problem's samples are not one answer written down four times"
+
+
+def test_each_row_says_what_it_was_made_on_also_after_a_move(run, toy_sets, tmp_path, monkeypatch):
+    """An evaluation that goes on on another device is of both."""
+    out, test_set = tmp_path / "out.parquet", toy_sets["test"]
+    monkeypatch.setattr(module, "announce", lambda *place: "one device, bf16")
+    monkeypatch.setattr(module, "_write", lambda shards, out: None)
+    evaluate(spec("hard-greedy"), RuntimeSettings(), run, test_set, out)
+    monkeypatch.undo()
+    evaluate(spec("hard-greedy", "soft-sample"), RuntimeSettings(), run, test_set, out)
+    table = pd.read_parquet(out)
+    assert set(table[table.inference_mode == "hard-greedy"].made_on) == {"one device, bf16"}
+    (here,) = set(table[table.inference_mode == "soft-sample"].made_on)
+    assert here.startswith("cpu") and here.endswith(", fp32")
+
+
+def test_samples_from_before_rows_said_what_they_were_made_on_are_kept(run, toy_sets, tmp_path, rollouts):
+    settings, out = spec("hard-greedy"), tmp_path / "out.parquet"
+    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], out)
+    (shard,) = (run / ".state/shards").iterdir()
+    head, *lines = shard.read_text().splitlines()
+    older = [json.loads(line) for line in lines]
+    assert all(line.pop("made_on") for line in older)
+    shard.write_text("".join(f"{line}\n" for line in [head, *map(canonical_json, older)]))
+    rollouts.clear()
+    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], out)
+    assert not rollouts and pd.read_parquet(out).made_on.isna().all()
 
 
 def test_answers_are_greedy_and_end_as_the_settings_say(run, toy_sets, tmp_path, rollouts):

@@ -62,7 +62,8 @@ def test_what_a_model_is_made_from_is_part_of_its_identity(edit: Edit, further: 
         ("DATA_VERSION", {"data", "runs", "evaluations", "choices"}),
         ("MODEL_VERSION", {"models", "runs"}),
         ("TRAIN_VERSION", {"runs"}),
-        ("EVAL_VERSION", {"evaluations", "choices"}),
+        ("EVAL_VERSION", {"evaluations"}),
+        ("CHOICES_VERSION", {"choices"}),
     ],
 )
 def test_a_raised_version_makes_all_of_its_kind_anew(

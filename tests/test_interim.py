@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from synthetic_runs import write_study
+from synthetic_runs import write_data, write_study
 
 from softtok.__main__ import main
 from softtok.config import read
@@ -53,6 +53,7 @@ class Project:
                 shutil.copy(
                     source / "choices" / f"{name}-cdef0123.parquet", target / "choices" / f"{name}-{h8}.parquet"
                 )
+        write_data(folder, self.spec)
         shutil.rmtree(folder / "made")
 
     def run(self, mode: str, seed: int) -> Path:

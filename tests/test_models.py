@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from softtok import models
 from softtok.attention import Groups, RowLayer, grouped_attention, layer_states
+from softtok.base_model import _referred
 from softtok.config import RuntimeSettings
 from softtok.decoding import Decoder
 from softtok.errors import UserError
@@ -28,6 +30,7 @@ from softtok.models import (
     logits_fp32,
     prefill,
     probe,
+    refuse_longer,
     resolve,
 )
 from softtok.toy_model import bpe_tokenizer
@@ -354,6 +357,33 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "missing", CPU)
 
 
+def test_what_is_longer_than_a_model_is_refused() -> None:
+    """Learned positions end in the middle of a job: on a GPU with an assertion that ends the process."""
+    lm = family("GPT2Config", **SMALL_GPT, n_positions=40)
+    refuse_longer(lm, 40, "test set x")
+    with pytest.raises(UserError, match=r"holds 40 positions, and the longest text of test set x needs 41"):
+        refuse_longer(lm, 41, "test set x")
+
+
+def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
+    """Else results of the old weights and of the new ones would stand in one row of a table."""
+    weights = tmp_path / "mine/model.safetensors"
+    weights.parent.mkdir()
+    weights.write_text("weights")
+    manifest = tmp_path / "made/model.json"
+    manifest.parent.mkdir()
+    manifest.write_text(json.dumps(_referred({"path": str(weights.parent)})))
+    os.utime(weights, (1, 1))
+    assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
+    weights.write_text("changed")  # as long as before
+    with pytest.raises(UserError, match=r"mine: its weights are others than when it was first used"):
+        resolve(manifest.parent)
+    weights.write_text("weights")
+    (weights.parent / "more.safetensors").write_text("")
+    with pytest.raises(UserError, match="its weights are others"):
+        resolve(manifest.parent)
+
+
 def test_references_lead_to_the_weights(tmp_path: Path) -> None:
     """run/checkpoint -> model folder -> hub id with its revision, or a user's folder, or the folder itself."""
 
@@ -368,6 +398,10 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
     assert resolve(base) == ("someone/model", "abc")
     mine = write("mine/model.json", {"reference": {"path": str(tmp_path / "elsewhere")}})
     assert resolve(mine) == (str(tmp_path / "elsewhere"), None)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/model.safetensors").write_text("weights")
+    theirs = write("of-theirs/model.json", _referred({"path": str(tmp_path / "theirs")}))
+    assert resolve(theirs) == (str(tmp_path / "theirs"), None)
     trained = write("trained/checkpoint/checkpoint.json", {"reference": None, "sha256": "0"})
     assert resolve(trained) == (str(trained), None)
     assert resolve(tmp_path) == (str(tmp_path), None)
