@@ -67,7 +67,9 @@ def main() -> None:
     )
     print("|---:|---|---|---:|---:|---:|---:|---:|---:|")
     for new_tokens in options.new_tokens:
-        work = Ours(SIZES[options.size], Load(options.prompt, new_tokens), dtype, options.device)
+        work = Ours(
+            SIZES[options.size], Load(options.prompt, new_tokens), dtype, options.device, micro_batch_tokens=4096
+        )  # as config.yaml has it for such a model
         device = work.lm.device
         weights = sum(p.numel() * p.element_size() for p in work.lm.model.parameters())
         floor = weights / bandwidth(device)

@@ -195,7 +195,7 @@ class Ours:
         accumulate_gradients(
             self.lm, self.tokens[mode], out, advantages, self.settings, self.runtime, gradients=self.optimizer.gradients
         )
-        self.optimizer.gradient_norm()
+        self.norm = self.optimizer.gradient_norm()
 
     def step(self, mode: str) -> dict[str, float]:
         """Rollout, reward, loss, update; returns what the rollout and the pass took of it."""
@@ -205,7 +205,7 @@ class Ours:
         rolled_out = self.clocks()
         self.update(mode, out)
         passed = self.clocks()
-        self.optimizer.step(self.steps)
+        self.optimizer.step(self.steps, self.norm)
         synchronize(self.lm.device)
         (rollout_wall, rollout_cpu), (pass_wall, pass_cpu) = rolled_out - started, passed - rolled_out
         return {

@@ -21,10 +21,18 @@ from softtok.errors import UserError
 if TYPE_CHECKING:
     from softtok.settings import RuntimeSettings
 
+ALLOCATORS = {
+    "THP_MEM_ALLOC_ENABLE": "1",  # on a CPU huge pages, which take 7 % off a step
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # on a GPU no holes where tensors of all sizes come and go
+}
+"""Settings that PyTorch reads once, when it is imported or first takes memory."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (1 for a mistake that the user can mend, told in one line)."""
     options = _parser().parse_args(arguments)
+    for name, value in ALLOCATORS.items():
+        os.environ.setdefault(name, value)
     try:
         for name in ("model", "run_folder", "data"):
             if (path := getattr(options, name, None)) is not None and not path.exists():
@@ -35,6 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `softtok show demo | head`
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which light commands do not import
+            raise
+        why = " ".join(str(error).split(". ")[0].split())
+        less = "lower rollout_tokens or rollout_rows (in training: micro_batch_tokens) under runtime"
+        print(f"softtok: error: {why}; {less}, or move the optimizer (optimizer_device: cpu)", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -104,7 +119,6 @@ def _importing() -> Iterator[None]:
 
 def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: huge pages, 7 % off a step on a CPU
     import torch
 
     from softtok.settings import RuntimeSettings

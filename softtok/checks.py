@@ -7,13 +7,14 @@ Snakefile is parsed (`config.load`). Every function raises UserError, one line t
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from softtok.config import Block, Config, DataSet, Study, TokenMode, TrainingSettings
+from softtok.config import Block, Config, DataSet, RuntimeSettings, Study, TokenMode, TrainingSettings
 from softtok.errors import UserError
 from softtok.mistakes import at, mistake, nearest
 
@@ -38,12 +39,20 @@ DATA_SECTIONS: dict[Literal["train", "test", "choice"], str] = {
     "test": "test_sets",
     "choice": "choice_sets",
 }
+PAPER_COLUMNS = {
+    "models": ("model",), "train_sets": ("train_set",), "test_sets": ("test_set",), "choice_sets": ("test_set",),
+    "training_modes": ("training_mode", "variant"), "inference_modes": ("inference_mode",),
+}  # fmt: skip
+"""Where paper.csv has the names that entries of a section may carry under `paper:`."""
 
 
 def check(config: Config, requested: Sequence[str]) -> None:
-    """`requested`: studies whose data files must be there when `data_root` says that files are read."""
+    """`requested`: studies whose models and data files must be there."""
     names(config)
     references(config)
+    paper_names(config)
+    for name in config.models:
+        machine(config.runtime_of(name), at("models", name, "runtime"))
     for kind, section in DATA_SECTIONS.items():
         for name, entry in getattr(config, section).items():
             data_fields(config, kind, at(section, name), entry)
@@ -99,6 +108,30 @@ def references(config: Config) -> None:
                 raise mistake(
                     at("studies", name, "paper", mode), f"this study has no such training mode{nearest(mode, used)}"
                 )
+
+
+def paper_names(config: Config) -> None:
+    """A name under `paper:` that the paper's results do not have would be compared with nothing, and nobody told."""
+    with open(Path(__file__).with_name("paper.csv"), encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    for section, columns in PAPER_COLUMNS.items():
+        known = dict.fromkeys(" ".join(cell[column] for column in columns).strip() for cell in cells)
+        given = {at(section, name, "paper"): entry.paper for name, entry in getattr(config, section).items()}
+        if section == "training_modes":
+            given |= {
+                at("studies", study, "paper", mode): name
+                for study, settings in config.studies.items()
+                for mode, name in settings.paper.items()
+            }
+        for where, name in given.items():
+            if name is not None and name not in known:
+                raise mistake(where, f"the paper's results have no {name!r}{nearest(name, filter(None, known))}")
+
+
+def machine(runtime: RuntimeSettings, where: str) -> None:
+    """GPUs are handed out by their number: a job that takes one without asking would share it with another."""
+    if runtime.device.startswith("cuda") and not runtime.gpus:
+        raise mistake(f"{where}.gpus", f"device: {runtime.device} needs gpus: 1, by which jobs on GPUs are counted")
 
 
 def refer(config: Config, section: str, listed: Sequence[str], where: str) -> None:
@@ -205,6 +238,12 @@ def training(config: Config, study: Study) -> None:
                     f"0 means {why}, so CoT tokens have no log-probability to learn from;"
                     " raise it, or set training: {cot_term: false}",
                 )
+            if settings.warmup_steps > settings.steps:
+                raise mistake(
+                    at("models", model, "training", "warmup_steps"),
+                    f"{settings.warmup_steps} steps of warm-up in {settings.steps} steps: the learning rate would never"
+                    " be reached",
+                )
             own = config.training_modes[mode].training.given()
             objective(at("training_modes", mode), settings, tokens, own)
             rows, held_out = most_rows(config.train_sets[train_set]), settings.validation_problems
@@ -268,9 +307,10 @@ def most_rows(entry: DataSet) -> float:
 
 
 def paths(config: Config, requested: Sequence[str]) -> None:
-    """Folders and files that the configuration names must be there."""
+    """Folders and files that jobs of these studies read must be there."""
+    models = {name for study in requested for block in config.studies[study].blocks() for name in block.models or []}
     for name, model in config.models.items():
-        if model.path is not None and not (Path(model.path).expanduser() / "config.json").is_file():
+        if name in models and model.path is not None and not (Path(model.path).expanduser() / "config.json").is_file():
             lack = "holds no config.json" if Path(model.path).expanduser().is_dir() else "does not exist"
             raise mistake(
                 at("models", name, "path"), f"the folder {model.path!r} {lack}; a Hugging Face folder is needed"
@@ -286,9 +326,7 @@ def paths(config: Config, requested: Sequence[str]) -> None:
                     at(section, name, "file"),
                     "this key is missing: with data_root, every data set is read from local files",
                 )
-            # Entries of other studies may lack their files under data_root; a path that nothing else provides must be
-            # right.
-            if source == "file" and (name in used or config.data_root is None):
+            if source == "file" and name in used:
                 try:
                     entry.file.found(config.data_root)
                 except UserError as error:

@@ -155,7 +155,8 @@ CLAIMS = {
     "C7": Claim(
         "Noise",
         "Noise on the embedding works; on the hidden state or the logits it does not; with a noise scale of 3 training "
-        "collapses. Here, to work is to end above the untouched base; not to work, or to collapse, is to end below it.",
+        "collapses. Here, to work is to end above the untouched base; not to work, or to collapse, is to end below it. "
+        "(In the paper's own Table 7 the two top-k rows end above it: 72.8 and 74.2 against 71.0.)",
     ),
 }
 NOISE_THAT_FAILS = (

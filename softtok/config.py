@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -153,12 +154,15 @@ class Files(Fields):
     path: str | list[str] = Field(description="file, pattern or list of these, below `data_root` where that is given")
     format: Literal["json", "csv", "parquet"] | None = Field(default=None, description="none: from the name's ending")
     columns: list[str] | None = Field(default=None, description="names for a csv file without a header line")
+    comparable: bool = Field(
+        default=True, description="false: not what the paper measured; its numbers are not shown beside"
+    )
 
     def found(self, root: str | None) -> list[Path]:
         """The files, sorted; raises UserError naming a pattern that matches none, or an ending that tells no format."""
         paths: list[Path] = []
         for name in [self.path] if isinstance(self.path, str) else self.path:
-            matches = sorted(glob.glob(str(Path(root or ".", Path(name).expanduser()))))
+            matches = sorted(filter(os.path.isfile, glob.glob(str(Path(root or ".", Path(name).expanduser())))))
             if not matches:
                 raise UserError(f"no file {name!r} in {root or 'the working folder'}")
             paths += map(Path, matches)

@@ -84,6 +84,11 @@ class CotTokens:
         return self.mode.tokens == "soft"
 
     @property
+    def mixes(self) -> bool:
+        """Whether what is fed is a mixture of E's rows."""
+        return self.soft or self.mode.inputs_beta is not None
+
+    @property
     def gumbel(self) -> bool:
         return self.mode.noise == "gumbel"
 
@@ -248,10 +253,11 @@ def sample_ids(
 
 def _interval(cdf_NK: torch.Tensor, at_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """In which of K intervals, closed below and open above, a number lies, where that one starts and where it ends, all
-    (N, 1). Numbers at the end or, by rounding, behind it are in the last that is not empty."""
+    (N, 1). Numbers at the end or, by rounding, behind it are in the last that is not empty; so that ids are some where
+    p is not a number (`rollout` leaves that to its caller to see)."""
     end_N1 = cdf_NK[:, -1:]
     at_N1 = torch.minimum(at_N1, torch.nextafter(end_N1, torch.zeros_like(end_N1)))
-    place_N1 = torch.searchsorted(cdf_NK, at_N1, right=True)
+    place_N1 = torch.searchsorted(cdf_NK, at_N1, right=True).clamp(max=cdf_NK.shape[1] - 1)
     return place_N1, cdf_NK.gather(1, (place_N1 - 1).clamp(min=0)) * (place_N1 > 0), cdf_NK.gather(1, place_N1)
 
 

@@ -306,7 +306,8 @@ def _training(model: str, train_set: str, part: Part, runs: pd.DataFrame, style:
         axes.set_xlim(0, last)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        if value in ("reward", "validation"):
+        # Rewards are percents only while the settings say 100 for a right answer.
+        if value == "validation" or (value == "reward" and 5 < axes.dataLim.y1 <= 100):
             percent_limits(axes)
     for axes in panels[-1]:
         axes.set_xlabel("training step")

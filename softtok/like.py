@@ -42,8 +42,11 @@ def _inherited(section: str, entries: dict[str, Any], name: str, heirs: tuple[st
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` updated by `own`, nested blocks key by key; a null in `own` drops the key."""
+    """`base` updated by `own`, nested blocks key by key; a null in `own` drops the key. A revision is not one of
+    another repository."""
     merged = dict(base)
+    if any(isinstance(own.get(key), str) and own[key] != base.get(key) for key in ("hub", "path")):
+        merged.pop("revision", None)
     for key, value in own.items():
         if value is None:
             merged.pop(key, None)

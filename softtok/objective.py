@@ -41,12 +41,13 @@ __all__ = ["accumulate_gradients", "group_advantages", "leave_one_out"]
 
 @dataclass
 class PassStatistics:
-    """What a pass saw on the side, over the CoT tokens it ran. Where the noise is not on the mixture, h stands for the
+    """What a pass saw on the side, over the tokens it ran. Where the noise is not on the mixture, h stands for the
     action's mean. Noise on logits is drawn again, so that its check is one of the generator alone: there the flips tell
     whether it is the rollout's."""
 
-    tokens: int = 0
-    flips: int = 0  # recomputed argmax differs from the rollout's (soft)
+    tokens: int = 0  # soft ones
+    shadows: int = 0  # those whose ids are a recomputable argmax, ...
+    flips: int = 0  # ... and of them those where it differs from the rollout's
     noise_square: float = 0.0  # sum of |x - h|^2 / (D sigma^2): its mean is 1 on-policy (soft)
     gap: float = 0.0  # largest |h_train - h_rollout| / sigma of any coordinate (soft)
     kl: float = 0.0  # sum of the KLs to the base, in nats
@@ -54,12 +55,13 @@ class PassStatistics:
     clipped: int = 0  # ratios beyond the clip range
     ratios: int = 0
 
-    def as_metrics(self, soft: bool) -> dict[str, float]:
+    def as_metrics(self) -> dict[str, float]:
         metrics = {}
-        if soft and self.tokens:
+        if self.tokens:
             metrics["recomputation_gap"] = self.gap
             metrics["noise_check"] = self.noise_square / self.tokens
-            metrics["shadow_flips"] = self.flips / self.tokens
+        if self.shadows:
+            metrics["shadow_flips"] = self.flips / self.shadows
         if self.kl_tokens:
             metrics["kl"] = self.kl / self.kl_tokens
         if self.ratios:
@@ -169,10 +171,11 @@ class Vocabulary:
 
 
 def trained_vocabulary(
-    lm: LanguageModel, embedding_gradient: bool, gradients: Mapping[torch.Tensor, torch.Tensor]
+    lm: LanguageModel, mixtures: bool, embedding_gradient: bool, gradients: Mapping[torch.Tensor, torch.Tensor]
 ) -> tuple[Vocabulary, dict[torch.Tensor, torch.Tensor]]:
-    """Head and E of the model in training; and, by parameter, sums of gradients that remain to be handed over. There
-    are none where fp32 gradients are given, or the parameter's own is one: those are added to."""
+    """Head and E of the model in training (`mixtures`: as `in_fp32`); and, by parameter, sums of gradients that remain
+    to be handed over. There are none where fp32 gradients are given, or the parameter's own is one: those are added
+    to."""
     sums: dict[torch.Tensor, torch.Tensor] = {}
 
     def sum_of(parameter: torch.Tensor) -> torch.Tensor:
@@ -183,9 +186,10 @@ def trained_vocabulary(
             sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
         return sums[parameter]
 
-    head_VD, embedding_VD = in_fp32(lm)
+    head_VD, embedding_VD = in_fp32(lm, mixtures)
     head = Summed(head_VD, sum_of(lm.head_VD))
-    return Vocabulary(head, Summed(embedding_VD, sum_of(lm.embedding_VD) if embedding_gradient else None)), sums
+    learned = sum_of(lm.embedding_VD) if mixtures and embedding_gradient else None
+    return Vocabulary(head, Summed(embedding_VD, learned)), sums
 
 
 @dataclass
@@ -289,20 +293,21 @@ class TiledTerms:
             mean = weighed[:, : out.mixture_NTD.shape[2]]
             weighed = tokens.logit_action(keep_top(weighed, tokens.mode.top_k), draw_MV)
             squares = torch.exp(-gumbel(draw_MV)) if tokens.gumbel else draw_MV.square()  # both are 1 on average
-            unit = 1.0
         else:
             mean = hidden_MD.float() if mixture_MD is None else mixture_MD
             action = (out.x_NTD if out.action_NTD is None else out.action_NTD)[rows, columns].float()
             log_density = soft_log_density(action, mean, sigma)
-            squares, unit = (action - mean.detach()).square(), sigma
+            squares = ((action - mean.detach()) / sigma).square()
             if tokens.noise_on_hidden:
-                weighed = self.own.logits(action).detach()
+                weighed = self.own.logits(action.detach()).detach()
         ids = torch.from_numpy(self.completions.ids_NL[rows, columns]).to(logits_MV.device)
         with torch.no_grad():
             gap = (mean - out.mixture_NTD[rows, columns]).abs().max() / sigma
         seen.tokens += len(rows)
-        seen.flips += int((weighed.argmax(-1) != ids).sum()) if self.settings.stop_on == "shadow" else 0
-        seen.noise_square += (squares.mean(-1).sum() / unit**2).item()
+        if self.settings.stop_on == "shadow":  # elsewhere ids are nearest tokens
+            seen.shadows += len(rows)
+            seen.flips += int((weighed.argmax(-1) != ids).sum())
+        seen.noise_square += squares.mean(-1).sum().item()
         seen.gap = max(seen.gap, gap.item())
         return log_density
 
@@ -340,13 +345,13 @@ def accumulate_gradients(
     prompts = run_prompts(lm, asked)
     roots = prompts.states
     prompts.states = leaves = [root.detach().requires_grad_(root.requires_grad) for root in roots]
-    own, sums = trained_vocabulary(lm, settings.embedding_gradient, gradients or {})
+    own, sums = trained_vocabulary(lm, tokens.mixes, settings.embedding_gradient, gradients or {})
     base, base_prompts = None, None
     if settings.kl_coefficient > 0:
         assert reference is not None, "a KL term needs the model to stay close to"
         with torch.no_grad():
             base_prompts = run_prompts(reference, asked)
-            base = Vocabulary(*in_fp32(reference))
+            base = Vocabulary(*in_fp32(reference, tokens.mixes))
 
     sampled_N = (completions.cot_NL.sum(1) + completions.answer_NL.sum(1)) if settings.objective == "grpo" else 1
     weights_N, shares_N = (

@@ -24,10 +24,12 @@ def leave_one_out(rewards_BG: torch.Tensor) -> torch.Tensor:
 
 def group_advantages(rewards_BG: torch.Tensor, objective: str) -> torch.Tensor:
     """The advantages of an objective, shape (B, G); zero where all rewards of a prompt are equal."""
+    advantages_BG = leave_one_out(rewards_BG)
     if objective == "grpo":
         centred_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
-        return centred_BG / (rewards_BG.std(1, keepdim=True) + 1e-4)
-    return leave_one_out(rewards_BG)
+        advantages_BG = centred_BG / (rewards_BG.std(1, keepdim=True) + 1e-4)
+    # Rewards such as 0.1 have means that are off by a rounding error.
+    return advantages_BG.masked_fill((rewards_BG == rewards_BG[:, :1]).all(1, keepdim=True), 0.0)
 
 
 def clipped(

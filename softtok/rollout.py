@@ -171,7 +171,7 @@ def rollout(
     longest = most_steps(rules, limits)
     hidden_BD, prompt_cache, prompt_mask, prompt_lengths = prefill(lm, prompts)
     decoder = (GraphDecoder if lm.cuda_graphs else Decoder)(lm, prompt_cache, prompt_mask, samples, longest)
-    head_VD, embedding_VD = in_fp32(lm)
+    head_VD, embedding_VD = in_fp32(lm, tokens.mixes)
     tokens = dataclasses.replace(tokens, embedding_VD=embedding_VD, head_VD=head_VD)
     hidden_nD = hidden_BD.repeat_interleave(samples, 0)
     start_n = prompt_lengths.repeat_interleave(samples)

@@ -43,15 +43,15 @@ class TokenMode(Settings):
     noise_scale: Number = Field(
         default=0.0,
         ge=0,
-        description="gamma: noise_std = gamma * RMS(E) of the base model, or of what it is added to (soft only)",
+        description="gamma: noise_std = gamma * an RMS of the base model, see noise_at (soft only)",
     )
     noise: Literal["gaussian", "gumbel"] = Field(
         default="gaussian", description="gumbel: on the log-probabilities, without a scale; x = softmax(y / tau) E"
     )
     noise_at: Literal["embedding", "hidden", "logits"] = Field(
         default="embedding",
-        description="what Gaussian noise is added to, in units of its RMS in the base model: the mixture, the final"
-        " hidden state before the head, or the logits",
+        description="what Gaussian noise is added to: the mixture, in units of the RMS of E; the final hidden state"
+        " before the head, or the logits, in units of theirs where the CoT begins",
     )
     top_k: int | None = Field(
         default=None, ge=2, description="soft only: all but the k largest logits are left out, before the noise"
@@ -112,7 +112,7 @@ class TokenMode(Settings):
 
 
 class TrainingSettings(Settings):
-    """Settings of one training run; the defaults are the paper's."""
+    """Settings of one training run; the defaults are the paper's where it states them (docs/choices.md)."""
 
     steps: int = Field(default=4000, ge=1)
     prompts_per_step: int = Field(default=2, ge=1, description="B")
@@ -176,28 +176,26 @@ class EvaluationSettings(GenerationSettings):
 class RuntimeSettings(Settings):
     """The machine's side: never part of a result's identity."""
 
-    device: str = Field(
-        default="auto", description="auto (a GPU where `gpus` asks for one and there is one), cpu, cuda, ..."
-    )
+    device: str = Field(default="auto", description="auto (a GPU where `gpus` asks for one, else the CPU), cpu, cuda:0")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="working copy of the weights; auto: bf16 on GPU, fp32 on CPU"
     )
     optimizer_device: Literal["same", "cpu"] = Field(
         default="same",
-        description="where training keeps fp32 weights and moments, 12 bytes a parameter: beside the working copy, or"
-        " in the host's memory",
+        description="where training keeps fp32 weights and moments: beside the working copy (12 bytes a parameter), or"
+        " in the host's memory (16, with a copy of the gradient)",
     )
     cuda_graphs: bool = Field(
         default=False,
         description="record decode steps as CUDA graphs and replay them; for a GPU, which otherwise waits",
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of one job")
-    gpus: int = Field(default=0, ge=0, description="GPUs that a job with a model asks the scheduler for")
+    gpus: int = Field(default=0, ge=0, le=1, description="GPUs that training and evaluation ask the scheduler for")
     memory_mb: int = Field(
         default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
     )
     runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
-    rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side in evaluation")
+    rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side outside of training")
     rollout_tokens: int = Field(
         default=131072,
         ge=1,

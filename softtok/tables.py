@@ -265,7 +265,9 @@ def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = (
         title, columns = f"All inference modes on {test_set}", list(_mode_columns(study, test_set))
         made.append(table(f"inference-modes-{test_set}", title, "pass@k in percent.", columns))
     if study.choice_sets:
-        unit = "Accuracy in percent; NLL in nats per token of the right answer, lower is better."
+        unit = (
+            "Accuracy in percent; NLL in nats per token of the right answer behind the bare question, lower is better."
+        )
         made.append(table("out-of-domain", "Out of domain", unit, list(_choice_columns(study))))
     if columns := list(_majority_columns(study)):
         unit = (

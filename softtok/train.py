@@ -21,7 +21,7 @@ import torch
 from softtok.cot import RMS_PROMPTS, bind, embedding_rms, state_rms
 from softtok.devices import PRECISIONS, announce
 from softtok.errors import UserError
-from softtok.models import LanguageModel, load
+from softtok.models import LanguageModel, load, refuse_longer
 from softtok.objective import PassStatistics, accumulate_gradients, group_advantages
 from softtok.optimizer import MasterAdamW, learning_rate
 from softtok.progress import progress
@@ -126,9 +126,11 @@ class Trainer:
         self.tokens = bind(mode, self.lm, self.rms)
         self.greedy = bind(mode.without_noise(), self.lm, self.rms)
         self.rules = TextRules(self.lm)
-        held_out = shuffled(len(problems), VALIDATION_SLICE)[: self.settings.validation_problems]
+        longest = max(len(problem.prompt) for problem in problems) + most_steps(self.rules, self.limits(0.0))
+        refuse_longer(self.lm, longest, f"train set {data}")
+        held_out = set(shuffled(len(problems), VALIDATION_SLICE)[: self.settings.validation_problems].tolist())
         self.validation = [problems[i] for i in sorted(held_out)]
-        self.problems = [problem for i, problem in enumerate(problems) if i not in set(held_out.tolist())]
+        self.problems = [problem for i, problem in enumerate(problems) if i not in held_out]
         if len(self.problems) < self.settings.prompts_per_step:
             raise UserError(
                 f"train set {data}: {len(problems)} problems leave {len(self.problems)} to train on after"
@@ -161,8 +163,8 @@ class Trainer:
         return 100 * correct / len(self.validation)
 
     def take_step(self, step: int) -> dict[str, Any]:
-        """One step: a rollout and its updates; returns its metrics. Raises FloatingPointError when a gradient is not
-        finite."""
+        """One step: a rollout and its updates; returns its metrics. Raises FloatingPointError when logits or a gradient
+        are not finite."""
         settings, started = self.settings, time.perf_counter()
         part = prompts_of_step(step, self.problems, settings, self.seed)
         keys = [
@@ -180,6 +182,10 @@ class Trainer:
             self.limits(settings.answer_temperature),
             record=True,
         )
+        thinking = np.arange(out.cot_ids.shape[1]) < out.cot_lengths[:, None]
+        entropy = float(out.entropy_NT.cpu().numpy()[thinking].mean())
+        if not math.isfinite(entropy):
+            raise FloatingPointError(f"entropy of the CoT is {entropy}")
         rolled_out = time.perf_counter()
         verdicts = grade(self.judge, self.rules, out, [p.golds for p in part])
         rewarded = time.perf_counter()
@@ -195,8 +201,7 @@ class Trainer:
             norm = self.optimizer.gradient_norm()
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient norm is {norm}")
-            self.optimizer.step(step)
-        thinking = np.arange(out.cot_ids.shape[1]) < out.cot_lengths[:, None]
+            self.optimizer.step(step, norm)
         return {
             "step": step,
             "reward": rewards_BG.mean().item(),
@@ -205,11 +210,11 @@ class Trainer:
             "cot_tokens": float(out.cot_lengths.mean()),
             "answer_tokens": float(np.mean([len(answer) for answer in out.answers])),
             "stopped": 100 * float(np.mean(out.stops == STOPS.index("phrase"))),
-            "entropy": float(out.entropy_NT.cpu().numpy()[thinking].mean()),
+            "entropy": entropy,
             "learning_rate": learning_rate(step, settings),
             "gradient_norm": norm,
             **norms,
-            **seen.as_metrics(self.tokens.soft),
+            **seen.as_metrics(),
             "near_ties": int(out.near_ties.sum()),
             "rollout_s": rolled_out - started,
             "reward_s": rewarded - rolled_out,
@@ -231,8 +236,10 @@ class Trainer:
                 if tokens < FEWEST_TOKENS:
                     raise
             torch.cuda.empty_cache()
-            self.runtime = self.runtime.model_copy(update={"micro_batch_tokens": tokens})
-            print(f"softtok: out of memory in step {self.step + 1}; going on with micro_batch_tokens: {tokens}")
+            tile = min(self.runtime.tile_tokens, tokens // 8)
+            self.runtime = self.runtime.model_copy(update={"micro_batch_tokens": tokens, "tile_tokens": tile})
+            less = f"micro_batch_tokens: {tokens}, tile_tokens: {tile}"
+            print(f"softtok: out of memory in step {self.step + 1}; going on with {less}")
 
     def run(self, interruption: Interruption) -> None:
         """Takes the remaining steps; stops early, with the fact noted, when training diverges."""

@@ -45,6 +45,6 @@ def _paths(grid: Grid) -> Iterator[str]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+    """Bytes of a file, or of all files in a folder, each counted once: a checkpoint's are hard links to saved ones."""
+    files = [file.lstat() for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path.lstat()]
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from softtok.config import RuntimeSettings, TokenMode, TrainingSettings, load, read, schema_json
 from softtok.errors import UserError
 from softtok.grid import Grid
+from softtok.like import merge
 
 ROOT = Path(__file__).parents[1]
 Edit = Callable[[dict[str, Any]], Any]
@@ -80,6 +82,7 @@ def both(*edits: Edit) -> Edit:
     return lambda config: [edit(config) for edit in edits]
 
 
+ENOUGH = put("train_sets/sums/toy/problems", 400)  # for the default validation
 SOFT = {"tokens": "soft", "temperature": 0.5}
 MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     "unknown key at the top": (put("studdies", {}), ["config: studdies: unknown key; did you mean 'studies'?"]),
@@ -151,6 +154,23 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         ["test_sets.local.gold: 'a' stands here; it takes keys below it: field, after, boxed"],
     ),
     "section without entries": (put("runtime", None), ["runtime: nothing stands here", "device, precision"]),
+    "GPU that is not asked for": (
+        put("models/toy/runtime", {"device": "cuda"}),
+        ["models.toy.runtime.gpus: device: cuda needs gpus: 1"],
+    ),
+    "more GPUs than a job uses": (put("runtime", {"gpus": 2}), ["runtime.gpus: ", "less than or equal to 1, not 2"]),
+    "warm-up that does not end": (
+        put("models/toy/training/warmup_steps", 21),
+        ["models.toy.training.warmup_steps: 21 steps of warm-up in 20 steps"],
+    ),
+    "name that the paper does not have": (
+        put("models/toy/paper", "llama-3.2-3b"),
+        ["models.toy.paper: the paper's results have no 'llama-3.2-3b'; did you mean 'llama-3.2-3b-instruct'?"],
+    ),
+    "setting that the paper does not have": (
+        put("studies/first/paper", {"soft": "fuzzy noise_scale=1"}),
+        ["studies.first.paper.soft: the paper's results have no 'fuzzy noise_scale=1'", "'fuzzy noise_scale=1.0'?"],
+    ),
     "device that is none": (put("runtime", {"device": "gpu"}), ["runtime.device: 'gpu' is no device; use auto"]),
     "words that a toy does not know": (
         both(put("models/toy/toy/tokenizer", "words"), put("studies/first/test_sets", ["sums", "local"])),
@@ -224,16 +244,23 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "k of 0": (put("studies/first/k", [0]), ["studies.first.k[0]", "0"]),
     "model folder that is not there": (
-        put("models/mine", {"path": "nowhere"}),
+        both(put("models/mine", {"path": "nowhere"}), put("studies/first/grid/0/models", ["mine"]), ENOUGH),
         ["models.mine.path: the folder 'nowhere' does not exist"],
     ),
     "folder without a model": (
-        put("models/mine", {"path": "/"}),
+        both(put("models/mine", {"path": "/"}), put("studies/first/grid/0/models", ["mine"]), ENOUGH),
         ["models.mine.path: the folder '/' holds no config.json"],
     ),
-    "data file that is not there": (drop("test_sets/local/hub"), ["test_sets.local.file.path: no file 'local.jsonl'"]),
+    "data file that is not there": (
+        both(drop("test_sets/local/hub"), put("studies/first/test_sets", ["local"])),
+        ["test_sets.local.file.path: no file 'local.jsonl'"],
+    ),
     "file whose name tells no format": (
-        both(put("test_sets/local/file/path", str(ROOT / "Makefile")), put("test_sets/local/hub", None)),
+        both(
+            put("test_sets/local/file/path", str(ROOT / "Makefile")),
+            put("test_sets/local/hub", None),
+            put("studies/first/test_sets", ["local"]),
+        ),
         ["test_sets.local.file.path: 'Makefile' ends in none of .jsonl", "`format:`"],
     ),
     "data root that is not there": (put("data_root", "nowhere"), ["data_root: the folder 'nowhere' does not exist"]),
@@ -429,6 +456,23 @@ def test_exponents_without_a_dot_are_numbers(text: str, value: float | None) -> 
         assert load(config).training_of("toy", "sums", "hard").learning_rate == value
 
 
+def test_the_examples_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl", "mine-test.jsonl"):
+        (tmp_path / name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    shipped = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = [
+        Grid(load(merge(shipped, example), requested=list(example["studies"])))
+        for example in map(yaml.safe_load, blocks)
+    ]
+    variant, own = (grid.studies[name] for grid, name in zip(found, ("demo", "mine"), strict=True))
+    assert len(variant.runs) == 13 and len(own.runs) == 3
+    assert {run.train_set.spec["source"]["file"]["path"] for run in own.runs.values() if run.train_set} == {
+        "mine.jsonl"
+    }
+
+
 def test_names_that_look_like_numbers_stay_names() -> None:
     grid = grid_of(
         put("training_modes/1e-4", {"tokens": "soft", "temperature": 1e-4, "noise_scale": 1}),
@@ -444,7 +488,7 @@ def test_training_precedence_is_defaults_model_train_set_mode() -> None:
         "train_sets/sums/training/steps",
         "training_modes/hard/training",
     ]
-    values: list[Any] = [1, 2, 3, {"steps": 4}]
+    values: list[Any] = [31, 32, 33, {"steps": 34}]
     config = basic()
     config["training"] = {}
     del config["models"]["toy"]["training"]["steps"]
@@ -453,7 +497,7 @@ def test_training_precedence_is_defaults_model_train_set_mode() -> None:
         put(path, value)(config)
         expected.append(value["steps"] if isinstance(value, dict) else value)
         assert load(config).training_of("toy", "sums", "hard").steps == expected[-1]
-    assert load(config).training_of("toy", "sums", "soft").steps == 3, "the mode's override is the mode's alone"
+    assert load(config).training_of("toy", "sums", "soft").steps == 33, "the mode's override is the mode's alone"
     assert load(config).training_of("toy", "sums", "hard").max_cot_tokens == 16
 
 
@@ -494,7 +538,7 @@ def test_like_follows_chains_merges_blocks_and_drops_nulls() -> None:
                     "tokens": "soft",
                     "temperature": 0.5,
                     "noise_scale": 0.33,
-                    "paper": "Soft",
+                    "paper": "soft",
                     "training": {"steps": 5},
                 },
                 "hard": {"tokens": "hard"},
@@ -506,7 +550,7 @@ def test_like_follows_chains_merges_blocks_and_drops_nulls() -> None:
     assert (c.tokens, c.temperature, c.noise_scale, c.paper) == ("soft", 0.25, 1.0, None)
     assert c.training.given() == {"steps": 5, "stop_on": "nearest"}
     assert config.training_modes["soft"].training.given() == {}
-    assert config.training_modes["a"].paper == "Soft"
+    assert config.training_modes["a"].paper == "soft"
 
 
 def test_settings_classes_stay_usable_from_plain_json() -> None:
@@ -581,7 +625,7 @@ def hashes(grid: Grid) -> dict[str, set[str]]:
         put("runtime", {"threads": 3, "precision": "fp32", "rollout_rows": 7}),
         put("models/toy/runtime", {"memory_mb": 99}),
         put("models/toy/toy/architecture", "llama"),
-        put("training_modes/hard/paper", "Hard"),
+        put("training_modes/hard/paper", "hard"),
         put("training", {"steps": 4000, "validate_every": 50}),
         put("training_modes/hard/temperature", 1),
         put("training_modes/other", {"tokens": "hard", "temperature": 0.5}),
@@ -686,6 +730,65 @@ def test_only_requested_studies_need_their_files_below_data_root(tmp_path: Path)
         load(config, requested=["-n", "second"])
 
 
+def test_only_requested_studies_need_their_models_and_files(tmp_path: Path) -> None:
+    config = basic()
+    ENOUGH(config)
+    config["models"]["gone"] = {"path": str(tmp_path / "gone")}
+    config["test_sets"]["local"].pop("hub")
+    config["studies"]["second"] = {**config["studies"]["first"], "grid": [{"models": ["gone"], "train_sets": ["sums"]}]}
+    config["studies"]["third"] = {**config["studies"]["first"], "test_sets": ["local"]}
+    Grid(load(config))
+    with pytest.raises(UserError, match=r"models.gone.path: the folder '.*gone' does not exist"):
+        load(config, requested=["second"])
+    with pytest.raises(UserError, match=r"test_sets.local.file.path: no file 'local.jsonl' in the working folder"):
+        load(config, requested=["third"])
+
+
+def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
+    (tmp_path / "local.jsonl").mkdir()
+    config = basic()
+    put("studies/first/test_sets", ["local"])(config)
+    put("data_root", str(tmp_path))(config)
+    with pytest.raises(UserError, match=r"test_sets.local.file.path: no file 'local.jsonl'"):
+        load(config)
+
+
+@pytest.mark.parametrize("moved", [{"hub": "other/model"}, {"hub": None, "path": "folder"}])
+def test_a_revision_is_not_inherited_by_another_repository(moved: dict[str, Any]) -> None:
+    config = basic()
+    config["models"] |= {
+        "one": {"hub": "some/model", "revision": "abc"},
+        "same": {"like": "one", "hub": "some/model", "prompt": "{question}"},
+        "other": {"like": "one", **moved},
+    }
+    config["test_sets"] |= {
+        "pinned": {"like": "local", "hub": {"revision": "abc"}},
+        "elsewhere": {"like": "pinned", "hub": {"path": "org/other"}},
+        "cut": {"like": "pinned", "limit": 3},
+    }
+    made = load(config)
+    assert [made.models[name].revision for name in ("same", "other")] == ["abc", None]
+    hubs = [made.test_sets[name].hub for name in ("cut", "elsewhere")]
+    assert [hub.revision for hub in hubs if hub] == ["abc", None]
+
+
+def test_files_of_other_problems_than_the_papers_are_compared_with_nothing(tmp_path: Path) -> None:
+    (tmp_path / "local.jsonl").write_text("")
+
+    def spec(root: bool, **file: Any) -> Any:
+        named = both(put("studies/first/test_sets", ["local"]), put("test_sets/local/paper", "gsm8k"))
+        own = [put(f"test_sets/local/file/{key}", value) for key, value in file.items()]
+        return grid_of(named, *own, *([put("data_root", str(tmp_path))] if root else [])).studies["first"].spec
+
+    assert [
+        "local" in spec(root, **file)["paper"]["test_sets"]
+        for root, file in ((False, {}), (True, {}), (False, {"comparable": False}), (True, {"comparable": False}))
+    ] == [True, True, True, False]
+    tests = [spec(True, **file)["tests"] for file in ({}, {"comparable": False}, {"comparable": True})]
+    assert tests[0] == tests[1] == tests[2], "what is said of a file does not change what is made of it"
+    assert spec(True) == spec(True, comparable=True)
+
+
 # The report spec
 
 
@@ -744,11 +847,11 @@ def test_report_shows_things_in_the_order_of_the_lists_whatever_the_order_of_ent
 
 
 def test_report_spec_says_where_everything_is() -> None:
-    study = grid_of(put("training_modes/soft/paper", "Soft"), put("studies/first/k", [1, 4])).studies["first"]
+    study = grid_of(put("training_modes/soft/paper", "soft"), put("studies/first/k", [1, 4])).studies["first"]
     spec = json.loads(study.json)
-    assert spec["paper"]["training_modes"] == {"soft": "Soft"}
-    named = put("studies/first/paper", {"hard": "Hard 1"})
-    assert grid_of(named).studies["first"].spec["paper"]["training_modes"] == {"hard": "Hard 1"}
+    assert spec["paper"]["training_modes"] == {"soft": "soft"}
+    named = put("studies/first/paper", {"hard": "fuzzy noise_scale=0.1"})
+    assert grid_of(named).studies["first"].spec["paper"]["training_modes"] == {"hard": "fuzzy noise_scale=0.1"}
     assert spec["k"] == [1, 4]
     files = {
         f"{run['path']}/eval/{test_set}/{inference_set}-{h8}.parquet"

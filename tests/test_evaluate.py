@@ -15,7 +15,7 @@ from conftest import TEMPLATE
 from softtok import evaluate as module
 from softtok.base_model import base_run
 from softtok.choices import choices
-from softtok.config import EvaluationSettings, RuntimeSettings
+from softtok.config import GenerationSettings, RuntimeSettings
 from softtok.errors import UserError
 from softtok.evaluate import evaluate
 from softtok.state import Interruption, Shard, alone, read_json
@@ -26,7 +26,7 @@ MODES = {
     "soft-sample": {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33, "samples": 4},
     "fuzzy-greedy": {"tokens": "soft", "temperature": 1e-4, "noise_scale": 0.0, "samples": 1},
 }
-EVALUATION = EvaluationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump()
+EVALUATION = GenerationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump()
 
 
 def spec(*names: str) -> dict:

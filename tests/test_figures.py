@@ -212,6 +212,17 @@ def test_marks_and_dots_of_one_colour_differ_in_their_fill(modes: tuple[str, ...
     assert len({looks[mode].colour for mode in ("base", *modes[:6])}) == 7
 
 
+@pytest.mark.parametrize("scale", [0.01, 1, 2])
+def test_rewards_of_any_scale_fill_their_axis(scale: float, tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), test_sets=("sums",), choice_sets=(), seeds=2, problems=6, steps=6)
+    results = collect(spec, tmp_path)
+    training = results.training.assign(reward=scale * results.training["reward"])
+    plots = figures.draw_all(Study.from_spec(spec), results.metrics, training)
+    axes = next(plot for plot in plots if plot.section == "training").figure.axes[0]
+    (low, high), (least, most) = axes.get_ylim(), training["reward"].agg(["min", "max"])
+    assert low <= least < most <= high and most - least > 0.3 * (high - low)
+
+
 def test_a_diamond_of_a_second_mode_of_its_colour_is_hollow(tmp_path: Path) -> None:
     """In a study of two train sets with modes of their own there can be more modes than colours."""
     spec = write_study(

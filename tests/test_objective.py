@@ -228,7 +228,7 @@ def test_without_any_advantage_there_is_no_gradient() -> None:
     seen = accumulate_gradients(lm, tokens, out, 0 * advantages, SETTINGS, RuntimeSettings())
     assert all(parameter.grad is None for parameter in lm.model.parameters())
     assert seen == PassStatistics()
-    assert seen.as_metrics(soft=True) == {}
+    assert seen.as_metrics() == {}
 
 
 def test_gradients_add_to_what_is_there() -> None:
@@ -252,7 +252,7 @@ def test_statistics_see_what_goes_wrong() -> None:
     """A rollout that is not the model's own shows in the metrics: another h, another noise, other argmaxes."""
     lm, tokens, out, advantages = make_case("soft")
     lm.head_VD.data += 0.2 * torch.randn(lm.head_VD.shape, generator=torch.Generator().manual_seed(0))
-    metrics = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings()).as_metrics(soft=True)
+    metrics = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings()).as_metrics()
     assert metrics["recomputation_gap"] > 0.1
     assert metrics["noise_check"] > 1.1
     assert metrics["shadow_flips"] > 0.1

@@ -14,6 +14,8 @@ from test_objective import MODES, make_advantages, make_rollout
 from tiny_models import tiny_model, token_mode
 from transformers import get_cosine_schedule_with_warmup
 
+from softtok import objective
+from softtok import rollout as rollout_module
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.models import in_fp32
 from softtok.objective import accumulate_gradients
@@ -40,7 +42,7 @@ def train(layer: torch.nn.Module, optimizer: MasterAdamW, steps: range) -> None:
     for step in steps:
         optimizer.zero_grad()
         loss_of(layer, step).backward()
-        optimizer.step(step)
+        optimizer.step(step, optimizer.gradient_norm())
 
 
 @given(st.integers(1, 300), st.integers(0, 50))
@@ -104,7 +106,7 @@ def test_small_updates_are_not_lost_in_bf16() -> None:
     for step in range(1, 1001):
         optimizer.zero_grad()
         layer.weight.sum().backward()  # a gradient of one everywhere: AdamW moves by the learning rate each step
-        optimizer.step(step)
+        optimizer.step(step, optimizer.gradient_norm())
         if step == 1:
             assert torch.equal(layer.weight, start), "a step of 6e-6 is below the resolution of bf16"
             torch.testing.assert_close(start.float() - master, torch.full_like(master, 6e-6), rtol=0.05, atol=0)
@@ -151,12 +153,31 @@ def test_bf16_model_hands_over_the_whole_gradient() -> None:
         assert gap < 0.05, f"{name}: relative difference {gap:.3f}"
 
 
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_only_mixtures_have_a_copy_of_the_embedding(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large model with its own head, a copy and a sum of its gradients are gigabytes."""
+    lm = tiny_model(dtype=torch.bfloat16, tied=False)
+    tokens = token_mode(lm, MODES[mode])
+    asked = []
+    for module in (rollout_module, objective):
+        known = module.in_fp32
+        monkeypatch.setattr(module, "in_fp32", lambda lm, mixtures: asked.append(mixtures) or known(lm, mixtures))  # noqa: B023
+    out = make_rollout(lm, tokens)
+    sums = objective.trained_vocabulary(lm, tokens.mixes, True, {})[1]
+    accumulate_gradients(lm, tokens, out, make_advantages(len(out.answers)), TrainingSettings(), RuntimeSettings())
+    assert asked == [mode == "soft"] * 3
+    assert (lm.embedding_VD in sums) == (mode == "soft") and lm.head_VD in sums
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_of_head_and_embedding_are_never_rounded_to_bf16(tied: bool) -> None:
     """They add up in the optimizer's own fp32 sums, beside one fp32 copy of each matrix."""
     lm = tiny_model(dtype=torch.bfloat16, spread=0.1, tied=tied)
     head_VD, embedding_VD = in_fp32(lm)
     assert (head_VD is embedding_VD) == tied
+    head_VD, embedding_VD = in_fp32(lm, mixtures=False)
+    assert embedding_VD.data_ptr() == lm.embedding_VD.data_ptr(), "rows are looked up in E as it is"
+    embedding_VD = embedding_VD.float()
     assert torch.equal(head_VD, lm.head_VD.float()) and torch.equal(embedding_VD, lm.embedding_VD.float())
     found = []
     for own in (True, False):
@@ -192,7 +213,7 @@ def test_a_large_gradient_is_clipped_as_a_whole() -> None:
     optimizer.zero_grad()
     (1000 * loss_of(layer, 0)).backward()
     assert optimizer.gradient_norm() > 100
-    optimizer.step(1)
+    optimizer.step(1, optimizer.gradient_norm())
     squares = sum(optimizer.adamw.state[master]["exp_avg_sq"].sum() for master in optimizer.masters) / 0.001
     assert float(squares) ** 0.5 == pytest.approx(SETTINGS.gradient_clip, rel=1e-3)
 

@@ -352,7 +352,7 @@ def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str)
     seen = accumulate_gradients(
         lm, tokens, out, advantages, TrainingSettings(), RuntimeSettings(micro_batch_tokens=300, tile_tokens=50)
     )
-    metrics = seen.as_metrics(soft=True)
+    metrics = seen.as_metrics()
     assert seen.tokens == out.cot_lengths[rows].sum()
     assert metrics["recomputation_gap"] < 1e-3
     assert metrics["noise_check"] == pytest.approx(ratio, rel=1e-4)

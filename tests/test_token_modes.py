@@ -21,7 +21,7 @@ from test_train import spec as train_spec
 from tiny_models import TokenRules, tiny_model
 
 from softtok.base_model import base_run
-from softtok.config import EvaluationSettings, RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config import GenerationSettings, RuntimeSettings, TokenMode, TrainingSettings
 from softtok.cot import (
     CotTokens,
     bind,
@@ -175,7 +175,7 @@ def test_training_sees_the_states_of_the_rollout(name: str) -> None:
             assert (x - out.x_NTD[row, :length])[sure].abs().max() < 1e-3 * embedding_rms(lm.embedding_VD)
             assert weighed.argmax(-1)[sure].tolist() == np.array(out.cot(row))[sure.numpy()].tolist()
             assert sure.float().mean() > 0.9 or length < 10
-    metrics = accumulate_gradients(lm, tokens, out, np.ones(len(KEYS)), SETTINGS, RuntimeSettings()).as_metrics(True)
+    metrics = accumulate_gradients(lm, tokens, out, np.ones(len(KEYS)), SETTINGS, RuntimeSettings()).as_metrics()
     assert metrics["recomputation_gap"] < 1e-3
     assert metrics["shadow_flips"] < 2 / out.cot_lengths.sum()
     assert abs(metrics["noise_check"] - 1) < 5 * math.sqrt(2 / (32 * out.cot_lengths.sum()))
@@ -193,7 +193,7 @@ def test_statistics_see_noise_that_is_not_the_rollout_s() -> None:
         out = roll(lm, tokens)
         out.draws = Draws([f"other {key}" for key in KEYS], "cot", tokens.draws, 64, lm.device, block=1)
         seen = accumulate_gradients(lm, tokens, out, np.ones(len(KEYS)), SETTINGS, RuntimeSettings())
-        assert seen.as_metrics(True)["shadow_flips"] > 0.2
+        assert seen.as_metrics()["shadow_flips"] > 0.2
 
 
 @pytest.mark.parametrize("name", ["hidden", "logits-top", "gumbel"])
@@ -485,7 +485,7 @@ def test_every_mode_is_evaluated(tmp_path: Path, tiny_toy: Path, toy_sets: dict)
     }
     spec = {
         "inference_modes": {name: settled(mode.model_dump()) | {"samples": 2} for name, mode in modes.items()},
-        "evaluation": EvaluationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump(),
+        "evaluation": GenerationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump(),
         "version": 1,
     }
     spec["inference_modes"]["thinking"]["samples"] = 1

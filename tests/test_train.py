@@ -22,6 +22,7 @@ from conftest import TEMPLATE
 from safetensors.torch import load_file
 
 from softtok import objective
+from softtok import rollout as rollout_module
 from softtok.__main__ import main
 from softtok.config import RuntimeSettings, TrainingSettings
 from softtok.errors import UserError
@@ -348,11 +349,31 @@ def test_a_micro_batch_that_does_not_fit_is_halved(tmp_path, tiny_toy, toy_sets,
         runs.append((trainer.runtime.micro_batch_tokens, list(trainer.optimizer.gradients.values())))
     (whole, wanted), (halved, found) = runs
     assert whole == 16384 and halved in (256, 512)
-    assert "out of memory in step 1; going on with micro_batch_tokens: " in capsys.readouterr().out
+    less = f"micro_batch_tokens: {halved}, tile_tokens: {halved // 8}"
+    assert f"out of memory in step 1; going on with {less}" in capsys.readouterr().out
     assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(wanted, found, strict=True))
     room[0], runs = 1, []
     with trainer.judge, pytest.raises(torch.OutOfMemoryError):
         trainer.take_step(2)
+
+
+def test_logits_that_are_no_numbers_are_divergence(tmp_path, tiny_toy, toy_sets, monkeypatch):
+    """Of NaNs no token can be sampled: the step ends before they become rewards, whatever those are."""
+    known = rollout_module.logits_fp32
+    steps = []
+
+    def broken(hidden, head):
+        logits = known(hidden, head)
+        return logits * torch.nan if len(steps) == 2 else logits
+
+    take_step = Trainer.take_step
+    monkeypatch.setattr(Trainer, "take_step", lambda self, step: steps.append(step) or take_step(self, step))
+    monkeypatch.setattr(rollout_module, "logits_fp32", broken)
+    for name, mode in {"hard": HARD, "soft": SOFT}.items():
+        steps.clear()
+        train(spec(mode), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / name)
+        manifest = read_json(tmp_path / name / "train.json")
+        assert manifest["diverged"] == {"step": 2, "reason": "entropy of the CoT is nan"} and manifest["steps"] == 1
 
 
 def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypatch):

@@ -54,7 +54,7 @@ def steps(tmp_path_factory, tiny_toy, toy_sets):
                 made.append(
                     SimpleNamespace(
                         number=number, line=line, items=items, verdicts=verdicts,
-                        passes=[arguments for arguments, _ in passes], updates=[given for (given,), _ in updates],
+                        passes=[arguments for arguments, _ in passes], updates=[given for (given, _), _ in updates],
                     )
                 )  # fmt: skip
     return trainer, made
