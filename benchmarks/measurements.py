@@ -72,7 +72,7 @@ LONG = dataclasses.replace(
     FULL, name="long",
     cells=[
         *[(name, load, ALL_ROUNDS_S) for name, load, _ in FULL.cells if name != "L"],
-        *[("L", Load(prompt, trl_batches=2), ALL_ROUNDS_S) for prompt in (64, 256)],
+        ("L", Load(64, trl_batches=2), ALL_ROUNDS_S), ("L", Load(256, trl_batches=4), ALL_ROUNDS_S),
     ],
     rollouts_s=ALL_ROUNDS_S, modes_s=ALL_ROUNDS_S, objective=[(width, ALL_ROUNDS_S) for width, _ in FULL.objective],
     evaluation_s=ALL_ROUNDS_S, growth_s=ALL_ROUNDS_S, through_s=ALL_ROUNDS_S,
