@@ -36,7 +36,7 @@ format: .venv/installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-schema: .venv/installed ## write workflow/schemas/config.schema.json anew from the classes in softtok/config.py
+schema: .venv/installed ## write workflow/schemas/config.schema.json anew from the classes in softtok/config/schema.py
 	$(BIN)/softtok schema > workflow/schemas/config.schema.json
 
 bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 minutes on two quiet cores (benchmarks/README.md)

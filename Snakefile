@@ -4,7 +4,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from softtok.config import read_yaml
+from softtok.config.load import read_yaml
 from softtok.errors import UserError
 
 min_version("9.27")

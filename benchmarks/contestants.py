@@ -23,7 +23,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl
-from softtok.settings import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 
 
 class Turns:
@@ -162,7 +162,7 @@ def through_time(turns: Turns, size: dict[str, int], through: bool, **load: int)
 
 def evaluation(turns: Turns, folder: str, drop_rows: bool) -> None:
     """One cell of `softtok evaluate` from a fresh start, hard tokens, with or without dropping of finished rows."""
-    from softtok import evaluate as module
+    from softtok.evaluation import evaluate as module
 
     rollout, decoded = module.rollout, [0]
 

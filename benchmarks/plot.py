@@ -8,9 +8,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.driver import Row
-from softtok.figures import Plot, save
-from softtok.palette import MUTED, SERIES
-from softtok.panels import STYLE
+from softtok.report.figures import Plot, save
+from softtok.report.palette import MUTED, SERIES
+from softtok.report.panels import STYLE
 
 NAMES = {"G": "samples per prompt", "T": "new tokens", "V": "vocabulary", "layers": "layers"}
 

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import measurements, plot
 from benchmarks.driver import Row
 from benchmarks.measurements import FULL, LONG, QUICK, TINY, Plan
-from softtok.state import write_json, write_text
+from softtok.storage.files import write_json, write_text
 
 NAMES = (
     "rollout_vs_generate", "soft_vs_hard", "step_vs_trl", "rollout_floor",  # share their processes

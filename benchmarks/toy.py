@@ -18,11 +18,11 @@ PRETRAINING_STEPS = 100
 
 def make(folder: Path, problems: int) -> None:
     """model/, run/ (the untouched model's), train.parquet, test.parquet, train.json and evaluate.json."""
-    from softtok.base_model import base_run, make_model
-    from softtok.data import prepare
-    from softtok.prompt import PROMPT
-    from softtok.settings import EvaluationSettings, RuntimeSettings, ToySettings, TrainingSettings
-    from softtok.state import write_json
+    from softtok.config.settings import EvaluationSettings, RuntimeSettings, ToySettings, TrainingSettings
+    from softtok.models.base_model import base_run, make_model
+    from softtok.problems.prepare import prepare
+    from softtok.problems.prompt import PROMPT
+    from softtok.storage.files import write_json
 
     model = {"toy": ToySettings(steps=PRETRAINING_STEPS).model_dump(), "prompt": PROMPT}
     make_model(model, RuntimeSettings(), folder / "model", None)
@@ -46,7 +46,7 @@ def start(arguments: list[str]) -> None:
     runtime = command._runtime
 
     def end_at_the_first_rollout(options: Any) -> Any:
-        from softtok import train  # the command has imported it by now
+        from softtok.training import train
 
         train.rollout = lambda *_, **__: os._exit(0)  # type: ignore[assignment]
         return runtime(options)

@@ -22,13 +22,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softtok.cot import CotTokens, embedding_rms, hard_log_prob, mix
-from softtok.matmul import product
-from softtok.models import LanguageModel, logits_fp32, prefill
-from softtok.objective import accumulate_gradients, leave_one_out
-from softtok.optimizer import MasterAdamW
-from softtok.rollout import Limits, Rollout, TextRules, rollout
-from softtok.settings import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.method.objective import accumulate_gradients, leave_one_out
+from softtok.method.rollout import rollout
+from softtok.method.stopping import TextRules
+from softtok.method.token_modes import CotTokens, embedding_rms, hard_log_prob, mix
+from softtok.method.trajectories import Limits, Rollout
+from softtok.models.language_model import LanguageModel, logits_fp32, prefill
+from softtok.models.matmul import product
+from softtok.training.optimizer import MasterAdamW
 
 PAD, EOS = 0, 1
 MODES = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from softtok.errors import UserError
 
 if TYPE_CHECKING:
-    from softtok.settings import RuntimeSettings
+    from softtok.config.settings import RuntimeSettings
 
 ALLOCATORS = {
     "THP_MEM_ALLOC_ENABLE": "1",  # on a CPU huge pages, which take 7 % off a step
@@ -121,7 +121,7 @@ def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
     import torch
 
-    from softtok.settings import RuntimeSettings
+    from softtok.config.settings import RuntimeSettings
 
     runtime = RuntimeSettings(**options.runtime)
     torch.set_num_threads(runtime.threads)
@@ -130,43 +130,43 @@ def _runtime(options: argparse.Namespace) -> RuntimeSettings:
 
 def _model(options: argparse.Namespace) -> None:
     with _importing():
-        from softtok.base_model import make_model
+        from softtok.models.base_model import make_model
     make_model(options.spec, _runtime(options), options.out, options.text)
 
 
 def _data(options: argparse.Namespace) -> None:
-    from softtok.data import prepare
+    from softtok.problems.prepare import prepare
 
     exclude = {name: Path(path) for name, _, path in (item.partition("=") for item in options.exclude)}
     prepare(options.spec, options.out, exclude, options.data_root)
 
 
 def _base(options: argparse.Namespace) -> None:
-    from softtok.base_model import base_run
+    from softtok.models.base_model import base_run
 
     base_run(options.spec, options.model, options.out)
 
 
 def _train(options: argparse.Namespace) -> None:
     with _importing():
-        from softtok.train import train
+        from softtok.training.train import train
     train(options.spec, _runtime(options), options.model, options.data, options.out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     with _importing():
-        from softtok.evaluate import evaluate
+        from softtok.evaluation.evaluate import evaluate
     evaluate(options.spec, _runtime(options), options.run_folder, options.data, options.out)
 
 
 def _choices(options: argparse.Namespace) -> None:
     with _importing():
-        from softtok.choices import choices
+        from softtok.evaluation.choices import choices
     choices(options.spec, _runtime(options), options.run_folder, options.data, options.out)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from softtok.report import make_report
+    from softtok.report.page import make_report
 
     make_report(options.spec, options.out, options.root)
 
@@ -174,15 +174,15 @@ def _report(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from softtok.config import read
-    from softtok.report import show
+    from softtok.config.load import read
+    from softtok.report.page import show
 
     for study in options.study or read(Path("config.yaml")).run:
         Console().print(show(options.results, study))
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from softtok.interim import report_spec, study_tables, write
+    from softtok.report.partial import report_spec, study_tables, write
 
     spec = report_spec(options.config, options.study, options.results, options.data_root)
     made = study_tables(spec, options.partial)
@@ -193,9 +193,9 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _unused(options: argparse.Namespace) -> None:
-    from softtok.config import read
-    from softtok.grid import Grid
-    from softtok.unused import size, unused
+    from softtok.config.grid import Grid
+    from softtok.config.load import read
+    from softtok.config.unused import size, unused
 
     root = str(options.data_root) if options.data_root else None
     count = total = 0
@@ -208,7 +208,7 @@ def _unused(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from softtok.config import schema_json
+    from softtok.config.load import schema_json
 
     print(schema_json(), end="")
 

@@ -32,8 +32,8 @@ TEMPLATE = "User: {question} Assistant:"
 @pytest.fixture(scope="session")
 def tiny_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like results/models/toy-*: a toy model of a few pretraining steps, enough to be right now and then."""
-    from softtok.base_model import make_model
-    from softtok.config import RuntimeSettings, ToySettings
+    from softtok.config.schema import RuntimeSettings, ToySettings
+    from softtok.models.base_model import make_model
 
     folder = tmp_path_factory.mktemp("models") / "toy"
     settings = ToySettings(
@@ -46,7 +46,7 @@ def tiny_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Prepared toy data: `train` (40 problems), `test` (6) and `choice` (8)."""
-    from softtok.data import prepare
+    from softtok.problems.prepare import prepare
 
     folder = tmp_path_factory.mktemp("data")
     for kind, task, count in (("train", "sums", 40), ("test", "sums", 6), ("choice", "choice", 8)):
@@ -62,7 +62,8 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     thinking steps and 99 behind them, where they mean nothing."""
     import torch
 
-    from softtok import evaluate, train
+    from softtok.evaluation import evaluate
+    from softtok.training import train
 
     asked = []
     rollout = train.rollout

@@ -1,13 +1,13 @@
-# The configuration expanded to jobs, and what rules ask of it. Specs and paths are made in softtok/grid.py.
+# The configuration expanded to jobs, and what rules ask of it. Specs and paths are made in softtok/config/grid.py.
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from softtok.config import load
+from softtok.config.load import load
 from softtok.errors import UserError
-from softtok.grid import CHOICES, DATA, EVALUATION, MODEL, RUN, Grid
+from softtok.config.grid import CHOICES, DATA, EVALUATION, MODEL, RUN, Grid
 
 # Snakemake swallows errors of input functions where the output exists, so every mistake is told here, and not as a WorkflowError,
 # which prints a traceback. Targets are known to Snakemake only after parsing; `load` looks for them among the command line's words.

@@ -1,0 +1,64 @@
+"""Reads config.yaml: the checked configuration, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from softtok.config.checks import check
+from softtok.config.inherit import resolve
+from softtok.config.messages import explain, refuse_repeated_keys
+from softtok.config.schema import Config
+from softtok.errors import UserError
+
+
+def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Sequence[str] = ()) -> Config:
+    """A checked configuration from the merged dict that Snakemake holds. Raises UserError, one line, for any
+    mistake.
+
+    `files`: the YAML files it was read from, searched for repeated keys. `requested`: the words of the command line;
+    the studies among them (or else those of `run`) must find their local data files.
+    """
+    for file in files:
+        refuse_repeated_keys(Path(file))
+    if isinstance(raw.get("data_root"), str):
+        raw = {**raw, "data_root": str(Path(raw["data_root"]).expanduser())}
+    try:
+        config = Config.model_validate(resolve(raw))
+    except ValidationError as error:
+        raise explain(error, Config) from None
+    check(config, [study for study in config.studies if study in requested] or config.run)
+    return config
+
+
+def read(path: Path, requested: Sequence[str] = (), data_root: str | None = None) -> Config:
+    """The checked configuration of a YAML file, outside of Snakemake; `data_root` goes before the file's. `requested`
+    as in `load`. Raises UserError."""
+    return load(read_yaml(path) | ({"data_root": data_root} if data_root else {}), [path], requested)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file holds, unchecked. Raises UserError."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config: {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"config: {path}: holds no settings")
+    return raw
+
+
+def schema_json() -> str:
+    """`workflow/schemas/config.schema.json`, by which editors complete and check config.yaml."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    for section in schema["properties"].values():
+        if "patternProperties" in section:  # sections of named entries
+            section["additionalProperties"] = False
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

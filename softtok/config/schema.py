@@ -1,0 +1,309 @@
+"""What an experiment is: the pydantic models behind `config.yaml`.
+
+Import-light on purpose (no torch): the Snakefile reads the configuration at every start of every job. `load.py`
+validates, checks every cross-reference (`checks.py`) and tells a mistake in one line (`messages.py`). A grid cell is
+resolved to its canonical spec in `grid.py`; `workflow/schemas/config.schema.json` is generated from the classes
+here.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from softtok.config.settings import (
+    ChoiceFormat,
+    EvaluationSettings,
+    GenerationSettings,
+    Name,
+    RuntimeSettings,
+    Settings,
+    TokenMode,
+    ToySettings,
+    TrainingSettings,
+)
+from softtok.errors import UserError
+from softtok.problems.prepare import FORMATS
+
+# Named entries. Those with `like` start from another entry of their kind (`inherit.py`), so the schema lets them leave out
+# what it gives.
+
+
+def _optional_when_like(schema: dict[str, Any]) -> None:
+    if required := schema.pop("required", None):
+        schema["anyOf"] = [{"required": required}, {"required": ["like"]}]
+
+
+def _optional(schema: dict[str, Any]) -> None:
+    schema.pop("required", None)
+
+
+class Entry(Settings):
+    model_config = ConfigDict(json_schema_extra=_optional_when_like)
+
+    like: Name | None = Field(
+        default=None, description="entry of the same kind to start from; null drops an inherited key"
+    )
+    paper: str | None = Field(
+        default=None, description="the name it has in the paper's results (not inherited through `like`)"
+    )
+
+
+class Part(Settings):
+    """A block inside an entry, which `like` may complete."""
+
+    model_config = ConfigDict(json_schema_extra=_optional)
+
+
+class Model(Entry):
+    """A base model: exactly one of `toy`, `hub` and `path`."""
+
+    toy: ToySettings | None = Field(default=None, description="trained here, from scratch")
+    hub: str | None = Field(default=None, description="Hugging Face id")
+    path: str | None = Field(default=None, description="Hugging Face folder")
+    revision: str | None = Field(
+        default=None, description="of a hub model; none: the newest, locked when it is fetched"
+    )
+    prompt: str | None = Field(default=None, description="template with {question}; none: the paper's")
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        _exactly_one(self, "toy", "hub", "path")
+        if self.revision is not None and self.hub is None:
+            raise ValueError(f"revision: {self.revision!r} is of use to a hub model only")
+        if self.prompt is not None and self.prompt.count("{question}") != 1:
+            raise ValueError("prompt: the template must hold {question} exactly once")
+        return self
+
+
+class Gold(Part):
+    """Where the right answer stands: a field, the text after a marker in it, or its last balanced box."""
+
+    field: str
+    after: str | None = None
+    boxed: bool = False
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Gold:
+        if self.boxed and self.after is not None:
+            raise ValueError("gold is either `after` a marker or `boxed`, not both")
+        return self
+
+
+class Options(Part):
+    """Where the options of a multiple-choice question stand: one field with a list, or one field each."""
+
+    field: str | None = None
+    fields: list[str] | None = Field(default=None, min_length=2)
+    labels: str | None = Field(default=None, description="field with the options' labels, where they are not A, B, ...")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Options:
+        _exactly_one(self, "field", "fields")
+        return self
+
+
+class Fields(Part):
+    """Which fields of a row mean what; dots go down into nested values."""
+
+    id: str | None = Field(default=None, description="field that names a problem; none: the row's number")
+    question: str | None = None
+    gold: Gold | None = Field(default=None, description="train and test sets")
+    choices: Options | None = Field(default=None, description="choice sets")
+    answer: str | None = Field(default=None, description="choice sets: an index, a letter or a label")
+
+
+class ToyData(Part):
+    """Generated problems; train sets come from one side of the generator, test and choice sets from the other."""
+
+    task: Literal["sums", "choice"]
+    problems: int = Field(ge=1)
+    steps: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+        default=[2, 4], description="fewest and most steps of a sum"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _range(self) -> ToyData:
+        if not 1 <= self.steps[0] <= self.steps[1]:
+            raise ValueError(f"steps: {self.steps} is no range [fewest, most] of at least 1 step")
+        return self
+
+
+class Hub(Fields):
+    path: str
+    name: str | None = None
+    split: str
+    revision: str | None = Field(default=None, description="none: the newest, locked when it is fetched")
+
+
+class Files(Fields):
+    path: str | list[str] = Field(description="file, pattern or list of these, below `data_root` where that is given")
+    format: Literal["json", "csv", "parquet"] | None = Field(default=None, description="none: from the name's ending")
+    columns: list[str] | None = Field(default=None, description="names for a csv file without a header line")
+    comparable: bool = Field(
+        default=True, description="false: not what the paper measured; its numbers are not shown beside"
+    )
+
+    def found(self, root: str | None) -> list[Path]:
+        """The files, sorted; raises UserError naming a pattern that matches none, or an ending that tells no format."""
+        paths: list[Path] = []
+        for name in [self.path] if isinstance(self.path, str) else self.path:
+            matches = sorted(filter(os.path.isfile, glob.glob(str(Path(root or ".", Path(name).expanduser())))))
+            if not matches:
+                raise UserError(f"no file {name!r} in {root or 'the working folder'}")
+            paths += map(Path, matches)
+        for path in paths:
+            if self.format is None and path.suffix not in FORMATS:
+                raise UserError(f"{path.name!r} ends in none of {', '.join(FORMATS)}; say which it is: `format:`")
+        return paths
+
+
+class DataSet(Entry, Fields):
+    """Problems from one source: `toy`, `hub` or `file`. With both `hub` and `file`, `data_root` decides which is
+    read; each may carry fields of its own where the two differ in shape."""
+
+    toy: ToyData | None = None
+    hub: Hub | None = None
+    file: Files | None = None
+    limit: int | None = Field(default=None, ge=1, description="at most so many problems, the first ones")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSet:
+        given = [name for name in ("toy", "hub", "file") if getattr(self, name) is not None]
+        if given not in (["toy"], ["hub"], ["file"], ["hub", "file"]):
+            raise ValueError(
+                "needs one source: toy, hub or file, or hub with file for `data_root`;"
+                f" it has {' and '.join(given) or 'none'}"
+            )
+        return self
+
+    def source(self, data_root: str | None) -> Literal["toy", "hub", "file"]:
+        if self.toy is not None:
+            return "toy"
+        return "file" if self.file is not None and (data_root is not None or self.hub is None) else "hub"
+
+    def fields(self, source: Literal["toy", "hub", "file"]) -> dict[str, Any]:
+        """Which field means what in that source: the entry's own mapping, then the source's."""
+        merged = {name: value for name in Fields.model_fields if (value := getattr(self, name)) is not None}
+        for name in Fields.model_fields:
+            if source != "toy" and (value := getattr(getattr(self, source), name)) is not None:
+                merged[name] = value
+        return merged
+
+
+class TrainSet(DataSet):
+    exclude: list[Name] = Field(default=[], description="test sets whose problems it must not hold")
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+
+
+class TestSet(DataSet):
+    __test__ = False  # no test of pytest's
+
+    evaluation: GenerationSettings = Field(default_factory=GenerationSettings)
+
+
+class ChoiceSet(DataSet):
+    choice_format: ChoiceFormat | None = Field(default=None, description="none: that of `evaluation`")
+
+
+class TrainingMode(Entry, TokenMode):
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+
+
+class InferenceMode(Entry, TokenMode):
+    samples: int = Field(default=1, ge=1, description="per problem; pass@k is known for k up to this")
+
+    @model_validator(mode="after")
+    def _worth_sampling(self) -> InferenceMode:
+        if self.samples > 1 and self.deterministic:
+            raise ValueError(
+                f"samples: {self.samples} of a deterministic mode are all the same;"
+                " set samples: 1, or a temperature or noise"
+            )
+        return self
+
+
+class Block(Settings):
+    """Lists whose product is a set of runs and of what is evaluated on each."""
+
+    models: list[Name] | None = None
+    train_sets: list[Name] | None = None
+    training_modes: list[Name] | None = None
+    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    test_sets: list[Name] | None = None
+    choice_sets: list[Name] | None = None
+    inference_sets: list[Name] | None = None
+
+
+class Study(Block):
+    """One report: the union of its grid blocks, each of which takes the study's own lists where it has none. Every
+    model's untouched base belongs to it."""
+
+    title: str | None = None
+    k: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, min_length=1, description="of pass@k; none: powers of two up to the samples"
+    )
+    paper: dict[Name, str] = Field(
+        default={}, description="the paper's names of training modes in this study, where they are not the modes' own"
+    )
+    grid: list[Block] | None = Field(default=None, min_length=1)
+
+    def blocks(self) -> list[Block]:
+        """The grid blocks, completed from the study."""
+        return [
+            Block(
+                **{name: getattr(self if getattr(block, name) is None else block, name) for name in Block.model_fields}
+            )
+            for block in self.grid or [Block()]
+        ]
+
+
+class Config(Settings):
+    """All of config.yaml."""
+
+    run: list[Name] = Field(min_length=1, description="studies that a bare `snakemake` builds")
+    data_root: str | None = Field(default=None, description="folder from which every data set with `file:` is read")
+    models: dict[Name, Model] = Field(min_length=1)
+    train_sets: dict[Name, TrainSet] = Field(default_factory=dict)
+    test_sets: dict[Name, TestSet] = Field(default_factory=dict)
+    choice_sets: dict[Name, ChoiceSet] = Field(default_factory=dict)
+    training_modes: dict[Name, TrainingMode] = Field(default_factory=dict)
+    inference_modes: dict[Name, InferenceMode] = Field(default_factory=dict)
+    inference_sets: dict[Name, Annotated[list[Name], Field(min_length=1)]] = Field(default_factory=dict)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    studies: dict[Name, Study] = Field(min_length=1)
+
+    def training_of(self, model: str, train_set: str, mode: str) -> TrainingSettings:
+        """Resolved settings of a run: defaults < `training:` < model < train set < mode."""
+        layers = (self, self.models[model], self.train_sets[train_set], self.training_modes[mode])
+        return TrainingSettings(**{key: value for layer in layers for key, value in layer.training.given().items()})
+
+    def evaluation_of(self, test_set: str) -> GenerationSettings:
+        """Resolved settings of a test set: defaults < `evaluation:` < test set."""
+        layers = (self.evaluation, self.test_sets[test_set].evaluation)
+        given = {key: value for layer in layers for key, value in layer.given().items()}
+        return GenerationSettings(
+            **{key: value for key, value in given.items() if key in GenerationSettings.model_fields}
+        )
+
+    def runtime_of(self, model: str) -> RuntimeSettings:
+        """Machine settings of the jobs of a model: defaults < `runtime:` < model."""
+        return RuntimeSettings(**(self.runtime.given() | self.models[model].runtime.given()))
+
+
+def _exactly_one(entry: BaseModel, *names: str) -> None:
+    given = [name for name in names if getattr(entry, name) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"needs exactly one of {', '.join(names)}; it has {' and '.join(given) or 'none'}"
+            " (null drops an inherited one)"
+        )

@@ -1,0 +1,257 @@
+"""What a job is told: the settings of token modes, training, evaluation, the machine and the toy model.
+
+They stand in specs and in the sections of config.yaml (`schema.py`) alike. All settings of a run have defaults, so
+that an override is an instance of the same class of which only some fields are set (`given`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+# YAML 1.1 reads 1e-5, without a dot, as text; what is meant is plain.
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value),
+]
+
+
+class Settings(BaseModel):
+    """Base of every configuration class: unknown keys are errors, types are not guessed, values do not change after
+    validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were written down, without defaults."""
+        return self.model_dump(exclude_unset=True)
+
+
+class TokenMode(Settings):
+    """How one CoT token is made. `hard` feeds a sampled token's embedding, `soft` a mixture of embeddings with noise
+    somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`."""
+
+    tokens: Literal["hard", "soft"]
+    temperature: Number = Field(
+        default=1.0, ge=0, description="tau of the next-token distribution; 0 (hard only) is argmax"
+    )
+    noise_scale: Number = Field(
+        default=0.0,
+        ge=0,
+        description="gamma: noise_std = gamma * an RMS of the base model, see noise_at (soft only)",
+    )
+    noise: Literal["gaussian", "gumbel"] = Field(
+        default="gaussian", description="gumbel: on the log-probabilities, without a scale; x = softmax(y / tau) E"
+    )
+    noise_at: Literal["embedding", "hidden", "logits"] = Field(
+        default="embedding",
+        description="what Gaussian noise is added to: the mixture, in units of the RMS of E; the final hidden state"
+        " before the head, or the logits, in units of theirs where the CoT begins",
+    )
+    top_k: int | None = Field(
+        default=None, ge=2, description="soft only: all but the k largest logits are left out, before the noise"
+    )
+    inputs_beta: Number | None = Field(
+        default=None, ge=0, description="Mixture of Inputs: sampled hard tokens, fed mixed with p E (inference only)"
+    )
+    end_entropy: Number | None = Field(
+        default=None,
+        gt=0,
+        description="Soft Thinking: nats; the CoT also ends after end_entropy_steps in a row below it (inference only)",
+    )
+    end_entropy_steps: int = Field(default=256, ge=1, description="steps in a row, see end_entropy")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gumbel_has_one_place(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("noise") == "gumbel":
+            return {"noise_at": "logits"} | given
+        return given
+
+    @model_validator(mode="after")
+    def _possible(self) -> TokenMode:
+        if self.tokens == "soft" and self.temperature == 0:
+            raise ValueError(
+                "temperature: 0 is for hard tokens; a soft mode divides by its temperature (fuzzy uses 1.0e-4)"
+            )
+        if self.tokens == "hard":
+            for name in ("noise_scale", "noise", "noise_at", "top_k"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: {value} does nothing to hard tokens; remove it, or set tokens: soft")
+            if self.inputs_beta is not None and self.temperature == 0:
+                raise ValueError("inputs_beta: mixes sampled tokens with p E; at temperature 0 nothing is sampled")
+        elif self.inputs_beta is not None:
+            raise ValueError("inputs_beta: mixes sampled tokens with p E; set tokens: hard, which samples them")
+        if self.noise == "gumbel" and self.noise_scale > 0:
+            raise ValueError(f"noise_scale: {self.noise_scale} does nothing to Gumbel noise; remove it")
+        if self.noise == "gumbel" and self.noise_at != "logits":
+            raise ValueError(f"noise_at: {self.noise_at} is no place for Gumbel noise (log-probabilities); remove it")
+        if self.noise == "gaussian" and self.noise_at != "embedding" and self.noise_scale == 0:
+            raise ValueError(f"noise_at: {self.noise_at} means nothing without noise; remove it, or set noise_scale")
+        if self.end_entropy is None and self.end_entropy_steps != type(self).model_fields["end_entropy_steps"].default:
+            raise ValueError("end_entropy_steps: does nothing without end_entropy, the entropy to stay below")
+        return self
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether two samples of one prompt are always the same."""
+        if self.tokens == "hard":
+            return self.temperature == 0
+        return self.noise == "gaussian" and self.noise_scale == 0
+
+    def without_noise(self) -> TokenMode:
+        """The mode of greedy validation: the argmax (hard), or the mixture alone, at its temperature (soft)."""
+        quiet: dict[str, Any] = {"noise_scale": 0.0, "noise": "gaussian", "noise_at": "embedding"}
+        return self.model_copy(update=quiet | ({"temperature": 0.0} if self.tokens == "hard" else {}))
+
+
+class TrainingSettings(Settings):
+    """Settings of one training run; the defaults are the paper's where it states them (docs/choices.md)."""
+
+    steps: int = Field(default=4000, ge=1)
+    prompts_per_step: int = Field(default=2, ge=1, description="B")
+    samples_per_prompt: int = Field(default=32, ge=2, description="G; at least 2, for the leave-one-out baseline")
+    learning_rate: Number = Field(default=6e-6, gt=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: Number = Field(default=0.0, ge=0)
+    gradient_clip: Number = Field(default=1.0, gt=0)
+    max_cot_tokens: int = Field(default=128, ge=1)
+    max_answer_tokens: int = Field(default=32, ge=1)
+    answer_temperature: Number = Field(default=1.0, gt=0)
+    stop_on: Literal["shadow", "nearest"] = Field(
+        default="shadow", description="whose text ends a soft CoT: argmax or nearest embedding"
+    )
+    cot_term: bool = Field(default=True, description="false: only answer tokens carry a policy-gradient term")
+    embedding_gradient: bool = Field(default=True, description="does E inside h = p E receive gradient")
+    objective: Literal["rloo", "grpo", "ppo-clip"] = Field(
+        default="rloo", description="grpo and ppo-clip clip ratios of log-probabilities, which soft CoT terms rule out"
+    )
+    updates_per_step: int = Field(default=1, ge=1, description="optimizer steps on one rollout (grpo, ppo-clip)")
+    clip_range: Number = Field(default=0.2, gt=0, lt=1, description="of ratios, where there are several updates")
+    entropy_bonus: Number = Field(default=0.0, ge=0, description="times the entropy (nats) at every CoT token")
+    kl_coefficient: Number = Field(default=0.0, ge=0, description="times the KL to the base at every sampled token")
+    reward_correct: Number = 100.0
+    reward_boxed: Number = Field(default=10.0, description="reward of a wrong answer that is boxed")
+    validation_problems: int = Field(default=256, ge=1, description="held out of the train set")
+    validate_every: int = Field(default=50, ge=1, description="steps between validations, at which checkpoints compete")
+    checkpoint_steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="[from, to]: only checkpoints of these steps compete; null: all"
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> TrainingSettings:
+        if self.checkpoint_steps is not None and self.checkpoint_steps[0] > self.checkpoint_steps[1]:
+            raise ValueError(f"checkpoint_steps: {self.checkpoint_steps} is no range [from, to]")
+        return self
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the loss has terms that do not depend on rewards."""
+        return self.entropy_bonus > 0 or self.kl_coefficient > 0
+
+
+class GenerationSettings(Settings):
+    """How far and how evaluation generates; a test set may carry its own."""
+
+    max_cot_tokens: int = Field(default=512, ge=1)
+    max_answer_tokens: int = Field(default=32, ge=1)
+    stop_on: Literal["shadow", "nearest"] = "shadow"
+
+
+ChoiceFormat = Literal["letters", "cloze"]
+
+
+class EvaluationSettings(GenerationSettings):
+    """Settings shared by all evaluation jobs."""
+
+    choice_format: ChoiceFormat = Field(default="letters", description="how choice sets are scored")
+
+
+class RuntimeSettings(Settings):
+    """The machine's side: never part of a result's identity."""
+
+    device: str = Field(default="auto", description="auto (a GPU where `gpus` asks for one, else the CPU), cpu, cuda:0")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="working copy of the weights; auto: bf16 on GPU, fp32 on CPU"
+    )
+    optimizer_device: Literal["same", "cpu"] = Field(
+        default="same",
+        description="where training keeps fp32 weights and moments: beside the working copy (12 bytes a parameter), or"
+        " in the host's memory (16, with a copy of the gradient)",
+    )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="record decode steps as CUDA graphs and replay them; for a GPU, which otherwise waits",
+    )
+    threads: int = Field(default=1, ge=1, description="CPU threads of one job")
+    gpus: int = Field(default=0, ge=0, le=1, description="GPUs that training and evaluation ask the scheduler for")
+    memory_mb: int = Field(
+        default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
+    )
+    runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
+    rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side outside of training")
+    rollout_tokens: int = Field(
+        default=131072,
+        ge=1,
+        description="positions, of prompts and rows, for which evaluation and validation have room",
+    )
+    micro_batch_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="tokens, of prompts and rows, whose activations training holds at a time; halved where a GPU has"
+        " not the memory",
+    )
+    tile_tokens: int = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
+    reward_workers: int = Field(default=1, ge=1)
+    save_every: int = Field(default=50, ge=1, description="training steps between resumable saves")
+
+    @model_validator(mode="after")
+    def _a_device(self) -> RuntimeSettings:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: {self.device!r} is no device; use auto, cpu, cuda or cuda:0")
+        return self
+
+
+class ToySettings(Settings):
+    """The embedded default model: a small body trained in the workflow on sloppy demonstrations, or left random."""
+
+    width: int = Field(default=128, ge=1)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    mlp_width: int = Field(default=512, ge=1)
+    tied: bool = True
+    architecture: Literal["llama", "qwen2"] = "llama"
+    tokenizer: Literal["words", "bpe", "llama-3", "qwen-2.5"] = Field(
+        default="words", description="made here, or a published model's, at its full vocabulary (extra `tokenizers`)"
+    )
+    vocabulary: int = Field(default=2048, ge=1, description="tokens of the bpe tokenizer")
+    text: Name | None = Field(
+        default=None, description="train set whose text the bpe tokenizer and the body learn; none: the toy problems"
+    )
+    steps: int = Field(default=500, ge=0, description="0 leaves the weights random")
+    batch: int = Field(default=32, ge=1)
+    learning_rate: Number = Field(default=2e-3, gt=0)
+    wrong: Number = Field(
+        default=0.55, ge=0, le=1, description="share of demonstrations that give an intermediate result"
+    )
+    unboxed: Number = Field(default=0.2, ge=0, le=1, description="share of demonstrations without a box")
+    seed: int = 0
+    threads: int = Field(default=2, ge=1, description="of its training: their number decides how sums are rounded")
+
+    @model_validator(mode="after")
+    def _possible(self) -> ToySettings:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width: {self.width} is not a multiple of 2 x heads ({self.heads}), which rotary positions need"
+            )
+        if self.text is not None and self.tokenizer == "words":
+            raise ValueError(
+                "tokenizer: 'words' knows the words of the toy problems only; for other text set tokenizer: bpe"
+            )
+        return self

@@ -1,0 +1,134 @@
+"""Multiple choice, out of domain: does training keep what the base model knew?
+
+`letters`: the options stand in the prompt, and the most likely letter is the choice. `cloze`: the option whose text is
+most likely per token after the bare question is the choice. In both, the NLL is that of the right answer's text after
+the bare question: with the options in the prompt it would measure copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from softtok.config.settings import RuntimeSettings
+from softtok.models.devices import announce
+from softtok.models.language_model import LanguageModel, causal_mask, in_fp32, left_pad, logits_fp32, refuse_longer
+from softtok.models.loading import load
+from softtok.problems.prompt import choice_prompt, cloze_prompt
+from softtok.storage.files import atomic, read_columns
+from softtok.storage.progress import progress
+from softtok.storage.provenance import attempt
+
+TOKENS_AT_ONCE = 512  # whose logits exist at one time
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "correct": pa.bool_(),
+        "predicted": pa.int64(),
+        "nll": pa.float64(),
+        "tokens": pa.int64(),
+        "made_on": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    question: str
+    choices: list[str]
+    answer: int
+
+
+def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
+    """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
+    with attempt(run / ".state" / "choices.jsonl"):
+        lm = load(run / "checkpoint", runtime)
+        made_on = announce(lm.device, lm.dtype)
+        columns = [field.name for field in fields(Question)]
+        questions = [Question(**row) for row in read_columns(data, columns).to_pylist()]
+        score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze
+        records = []
+        size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
+        room = runtime.rollout_tokens
+        with progress("choices", len(questions)) as advance:
+            for start in range(0, len(questions), size):
+                part = questions[start : start + size]
+                for question, (predicted, nll, tokens) in zip(part, score(lm, part, room), strict=True):
+                    correct = predicted == question.answer
+                    row = (question.id, correct, predicted, nll, tokens, made_on)
+                    records.append(dict(zip(SCHEMA.names, row, strict=True)))
+                advance(len(part))
+        with atomic(out) as temporary:
+            pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)
+
+
+def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:
+    """(chosen option, NLL of the right text, its tokens) of each question."""
+    pairs = [
+        (choice_prompt(q.question, q.choices), f" {letter}")
+        for q in questions
+        for letter in ascii_uppercase[: len(q.choices)]
+    ]
+    letters = iter(log_likelihoods(lm, pairs, room))
+    texts = log_likelihoods(lm, [(cloze_prompt(q.question), f" {q.choices[q.answer]}") for q in questions], room)
+    scored = []
+    for question, (text, tokens) in zip(questions, texts, strict=True):
+        options = [next(letters)[0] for _ in question.choices]
+        scored.append((max(range(len(options)), key=options.__getitem__), -text, tokens))
+    return scored
+
+
+def _cloze(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:
+    """As `_letters`, choosing by log-likelihood per token of the options' texts."""
+    pairs = [(cloze_prompt(q.question), f" {choice}") for q in questions for choice in q.choices]
+    texts = iter(log_likelihoods(lm, pairs, room))
+    scored = []
+    for question in questions:
+        options = [next(texts) for _ in question.choices]
+        chosen = max(range(len(options)), key=lambda i: options[i][0] / options[i][1])
+        right, tokens = options[question.answer]
+        scored.append((chosen, -right, tokens))
+    return scored
+
+
+@torch.no_grad()
+def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: int) -> list[tuple[float, int]]:
+    """(log-probability in nats, tokens) of each continuation after its prompt, at temperature 1. At most `room`
+    tokens, padding too, are run at a time (or one text). Texts that differ in their last token alone, as those of the
+    letters do, are run once."""
+    texts: dict[tuple[int, ...], list[int]] = {}  # what is run, all but a pair's last token -> the pairs
+    rests: list[list[int]] = []
+    for place, (prompt, rest) in enumerate(pairs):
+        rests.append(lm.tokenizer(rest, add_special_tokens=False)["input_ids"])
+        texts.setdefault((*lm.tokenizer(prompt)["input_ids"], *rests[-1][:-1]), []).append(place)
+    scored: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
+    head_VD, _ = in_fp32(lm, mixtures=False)
+    waiting = sorted(texts, key=lambda text: -len(text))
+    refuse_longer(lm, max(map(len, waiting), default=0), "a choice set")
+    while waiting:
+        count = max(1, room // len(waiting[0]))
+        part, waiting = waiting[:count], waiting[count:]
+        ids, mask, positions = left_pad([list(text) for text in part], lm.device)
+        hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, None)
+        # The state before a token predicts it.
+        asked = [
+            (row, len(ids[row]) - len(rests[place]) + at, token, place)
+            for row, text in enumerate(part)
+            for place in texts[text]
+            for at, token in enumerate(rests[place])
+        ]
+        for start in range(0, len(asked), TOKENS_AT_ONCE):
+            row, at, token, _ = torch.tensor(asked[start : start + TOKENS_AT_ONCE], device=lm.device).T
+            log_p = torch.log_softmax(logits_fp32(hidden[row, at], head_VD), -1)
+            known = log_p.gather(1, token[:, None])[:, 0].tolist()
+            for (*_, place), value in zip(asked[start : start + TOKENS_AT_ONCE], known, strict=True):
+                scored[place] = (scored[place][0] + value, len(rests[place]))
+    return scored

@@ -1,0 +1,66 @@
+"""Problems of a prepared data set, rendered, tokenized and put into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from softtok.config.settings import RuntimeSettings
+from softtok.method.stopping import TextRules
+from softtok.method.token_modes import RMS_PROMPTS
+from softtok.method.trajectories import Rollout
+from softtok.models.language_model import LanguageModel
+from softtok.problems.prompt import render
+from softtok.problems.reward import Judge, Verdict
+from softtok.storage.files import content_hash, read_columns
+
+RMS_SLICE = "noise"  # the key of a shuffle: the same prompts measure the states that noise is scaled by
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: list[int]
+    golds: list[str]
+
+
+def read_problems(path: Path, lm: LanguageModel, template: str) -> list[Problem]:
+    """The problems of a prepared data set, their prompts rendered and tokenized (with the tokenizer's own BOS, if it
+    has one)."""
+    table = read_columns(path, ["id", "question", "gold"]).to_pydict()
+    prompts = lm.tokenizer([render(template, question) for question in table["question"]])["input_ids"]
+    return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], strict=True)]
+
+
+def shuffled(count: int, key: str) -> np.ndarray:
+    """A permutation of range(count) that depends on `key` alone."""
+    return np.random.default_rng(int(content_hash(key, 16), 16)).permutation(count)
+
+
+def rms_prompts(problems: list[Problem]) -> list[list[int]]:
+    """The fixed prompts behind which states are measured for `token_modes.state_rms`."""
+    return [problems[i].prompt for i in shuffled(len(problems), RMS_SLICE)[:RMS_PROMPTS]]
+
+
+def batches(problems: list[Problem], samples: int, length: int, runtime: RuntimeSettings) -> Iterator[list[Problem]]:
+    """Problems to be rolled out side by side, those with prompts of like length together: less padding. A batch has
+    `rollout_rows` rows and room for `rollout_tokens` positions at most, where a row may write `length` of its own; or
+    it is a single problem."""
+    part: list[Problem] = []
+    for problem in sorted(problems, key=lambda p: (len(p.prompt), p.id)):
+        count = len(part) + 1
+        tokens = count * (len(problem.prompt) + samples * length)  # the longest prompt pads the others
+        if part and (count * samples > runtime.rollout_rows or tokens > runtime.rollout_tokens):
+            yield part
+            part = []
+        part.append(problem)
+    if part:
+        yield part
+
+
+def grade(judge: Judge, rules: TextRules, out: Rollout, golds: list[list[str]]) -> list[Verdict]:
+    """Verdicts of N answers; `golds` has one entry per prompt."""
+    return judge.grade([(rules.answer_text(out, row), golds[row // out.samples]) for row in range(len(out.answers))])

@@ -1,0 +1,55 @@
+"""Where a CoT and an answer end, by their text."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from softtok.method.trajectories import Limits, Rollout
+from softtok.models.language_model import LanguageModel
+from softtok.problems.prompt import (
+    PREFILL_AFTER_CUT,
+    PREFILL_AFTER_STOP,
+    BoxRule,
+    StopRule,
+    decode,
+    eos_ids,
+    token_texts,
+)
+
+
+class TextRules:
+    """What text does to a trajectory, for one model: when a CoT ends, what is prefilled, when an answer ends."""
+
+    def __init__(self, lm: LanguageModel):
+        texts = token_texts(lm.tokenizer, size=lm.embedding_VD.shape[0])  # once: a vocabulary takes a second
+        self._stop, self._box = StopRule(lm.tokenizer, texts), BoxRule(lm.tokenizer, texts)
+        self.eos = eos_ids(lm.model.generation_config, lm.tokenizer)
+        self.may_stop = self._stop.candidates.copy()  # (V,) tokens after which a CoT may end; all others need no look
+        self.may_stop[list(self.eos)] = True
+        encode = functools.partial(lm.tokenizer.encode, add_special_tokens=False)
+        self._text = functools.lru_cache(4096)(functools.partial(decode, lm.tokenizer))  # answers are often alike
+        self.prefill_after_phrase: list[int] = encode(PREFILL_AFTER_STOP)
+        self.prefill_after_cut: list[int] = encode(PREFILL_AFTER_CUT)
+
+    def stop(self, ids: np.ndarray) -> str | None:
+        """Why a CoT that now has these ids ends, "eos" or "phrase", or None."""
+        if int(ids[-1]) in self.eos:
+            return "eos"
+        return "phrase" if self._stop.candidates[ids[-1]] and self._stop.matches(ids.tolist()) else None
+
+    def answer_text(self, out: Rollout, row: int) -> str:
+        """What the reward reads: the prefilled words and the answer, without the EOS that may end it."""
+        ids = out.answers[row]
+        return self._text((*out.prefills[out.stops[row]], *(ids[:-1] if ids[-1] in self.eos else ids)))
+
+    def answer_ends(self, ids: list[int]) -> bool:
+        """Whether an answer ends with its newest id: at EOS, or when its box closes."""
+        return ids[-1] in self.eos or (bool(self._box.candidates[ids[-1]]) and self._box.closed(ids))
+
+
+def most_steps(rules: TextRules, limits: Limits) -> int:
+    """How many positions a row may write behind its prompt."""
+    prefill = max(len(rules.prefill_after_phrase), len(rules.prefill_after_cut))
+    return limits.max_cot_tokens + prefill + limits.max_answer_tokens

@@ -1,0 +1,103 @@
+"""Products with a vocabulary-sized matrix, E or the output head, whose gradient is added up in place.
+
+Autograd makes a new V x D matrix for the gradient of every product and then adds it to the sum so far. With a tile of
+tokens at a time that is done over and over, at up to a tenth of the pass's time and, twice, the memory of E (vocabulary
+of 128,256, width 512). Here the product that makes the gradient adds to the sum itself.
+
+Shapes: M tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from softtok.models.matmul import linear, operator_for, product
+
+SLICE = 8192  # vocabulary entries whose gradient exists at a time, where it cannot be added by the product itself
+
+
+class Summed:
+    """A matrix (V, D) and the sum of its gradients. Matrices that are one (a tied head and E) share the sum."""
+
+    def __init__(self, matrix_VD: torch.Tensor, gradient_VD: torch.Tensor | None):
+        """Gradients are added to `gradient_VD`; None: the matrix is a constant."""
+        self.matrix_VD, self.gradient_VD = matrix_VD.detach(), gradient_VD
+        # What autograd sees: a leaf, for products of constants with it (rows looked up) to have a backward.
+        self.leaf = self.matrix_VD.detach().requires_grad_(gradient_VD is not None)
+
+
+def times(p_MV: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
+    """p @ matrix, shape (M, D)."""
+    if isinstance(matrix_VD, Summed):
+        return _Times.apply(p_MV, matrix_VD.leaf, matrix_VD.gradient_VD)
+    return linear(p_MV, matrix_VD.mT)
+
+
+def project(hidden_MD: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
+    """hidden @ matrix^T, shape (M, V)."""
+    if isinstance(matrix_VD, Summed):
+        return _Project.apply(hidden_MD, matrix_VD.leaf, matrix_VD.gradient_VD)
+    return linear(hidden_MD, matrix_VD)
+
+
+def look_up(ids_M: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
+    """Rows of the matrix, shape (M, D)."""
+    if isinstance(matrix_VD, Summed):
+        return _LookUp.apply(ids_M, matrix_VD.leaf, matrix_VD.gradient_VD)
+    return F.embedding(ids_M, matrix_VD)
+
+
+def _add_product(sum_VD: torch.Tensor, a_MV: torch.Tensor, b_MD: torch.Tensor) -> None:
+    """sum += a^T @ b, without a second matrix of the sum's size."""
+    if operator_for(a_MV, b_MD) is None:
+        sum_VD.addmm_(a_MV.mT, b_MD)
+        return
+    for start in range(0, len(sum_VD), SLICE):
+        sum_VD[start : start + SLICE] += product(a_MV[:, start : start + SLICE].mT, b_MD.mT)
+
+
+class _Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p_MV: torch.Tensor, matrix_VD: torch.Tensor, gradient_VD: torch.Tensor | None) -> Any:
+        ctx.save_for_backward(p_MV, matrix_VD)
+        ctx.gradient_VD = gradient_VD
+        return product(p_MV, matrix_VD.mT)
+
+    @staticmethod
+    def backward(ctx: Any, upstream_MD: torch.Tensor) -> Any:
+        p_MV, matrix_VD = ctx.saved_tensors
+        if ctx.gradient_VD is not None:
+            _add_product(ctx.gradient_VD, p_MV, upstream_MD)
+        return product(upstream_MD, matrix_VD) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: torch.Tensor, matrix_VD: torch.Tensor, gradient_VD: torch.Tensor | None) -> Any:
+        ctx.save_for_backward(hidden_MD, matrix_VD)
+        ctx.gradient_VD = gradient_VD
+        return product(hidden_MD, matrix_VD)
+
+    @staticmethod
+    def backward(ctx: Any, upstream_MV: torch.Tensor) -> Any:
+        hidden_MD, matrix_VD = ctx.saved_tensors
+        if ctx.gradient_VD is not None:
+            _add_product(ctx.gradient_VD, upstream_MV, hidden_MD)
+        return product(upstream_MV, matrix_VD.mT) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids_M: torch.Tensor, matrix_VD: torch.Tensor, gradient_VD: torch.Tensor | None) -> Any:
+        ctx.save_for_backward(ids_M)
+        ctx.gradient_VD = gradient_VD
+        return F.embedding(ids_M, matrix_VD)
+
+    @staticmethod
+    def backward(ctx: Any, upstream_MD: torch.Tensor) -> Any:
+        if ctx.gradient_VD is not None:
+            ctx.gradient_VD.index_add_(0, ctx.saved_tensors[0], upstream_MD)
+        return None, None, None

@@ -1,0 +1,163 @@
+"""Decode steps: all active rows go one position on, behind their prompts.
+
+`Decoder` calls the model at every step. On a GPU that leaves the device waiting: a step of a model of 3B parameters is
+over a thousand kernels, most of them shorter than their launch from Python. `GraphDecoder` (`runtime.cuda_graphs`)
+records a step as a CUDA graph and then replays it. What changes from step to step it must read from tensors: where a
+row writes, and how much of its own it may look at, out of a window of positions that is attended to whether written or
+not. A graph holds for so many rows and such a window; when either changes it is recorded anew.
+
+Shapes: B prompts, n active rows, L positions that a row can write, W of them in the window, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from softtok.errors import UserError
+from softtok.models.attention import Groups, RowLayer, layer_states
+
+if TYPE_CHECKING:
+    from softtok.models.language_model import LanguageModel
+
+WINDOW = 128  # positions by which a window grows: recording takes a step's time, masked positions some of every step's
+
+
+class Decoder:
+    """The model at work on all active rows."""
+
+    drop_share = 1 / 8  # of finished rows among the active ones, from which on dropping them is worth the copies
+
+    def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
+        """`length` is the most steps that will be taken. The prompts' cache is emptied, a layer at a time, so that no
+        more than one is held twice."""
+        self.lm, self.groups, self.length = lm, Groups(prompt_mask_BP, samples), length
+        self.layers: list[RowLayer] = []
+        while prompt_cache.layers:
+            self.layers.append(self._layer(*layer_states(prompt_cache.layers.pop(0))))
+        self.cache = Cache(layers=list(self.layers))
+
+    def _layer(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor) -> RowLayer:
+        return RowLayer(keys_BJPK, values_BJPK, self.groups, self.length)
+
+    def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
+        """Feeds every row one position; their final hidden states (n, D), which the next step may overwrite."""
+        return self.lm.hidden(x_nD[:, None], None, positions_n[:, None], self.cache)[:, 0]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forgets all rows but these (their places among the active ones, ascending)."""
+        self.groups.keep(rows)
+        for layer in self.layers:
+            layer.keep(rows)
+
+
+class GraphDecoder(Decoder):
+    """The same, each step a replay of a recorded one."""
+
+    drop_share = 1 / 2  # a step's time is nearly that of reading the weights, and fewer rows are another recording
+
+    def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
+        self.window = Window(length, lm.device)
+        self.steps = 0
+        self.inputs: tuple[torch.Tensor, ...] = ()
+        self.replay: Callable[[], torch.Tensor] | None = None
+        super().__init__(lm, prompt_cache, prompt_mask_BP, samples, length)
+
+    def _layer(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor) -> RowLayer:
+        return WindowLayer(keys_BJPK, values_BJPK, self.groups, self.length, self.window)
+
+    def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
+        if self.window.move_to(self.steps):
+            self.replay = None
+        if self.replay is None:
+            self.inputs = (x_nD.clone(), positions_n.clone())
+            try:
+                self.replay = record(partial(super().step, *self.inputs), self.lm.device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                why = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"model {self.lm.name}: its decode step cannot be recorded as a CUDA graph ({why});"
+                    " set runtime.cuda_graphs to false"
+                ) from error
+        for static, given in zip(self.inputs, (x_nD, positions_n), strict=True):
+            static.copy_(given)
+        hidden_nD = self.replay()
+        self.steps += 1
+        for layer in self.layers:
+            layer.written = self.steps
+        return hidden_nD
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.replay = None
+        super().keep(rows)
+
+
+class Window:
+    """Where all rows write in this step, and what they may look at, as tensors that recorded steps read."""
+
+    def __init__(self, length: int, device: torch.device):
+        self.length, self.size = length, 0
+        self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self.unwritten_L = torch.ones(length, dtype=torch.bool, device=device)
+
+    def move_to(self, step: int) -> bool:
+        """Makes this step's position the one that is written; whether the window had to grow for it."""
+        self.place_1.fill_(step)
+        self.unwritten_L[step] = False
+        grows = step == self.size
+        if grows:
+            self.size = min(self.size + WINDOW, self.length)
+        return grows
+
+
+class WindowLayer(RowLayer):
+    """One layer's keys and values, written and read as the window says."""
+
+    def __init__(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor, groups: Groups, length: int, window: Window):
+        super().__init__(keys_BJPK, values_BJPK, groups, length)
+        self.window = window
+        assert self.values is not None
+        self.values.zero_()  # an unwritten value has weight 0, and 0 times what lies in fresh memory may be NaN
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Writes one position; see `RowLayer`."""
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.window.place_1, key_states.transpose(0, 1))
+        self.values.index_copy_(2, self.window.place_1, value_states.transpose(0, 1))
+        return self, self
+
+    @property
+    def seen(self) -> int:
+        return self.window.size
+
+    @property
+    def unseen(self) -> torch.Tensor | None:
+        return self.window.unwritten_L[: self.window.size]
+
+
+def record(once: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor]:
+    """A function that does on the device what `once` does, on the same memory, and returns the same tensor each time.
+    Raises RuntimeError for what cannot be recorded, such as a wait for the device."""
+    with torch.cuda.device(device):
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            once()  # libraries set themselves up at the first call, which cannot be recorded
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = once()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return out
+
+    return replay

@@ -1,0 +1,125 @@
+"""Loads a Hugging Face folder and checks what the method assumes of its family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softtok.config.settings import RuntimeSettings
+from softtok.errors import UserError
+from softtok.models.decoding import Decoder
+from softtok.models.devices import choose_device
+from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill
+from softtok.models.references import resolve
+from softtok.problems.prompt import PREFILL_AFTER_CUT, decode
+from softtok.storage.hub import locked
+
+
+def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
+    """Loads tokenizer and weights in the working precision, in evaluation mode (no dropout), and probes the family.
+
+    Raises UserError when the folder holds no causal language model or the family is not supported.
+    """
+    device = choose_device(runtime)
+    if runtime.cuda_graphs and device.type != "cuda":
+        raise UserError(f"runtime.cuda_graphs: asked for, but the device is {device}; set it to false or use a GPU")
+    precision = runtime.precision if runtime.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
+    if device.type == "cuda":
+        _prepare_gpu()
+    name, commit = resolve(folder)
+    files = name if commit is None else locked(name, commit)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files)
+        model = AutoModelForCausalLM.from_pretrained(
+            files,
+            dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+            attn_implementation="sdpa",
+            device_map={"": device},
+        )
+    except Exception as error:  # of many libraries' own types; whatever it is, the folder is what to look at
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"model {name}: cannot be loaded by transformers ({why or type(error).__name__})") from error
+    # For some families transformers makes up an empty tokenizer where the folder holds none.
+    words = decode(tokenizer, tokenizer.encode(PREFILL_AFTER_CUT, add_special_tokens=False))
+    if words.strip() != PREFILL_AFTER_CUT.strip():
+        raise UserError(f"model {name}: its tokenizer writes {words!r} for {PREFILL_AFTER_CUT!r}; are its files there?")
+    lm = LanguageModel(model.eval(), tokenizer, name, runtime.cuda_graphs)
+    probe(lm)
+    return lm
+
+
+def _prepare_gpu() -> None:
+    """Turns off defaults of PyTorch that do not suit this work."""
+    # cuDNN's attention, the first choice on newer GPUs, plans anew for every shape and keeps all plans; of the shapes
+    # of CoTs hardly two are the same.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Rollout and training multiply other numbers of rows: sums rounded to bf16 part by part would differ more.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+@torch.no_grad()
+def probe(lm: LanguageModel) -> None:
+    """Checks on a few tokens what the method assumes; raises UserError naming what does not hold.
+
+    1. The embedding layer gives rows of E (some families scale them), so that p E is in the space the body reads.
+    2. Logits are head @ hidden (some families scale or cap them).
+    3. Cached, uncached and left-padded passes agree, so that rollout and training see the same states.
+    """
+    try:
+        _probe(lm)
+    except UserError:
+        raise
+    except Exception as error:  # families without keys and values to share fail in ways of their own
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model {lm.name}: cannot be run on embeddings, masks and a cache of keys and values"
+            f" ({type(error).__name__}: {why}); this family is not supported"
+        ) from error
+
+
+def _probe(lm: LanguageModel) -> None:
+    # Mistakes are of the order of the logits' spread, rounding is a few percent of it in bf16. Root mean squares, for
+    # the largest of a million differences says more about their number.
+    tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
+    vocabulary = lm.embedding_VD.shape[0]
+    ids = torch.arange(8, device=lm.device) * 7 % vocabulary
+    if lm.model.get_output_embeddings() is None or lm.model.base_model is lm.model:
+        raise UserError(f"model {lm.name}: has no separate body and output head; softtok needs a causal language model")
+    if not torch.equal(lm.model.get_input_embeddings()(ids), lm.embed(ids)):  # type: ignore[misc]
+        raise UserError(
+            f"model {lm.name}: its embedding layer does more than look up rows of E; this family is not supported"
+        )
+    if getattr(lm.model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError(f"model {lm.name}: its output head has a bias; this family is not supported")
+
+    window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
+    if window is not None:
+        raise UserError(
+            f"model {lm.name}: attends to a sliding window of {window} tokens; this family is not supported"
+        )
+
+    def check(got: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
+        gap = ((got - wanted).square().mean().sqrt() / wanted.std().clamp(min=1e-6)).item()
+        if not gap < tolerance:
+            raise UserError(f"model {lm.name}: {what} (relative difference {gap:.1e}); this family is not supported")
+
+    def run(prompts: list[list[int]]) -> torch.Tensor:
+        prompt_ids, mask, positions = left_pad(prompts, lm.device)
+        return lm.hidden(lm.embed(prompt_ids), causal_mask(mask), positions, None)
+
+    whole = run([ids.tolist()])
+    logits = logits_fp32(whole[0], lm.head_VD)
+    check(logits, lm.model(input_ids=ids[None]).logits[0].float(), "logits are not head @ hidden")
+    check(
+        logits_fp32(run([ids.tolist(), ids[:5].tolist()])[1, -5:], lm.head_VD),
+        logits[:5],
+        "left padding changes the logits",
+    )
+    first, prompt_cache, mask, _ = prefill(lm, [ids[:5].tolist()])
+    decoder = Decoder(lm, prompt_cache, mask, samples=1, length=3)
+    states = [first]
+    for place in range(5, 8):
+        states.append(decoder.step(lm.embed(ids[place : place + 1]), torch.tensor([place], device=lm.device)))
+    check(logits_fp32(torch.cat(states), lm.head_VD), logits[4:], "cached and uncached logits differ")

@@ -1,0 +1,374 @@
+"""From a data set as published to problems: a parquet file and its manifest.
+
+Train and test sets become (id, question, gold: any one of a list is right), choice sets (id, question, choices, answer:
+index). A data spec says where the rows are and which fields mean what:
+
+    kind      train, test or choice
+    source    {"toy": {"task", "steps", "split", "problems", "seed"}},
+              {"hub": {"path", "name", "split", "revision"}} or
+              {"file": {"path", "format", "columns"}}: path may be a list or a pattern; columns are those of a bare csv
+    question  field with the question; dots go down into nested values ("prompt.0.content")
+    id        field with a name for the problem; without it, the row's number in the source
+    gold      {"field"}: a text, a number, or a list of which any one is right;
+              {"field", "after": MARKER}: the text behind the last marker;
+              {"field", "boxed": true}: the content of the last balanced box
+    choices   {"field": LIST} or {"fields": [one field per option]};
+              "labels": field with the options' labels, where they are not A, B, ...
+    answer    field of a choice set: an index, a letter, or one of the labels
+    limit     at most so many problems, the first ones that remain
+    exclude   (train) test sets whose questions must not occur, by name
+
+Toy sources need kind and source alone. A train set drops what it cannot use and what a test set holds; a test or choice
+set never loses a problem. The manifest tells what was dropped and what looks odd.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from softtok.errors import UserError
+from softtok.problems import toy
+from softtok.problems.boxed import last_boxed
+from softtok.problems.prompt import normalise
+from softtok.storage.files import atomic, canonical_json, file_sha256, read_columns, write_json
+from softtok.storage.hub import reason, why
+
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+Row = dict[str, Any]
+BLOCK = 1000
+GOLD_TIMEOUT_S = 30.0
+GOLD_FAULTS = {
+    "string": "parses only as a string, so nothing but the same text is right",
+    "unparsed": "does not parse",
+    "timeout": f"takes more than {GOLD_TIMEOUT_S:.0f} s to parse",
+    "error": "breaks the parser",
+}
+TOY_MAPPING: Row = {
+    "id": "id",
+    "question": "question",
+    "gold": {"field": "gold"},
+    "choices": {"field": "choices"},
+    "answer": "answer",
+}
+
+
+def prepare(spec: Row, out: Path, exclude: dict[str, Path], data_root: Path | None) -> None:
+    """Writes the parquet file `out` and, beside it, its manifest. Raises UserError, and then nothing is written.
+
+    `exclude`: prepared test sets by name. `data_root`: where the paths of file sources start.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    where = describe(spec["source"])
+    rows, origin = read_rows(spec["source"], data_root)
+    mapping = TOY_MAPPING | spec if "toy" in spec["source"] else spec
+    if spec["kind"] == "choice":
+        problems, dropped, flagged = choice_problems(mapping, rows, where)
+        columns = {"choices": pa.list_(pa.string()), "answer": pa.int64()}
+    else:
+        problems, dropped, flagged = open_problems(mapping, rows, where, exclude)
+        columns = {"gold": pa.list_(pa.string())}
+    if not problems:
+        raise UserError(f"{where}: no problem is left of {len(rows)} rows ({len(dropped)} dropped)")
+    schema = pa.schema({"id": pa.string(), "question": pa.string()} | columns)
+    with atomic(out) as temporary:
+        pq.write_table(pa.Table.from_pylist(problems, schema=schema), temporary)
+    counts = {
+        "rows": len(problems),
+        "source_rows": len(rows),
+        "sha256": file_sha256(out),
+        "dropped": dropped,
+        "flagged": flagged,
+    }
+    write_json(out.with_suffix(".json"), {"source": spec["source"], **origin, **counts, "spec": spec})
+
+
+def questions(path: Path) -> list[str]:
+    """The questions of a prepared set."""
+    return read_columns(path, ["question"]).column("question").to_pylist()
+
+
+def describe(source: Row) -> str:
+    """How messages name a source."""
+    kind, value = next(iter(source.items()))
+    return f"data set {value['path']}" if "path" in value else f"{kind} data set {canonical_json(value)}"
+
+
+# Problems
+
+
+def open_problems(
+    spec: Row, rows: Sequence[Row], where: str, exclude: dict[str, Path]
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """(problems, dropped, flagged) of a train or test set; each of the latter has id and reason."""
+    train = spec["kind"] == "train"
+    held_out = {normalise(question): name for name, path in exclude.items() for question in questions(path)}
+    problems: list[Row] = []
+    dropped: list[Row] = []
+    flagged: list[Row] = []
+    first: dict[str, Row] = {}
+    for problem, faults in checked(read_problems(spec, rows, where), block=min(spec.get("limit") or BLOCK, BLOCK)):
+        if len(problems) == spec.get("limit"):
+            break
+        key = normalise(problem["question"])
+        if key in held_out:
+            faults = [f"the question is in test set {held_out[key]}", *faults]
+        if faults and train:
+            dropped.append({"id": problem["id"], "reason": "; ".join(faults)})
+            continue
+        if not problem["gold"]:
+            raise UserError(
+                f"{where}: {problem['id']} has no gold by the rule {canonical_json(spec['gold'])}; "
+                "a test problem needs one"
+            )
+        before = first.setdefault(key, problem)
+        if before["gold"] != problem["gold"]:
+            faults = [
+                *faults,
+                f"the question of {before['id']} with another gold: {problem['gold']}, not {before['gold']}",
+            ]
+        if faults:
+            flagged.append({"id": problem["id"], "reason": "; ".join(faults)})
+        problems.append(problem)
+    return problems, dropped, flagged
+
+
+def read_problems(spec: Row, rows: Sequence[Row], where: str) -> Iterator[Row]:
+    """(id, question, gold) of each row; gold is empty where the rule finds none."""
+    identify = Ids(spec.get("id"), where)
+    for number, row in enumerate(rows):
+        at = f"{where}, row {number}"
+        question = as_text(field(row, spec["question"], at))
+        yield {"id": identify(row, number), "question": question, "gold": golds(row, spec["gold"], at)}
+
+
+def checked(problems: Iterator[Row], block: int) -> Iterator[tuple[Row, list[str]]]:
+    """Each problem with its own faults. Golds are judged `block` problems at a time: a small limit does not judge a
+    large set."""
+    from softtok.problems.reward import Judge
+
+    statuses: dict[str, str] = {}
+    with Judge(timeout_s=GOLD_TIMEOUT_S) as judge:
+        while some := list(islice(problems, block)):
+            texts = list(dict.fromkeys(g for problem in some for g in problem["gold"] if g not in statuses))
+            statuses |= zip(texts, judge.check_golds(texts), strict=True)
+            for problem in some:
+                faults = ["no question"] * (not problem["question"]) + ["no gold"] * (not problem["gold"])
+                faults += [
+                    f"gold {gold!r}: {GOLD_FAULTS[statuses[gold]]}"
+                    for gold in problem["gold"]
+                    if statuses[gold] != "ok"
+                ]
+                yield problem, faults
+
+
+def choice_problems(spec: Row, rows: Sequence[Row], where: str) -> tuple[list[Row], list[Row], list[Row]]:
+    """(problems, nothing dropped, flagged) of a choice set; a row without options or answer is an error, not a gap."""
+    identify = Ids(spec.get("id"), where)
+    problems: list[Row] = []
+    flagged: list[Row] = []
+    for number, row in enumerate(rows[: spec.get("limit")]):
+        at = f"{where}, row {number}"
+        rule = spec["choices"]
+        listed = (
+            [field(row, name, at) for name in rule["fields"]] if "fields" in rule else field(row, rule["field"], at)
+        )
+        if not isinstance(listed, list) or len(listed) < 2:
+            raise UserError(f"{at}: choices: {canonical_json(rule)} gives no list of options but {listed!r}")
+        options = [as_text(option) for option in listed]
+        labels = [as_text(label) for label in field(row, rule["labels"], at)] if "labels" in rule else None
+        answer = answer_index(field(row, spec["answer"], at), labels or list(ascii_uppercase[: len(options)]))
+        if answer is None or not 0 <= answer < len(options):
+            raise UserError(f"{at}: answer {field(row, spec['answer'], at)!r} is none of the {len(options)} options")
+        problem = {
+            "id": identify(row, number),
+            "question": as_text(field(row, spec["question"], at)),
+            "choices": options,
+            "answer": answer,
+        }
+        if len(set(options)) < len(options):
+            flagged.append({"id": problem["id"], "reason": "two options are the same"})
+        problems.append(problem)
+    return problems, [], flagged
+
+
+class Ids:
+    """Names problems by the source's own field, or by row number, and sees to it that no name comes twice."""
+
+    def __init__(self, name: str | None, where: str) -> None:
+        self.name = name
+        self.where = where
+        self.seen: dict[str, int] = {}
+
+    def __call__(self, row: Row, number: int) -> str:
+        found = f"row{number}" if self.name is None else as_text(field(row, self.name, f"{self.where}, row {number}"))
+        if self.seen.setdefault(found, number) != number:
+            raise UserError(
+                f"{self.where}: rows {self.seen[found]} and {number} have the same id {found!r}; "
+                "name another field, or none"
+            )
+        return found
+
+
+# Fields
+
+
+def field(row: Row, name: str, where: str) -> Any:
+    """The value at `name`: a field of that very name, or a path into nested fields and lists ("prompt.0.content")."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for key in name.split("."):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            known = list(value) if isinstance(value, dict) else []
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+            raise UserError(f"{where}: no field {name!r}; {hint}")
+    return value
+
+
+def as_text(value: Any) -> str:
+    """Text of a scalar, stripped; None is "". Whole floats become integers: a reader makes 3.0 of 3 beside 2.5."""
+    if value is None:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
+def golds(row: Row, rule: Row, where: str) -> list[str]:
+    """All right answers of a row by the gold rule (module docstring); empty if the rule finds none."""
+    value = field(row, rule["field"], where)
+    texts = [as_text(one) for one in (value if isinstance(value, list) else [value])]
+    if "after" in rule:
+        texts = [text.rpartition(rule["after"])[2].strip() for text in texts if rule["after"] in text]
+    elif rule.get("boxed"):
+        texts = [(last_boxed(text) or "").strip() for text in texts]
+    return [text for text in map(undollared, texts) if text]
+
+
+def undollared(text: str) -> str:
+    """`$x$` without its dollars, where they are one pair around all of it."""
+    return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1] else text
+
+
+def answer_index(answer: Any, labels: Sequence[str]) -> int | None:
+    """Place of the answer: a label first (so that "1" means the option labelled 1), then an index."""
+    text = as_text(answer)
+    if text in labels:
+        return labels.index(text)
+    return int(text) if text.isdecimal() else None
+
+
+# Sources
+
+
+def read_rows(source: Row, data_root: Path | None) -> tuple[list[Row], Row]:
+    """Rows of a source, and {"revision", "source_sha256"} for the manifest. Raises UserError."""
+    kind, value = next(iter(source.items()))
+    if kind == "file":
+        return read_files(value, data_root)
+    if kind == "hub":
+        rows, revision = read_hub(value)
+    else:
+        rows, revision = toy_rows(**value), None
+    # Columns that nothing maps may hold dates or images, which are no JSON.
+    lines = (json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str) for row in rows)
+    return rows, {"revision": revision, "source_sha256": sha256_of(f"{line}\n" for line in lines)}
+
+
+def sha256_of(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def toy_rows(task: str, split: toy.Split, problems: int, steps: Sequence[int] = (2, 4), seed: int = 0) -> list[Row]:
+    """Rows of the embedded task `sums` (of `steps`) or `choice`; ids name their text."""
+    if task == "sums":
+        rows: list[Row] = [{"question": p.question, "gold": p.gold} for p in toy.problems(steps, split, problems, seed)]
+    else:
+        rows = [
+            {"question": c.question, "choices": list(c.choices), "answer": c.answer}
+            for c in toy.choices(split, problems, seed)
+        ]
+    return [{"id": sha256_of([canonical_json(row)])[:12]} | row for row in rows]
+
+
+def read_files(value: Row, data_root: Path | None) -> tuple[list[Row], Row]:
+    """Rows of local files through `datasets`; the digest is the file's own, or one over all files' digests."""
+    named = value["path"] if isinstance(value["path"], list) else [value["path"]]
+    paths: list[Path] = []
+    for name in named:
+        pattern = Path(data_root or ".") / Path(name).expanduser()
+        found = sorted(Path(path) for path in glob.glob(str(pattern)) if Path(path).is_file())
+        if not found:
+            raise UserError(f"data set {name}: no such file{f' under {data_root}' if data_root else ''}")
+        paths += found
+    for path in paths:
+        if not path.stat().st_size:
+            raise UserError(f"data set {path}: the file is empty")
+    kinds = {value.get("format") or FORMATS.get(path.suffix, path.suffix) for path in paths}
+    if len(kinds) > 1 or not kinds <= set(FORMATS.values()):
+        raise UserError(
+            f"{describe({'file': value})}: wants files of one format, json, csv or parquet; these are {sorted(kinds)}"
+        )
+    rows = load(kinds.pop(), [str(path) for path in paths], value.get("columns"))
+    digests = [file_sha256(path) for path in paths]
+    return rows, {"revision": None, "source_sha256": digests[0] if len(digests) == 1 else sha256_of(digests)}
+
+
+def load(format: str, files: list[str], columns: list[str] | None) -> list[Row]:
+    """Rows of files of one format. The reader's cache lies in a temporary folder and goes with it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    options: Row = {}
+    if format == "csv":
+        # Text stays text: a reader that guesses makes numbers of options such as "0.50" and nothing of the word "None".
+        with open(files[0], newline="", encoding="utf-8") as file:
+            header = columns or next(csv.reader(file), [])
+        features = datasets.Features({name: datasets.Value("string") for name in header})
+        options = {"features": features, "keep_default_na": False} | ({"column_names": columns} if columns else {})
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            return datasets.load_dataset(format, data_files=files, split="train", cache_dir=cache, **options).to_list()
+        except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+            raise UserError(f"data set {', '.join(files)}: cannot be read as {format}: {reason(error)}") from error
+
+
+def read_hub(value: Row) -> tuple[list[Row], str | None]:
+    """Rows of a hub data set (or of a local folder of the hub's shape), and the commit that its revision means now."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    datasets.disable_progress_bars()
+    path, split, name, revision = value["path"], value["split"], value.get("name"), value.get("revision")
+    try:
+        if Path(path).is_dir():
+            # A folder may change under its name, and the usual cache would go on giving what it held before.
+            with tempfile.TemporaryDirectory() as cache:
+                return datasets.load_dataset(path, name, split=split, cache_dir=cache).to_list(), None
+        commit = HfApi().dataset_info(path, revision=revision).sha
+        return datasets.load_dataset(path, name, split=split, revision=commit).to_list(), commit
+    except Exception as error:  # the network, the hub and their libraries raise many; to the user all mean: no data
+        raise UserError(
+            f"data set {path} (revision {revision or 'main'}) cannot be fetched: "
+            f"{why(error, f'datasets/{path}', revision)}, or give local files with data_root"
+        ) from error

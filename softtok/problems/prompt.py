@@ -1,0 +1,145 @@
+r"""Text around a trajectory: prompts, the phrase that ends a CoT, the prefill, and when an answer is complete.
+
+A trajectory reads `prompt + CoT + prefill + answer`. Everything here is decided
+on decoded text, because token boundaries differ between tokenizers: a colon may be glued to the word before it or to
+the newline behind it. Decoding the whole CoT at every step would take time quadratic in its length, so a rule first
+looks at the last id alone (`candidates`, a table over the vocabulary) and then decodes a tail that can hold the phrase.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+
+from softtok.errors import UserError
+from softtok.problems.boxed import closes_box
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FIELD = "{question}"
+STOP_PHRASE = "The final answer is:"
+PROMPT = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+    "The assistant first shows the complete reasoning process step by step, then provides the final answer in "
+    r"\boxed{}. The assistant must always follow the format: "
+    rf"'User: [question] Assistant: [detailed reasoning] {STOP_PHRASE} \boxed{{[answer]}}.' User: {FIELD} Assistant:"
+)
+BOX = r" \boxed{"
+PREFILL_AFTER_STOP = BOX
+"""Prefilled when the CoT ended with the stop phrase: the space that the phrase lacks, and the opening of the box."""
+PREFILL_AFTER_CUT = f" {STOP_PHRASE}{BOX}"
+"""Prefilled when the CoT ended otherwise (cap or EOS); with a space, for the cut may fall right behind a word."""
+
+
+def render(template: str, question: str) -> str:
+    """`template` with its one `{question}` replaced; all other braces, in both texts, stay. Raises UserError."""
+    if template.count(FIELD) != 1:
+        raise UserError(
+            f"prompt: the template must hold {FIELD} exactly once, found {template.count(FIELD)} times in {template!r}"
+        )
+    before, after = template.split(FIELD)
+    return before + question + after
+
+
+def choice_prompt(question: str, choices: Sequence[str]) -> str:
+    """The question with lettered options; the continuation to score is a space and a letter. UserError over 26."""
+    if len(choices) > len(ascii_uppercase):
+        raise UserError(
+            f"a multiple-choice question has {len(choices)} options, letters go to {len(ascii_uppercase)}: {question!r}"
+        )
+    options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(ascii_uppercase, choices, strict=False))
+    return f"Question: {question}\n{options}Answer:"
+
+
+def cloze_prompt(question: str) -> str:
+    """The question alone; the continuation to score is a space and the text of an option."""
+    return f"Question: {question}\nAnswer:"
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Exact text of `ids`: special tokens stay (one amid the phrase breaks it), no spaces are tidied away."""
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def token_texts(tokenizer: Any, size: int = 0) -> list[str]:
+    """Text of every id on its own, id 0 first. Part of a UTF-8 character gives U+FFFD; ids without a token give "".
+
+    `size` lengthens the list to the rows of a model's embedding, which may outnumber the tokens.
+    """
+    known = sorted(tokenizer.get_vocab().values())
+    texts = [""] * max(size, known[-1] + 1)
+    for i, text in zip(
+        known, tokenizer.batch_decode([[i] for i in known], clean_up_tokenization_spaces=False), strict=True
+    ):
+        texts[i] = text
+    return texts
+
+
+def eos_ids(generation_config: Any | None, tokenizer: Any) -> set[int]:
+    """Ids that end a text: those of the model's generation config (an int, a list or None) and the tokenizer's own."""
+    named = getattr(generation_config, "eos_token_id", None)
+    ids = set(named) if isinstance(named, list | tuple) else {named}
+    return {int(i) for i in ids | {tokenizer.eos_token_id} if i is not None}
+
+
+def marked(texts: Sequence[str], mark: Callable[[str], bool]) -> np.ndarray:
+    """Bool array over the vocabulary. NumPy is imported here, not above: the Snakefile reads PROMPT at every start."""
+    import numpy as np
+
+    return np.fromiter(map(mark, texts), dtype=bool, count=len(texts))
+
+
+class StopRule:
+    """Says when a CoT's text, stripped on the right, ends with `phrase`.
+
+    `candidates` (bool, V): ids after which that can newly be so; all others need no look at the text. A superset: the
+    id's own text, stripped, agrees with the end of the phrase as far as both go. `texts`: the `token_texts`, for who
+    has them already; as long as the model's V where it exceeds the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None, phrase: str = STOP_PHRASE) -> None:
+        self.tokenizer = tokenizer
+        self.phrase = phrase
+        self.candidates = marked(token_texts(tokenizer) if texts is None else texts, self._can_end)
+
+    def _can_end(self, text: str) -> bool:
+        # Some tokenizers drop the leading space of a text's first token, so leading space does not count here.
+        end = text.strip()
+        return bool(end) and (end.endswith(self.phrase) or self.phrase.endswith(end))
+
+    def matches(self, ids: Sequence[int]) -> bool:
+        """Whether the text of `ids` (a whole CoT, or its tail) ends with the phrase, trailing white space aside.
+
+        The tail that is decoded grows until it holds more text than the phrase; white space behind the phrase and
+        ids that have no text of their own may make it longer than the phrase has characters.
+        """
+        length = min(len(ids), len(self.phrase) + 1)
+        while True:
+            text = decode(self.tokenizer, ids[len(ids) - length :]).rstrip()
+            if len(text) > len(self.phrase) or length == len(ids):
+                return text.endswith(self.phrase)
+            length = min(len(ids), 2 * length)
+
+
+class BoxRule:
+    r"""Says when an answer, which starts just inside the prefilled `\boxed{`, has closed its box.
+
+    `candidates` (bool, V): ids whose text holds a closing brace; only they can close it. `texts` as in `StopRule`.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.candidates = marked(token_texts(tokenizer) if texts is None else texts, lambda text: "}" in text)
+
+    def closed(self, ids: Sequence[int]) -> bool:
+        """Whether the text of the answer `ids` closes the box. Answers are short: the whole of it is decoded."""
+        return closes_box(decode(self.tokenizer, ids)) is not None
+
+
+def normalise(question: str) -> str:
+    """What two copies of one question share: no case, no white space, accents written one way. Signs stay, for
+    x + 1 is not x - 1, and so do raised digits."""
+    return "".join(unicodedata.normalize("NFC", question).casefold().split())

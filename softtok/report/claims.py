@@ -1,0 +1,428 @@
+"""The paper's claims C1 to C7 as tests that were fixed before any run: functions of a report spec and tidy metrics.
+
+The training run (model x train set x seed) is the unit: its effect is a difference on the same problems, averaged over
+the run's test sets, and a Student t interval over runs says what is known. Which entries of a study play which part is
+told by their `paper:` names, else by their own. Runs that diverged count as they are. What a study plans but has not
+finished makes a test `not run`: nothing is decided by what came first. Runs may agree exactly by chance; where
+problems are counted, the spread over runs is taken to be one problem (in each test set) at least.
+
+Runs of one model and train set count as separate ones; so an interval speaks of further runs on these models and train
+sets, not of other ones. A base is one checkpoint, the same for all runs of its model: its value is taken as it was
+measured on these problems.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from softtok.report.metrics import t_interval_of
+from softtok.report.paper import REPRINTED
+from softtok.report.significance import holm, p_value, spread
+from softtok.report.study import Row, Study
+
+LEVEL = 0.05
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+CSV_COLUMNS = (
+    "claim", "compared", "unit", "effect", "low", "high", "n", "margin", "p", "p_holm", "verdict", "rule", "reason",
+)  # fmt: skip
+
+RunKey = tuple[str, str, str, int]  # model, train set, training mode, seed
+Cell = tuple[RunKey, str, str]  # run, test or choice set, inference mode ("" for a choice set)
+Values = Mapping[tuple[Cell, str, int], Any]  # cell, metric, k (0 where it has no meaning) -> a number or a `Profile`
+Floats = NDArray[np.float64]
+PROBLEMS = "n_problems"  # of a cell, beside its metrics
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Entropy (nats) by CoT position, and the generations still thinking there."""
+
+    position: NDArray[np.int64]
+    entropy: Floats
+    thinking: Floats
+
+
+def profile_distance(run: Profile, base: Profile, absolute: bool) -> float:
+    """Mean of the (absolute) differences `run` - `base` in nats, over the positions that both have; a position weighs
+    as much as generations are still thinking there, of the two the fewer, so that thin ends count little.
+
+    The absolute mean sees a profile that is too high here and too low there. Noise makes it too large, never too small:
+    no claim of equality is supported for want of data.
+    """
+    _, ours, theirs = np.intersect1d(run.position, base.position, return_indices=True)
+    weights = np.minimum(run.thinking[ours], base.thinking[theirs])
+    if not weights.sum() > 0:
+        return math.nan
+    apart = run.entropy[ours] - base.entropy[theirs]
+    return float(np.average(np.abs(apart) if absolute else apart, weights=weights))
+
+
+class Measure(NamedTuple):
+    """A metric of metrics.csv; `apart` is the difference of two of its values, in `unit`."""
+
+    text: str
+    metric: str
+    k: int
+    unit: str
+    apart: Callable[[Any, Any], float] = lambda value, other: value - other
+
+
+PASS_AT_1 = Measure("pass@1", "pass@k", 1, "points")
+PASS_AT_32 = Measure("pass@32", "pass@k", 32, "points")
+NLL = Measure("NLL per token", "nll_per_token", 0, "nats")
+ENTROPY_DISTANCE = Measure("entropy, absolute", "entropy", 0, "nats", partial(profile_distance, absolute=True))
+ENTROPY_LEVEL = Measure("entropy", "entropy", 0, "nats", partial(profile_distance, absolute=False))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison, in the paper's names. The effect is `run` - `other`, each in its inference mode; `other` may be
+    `base` (the untouched model) or "" (the run itself, in another inference mode). The claim says that the effect lies
+    between `low` and `high`. `only`: (section, the one entry of it that is looked at)."""
+
+    claim: str
+    run: str
+    other: str
+    measure: Measure
+    inference: str
+    other_inference: str
+    low: float
+    high: float
+    only: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def compared(self) -> str:
+        if not self.other:
+            return f"{self.run}: {self.inference} − {self.other_inference}, {self.measure.text}"
+        return ", ".join(filter(None, (f"{self.run} − {self.other}", self.inference, self.measure.text)))
+
+    @property
+    def margin(self) -> float:
+        """Half the width of an equivalence; 0 where the claim is about a direction."""
+        return self.high if math.isfinite(self.low) and math.isfinite(self.high) else 0.0
+
+    @property
+    def rule(self) -> str:
+        """What decides, in one sentence."""
+        unit = self.measure.unit
+        if self.margin:
+            inside = f"within ±{self.margin:g} {unit} (two one-sided tests at 2.5 %)"
+            outside = "wholly outside"
+        else:
+            inside, outside = ("above", "below") if self.high > 0 else ("below", "above")
+            inside, outside = f"wholly {inside} 0 {unit}", f"wholly {outside}"
+        return (
+            f"Supported if the 95 % interval lies {inside}, contradicted if {outside}, "
+            "both also after Holm's correction over the claim's tests; else inconclusive."
+        )
+
+
+class Claim(NamedTuple):
+    title: str
+    text: str  # what the paper says, and how it is measured
+
+
+CLAIMS = {
+    "C1": Claim("Parity", "Greedy pass@1 after soft and after fuzzy training equals that after hard training."),
+    "C2": Claim("Diversity", "Pass@32 of sampled hard CoTs is higher after soft and fuzzy training than after hard."),
+    "C3": Claim("Hard inference", "Whatever the training mode, pass@32 is best when the model thinks in hard tokens."),
+    "C4": Claim(
+        "No collapse",
+        "Llama 3.1 8B trained on GSM8K and tested on MATH-500: soft and fuzzy training end above hard, which "
+        "collapses.",
+    ),
+    "C5": Claim(
+        "Softer touch",
+        "Out of domain, the NLL of right answers stays near the base model's after soft and fuzzy training; hard "
+        "training raises it.",
+    ),
+    "C6": Claim(
+        "Entropy",
+        "Soft and fuzzy training keep the base model's entropy profile; hard training flattens it. Run and base are "
+        "compared at each CoT position; the mean over positions is weighted by the generations still thinking, of the "
+        "two the fewer. Kept: the mean absolute difference is small. Flattened: the mean difference is below 0.",
+    ),
+    "C7": Claim(
+        "Noise",
+        "Noise on the embedding works; on the hidden state or the logits it does not; with a noise scale of 3 training "
+        "collapses. Here, to work is to end above the untouched base; not to work, or to collapse, is to end below it. "
+        "(In the paper's own Table 7 the two top-k rows end above it: 72.8 and 74.2 against 71.0.)",
+    ),
+}
+NOISE_THAT_FAILS = (
+    "soft noise_at=hidden;temperature=0.5",
+    "fuzzy noise_at=hidden;temperature=1e-4",
+    "soft noise_at=logits;temperature=0.5",
+    "fuzzy noise_at=logits;temperature=1e-4",
+    "soft noise_at=logits;temperature=1;top_k=5",
+    "soft noise_at=logits;temperature=1;top_k=50;checkpoint_step=50-100",
+    "fuzzy noise_scale=3.0",
+)
+COLLAPSE = (("models", "llama-3.1-8b-instruct"), ("train_sets", "gsm8k"), ("test_sets", "math500"))
+
+
+def contrasts() -> list[Contrast]:
+    """Every comparison of every claim, in the order in which they are shown."""
+    up, down = (0.0, math.inf), (-math.inf, 0.0)
+    greedy, sample, no_mode = ("hard-greedy",) * 2, ("hard-sample",) * 2, ("",) * 2
+    softer = ("soft", "fuzzy")
+    return [
+        *(Contrast("C1", run, "hard", PASS_AT_1, *greedy, -2.0, 2.0) for run in softer),
+        *(Contrast("C2", run, "hard", PASS_AT_32, *sample, *up) for run in softer),
+        *(
+            Contrast("C3", run, "", PASS_AT_32, "hard-sample", other, *up)
+            for run in ("hard", *softer)
+            for other in ("soft-sample", "fuzzy-sample")
+        ),
+        *(Contrast("C4", run, "hard", PASS_AT_1, *greedy, *up, COLLAPSE) for run in softer),
+        *(Contrast("C5", run, "base", NLL, *no_mode, -0.05, 0.05) for run in softer),
+        Contrast("C5", "hard", "base", NLL, *no_mode, *up),
+        *(Contrast("C6", run, "base", ENTROPY_DISTANCE, *sample, -0.1, 0.1) for run in softer),
+        Contrast("C6", "hard", "base", ENTROPY_LEVEL, *sample, *down),
+        *(Contrast("C7", run, "base", PASS_AT_1, *greedy, *up) for run in softer),
+        *(Contrast("C7", run, "base", PASS_AT_1, *greedy, *down) for run in NOISE_THAT_FAILS),
+    ]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a test. Numbers are None where it was not run; `reason` says why, or what else is to be known."""
+
+    contrast: Contrast
+    verdict: str
+    reason: str = ""
+    n: int = 0  # runs
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+
+    def shown(self, value: float | None) -> str:
+        """A number in the contrast's unit, as the report prints it."""
+        digits = 1 if self.contrast.measure.unit == "points" else 3
+        return "–" if value is None else f"{value:+z.{digits}f}".replace("-", "−")
+
+
+def by_claim(found: Iterable[Verdict]) -> list[tuple[str, Claim, list[Verdict], str]]:
+    """For the report: (name, claim, its verdicts, and why none of them was reached; empty if one was)."""
+    listed = list(found)
+    groups = []
+    for name, claim in CLAIMS.items():
+        verdicts = [verdict for verdict in listed if verdict.contrast.claim == name]
+        run = any(verdict.verdict != NOT_RUN for verdict in verdicts)
+        reasons = dict.fromkeys(verdict.reason for verdict in verdicts)
+        groups.append((name, claim, verdicts, "" if run else "; ".join(reasons)))
+    return groups
+
+
+class NotRunError(Exception):
+    """A test cannot be run; the message is the reason."""
+
+
+def verdicts(spec: Mapping[str, Any], metrics: pd.DataFrame) -> list[Verdict]:
+    """The verdict on every contrast, from a report spec and its tidy metrics (`collect.METRIC_COLUMNS`). Which runs a
+    test needs is the spec's to say, so that what is missing in `metrics` is noticed."""
+    design, values = Design(spec), _values(metrics)
+    ablation = any(design.entries("training_modes", name) for name in NOISE_THAT_FAILS)
+    decided: dict[Contrast, Verdict] = {}
+    for claim in CLAIMS:
+        found: dict[Contrast, list[float]] = {}
+        steps: dict[Contrast, float] = {}
+        for contrast in contrasts():
+            if contrast.claim == claim:
+                try:
+                    if claim == "C7" and not ablation:
+                        raise NotRunError("no training mode of this study is one of the paper's ablations of the noise")
+                    found[contrast], steps[contrast] = effects(contrast, design, values)
+                except NotRunError as reason:
+                    decided[contrast] = Verdict(contrast, NOT_RUN, str(reason))
+        decided |= {verdict.contrast: verdict for verdict in judge(found, steps)}
+    return [decided[contrast] for contrast in contrasts()]
+
+
+def judge(found: Mapping[Contrast, Sequence[float]], steps: Mapping[Contrast, float]) -> list[Verdict]:
+    """Verdicts on the contrasts of one claim, from the effects of their runs (two or more each) and the `steps` in
+    which these are counted (0 where they are not)."""
+    ps = [p_value(sample, contrast.low, contrast.high, steps[contrast]) for contrast, sample in found.items()]
+    judged = []
+    for (contrast, sample), p, p_holm in zip(found.items(), ps, holm(ps), strict=True):
+        n, mean = len(sample), float(np.mean(sample))
+        if not math.isfinite(mean):
+            lost = sum(not math.isfinite(effect) for effect in sample)
+            judged.append(Verdict(contrast, INCONCLUSIVE, f"the effect is not finite in {lost} of {n} runs", n))
+            continue
+        verdict, reason = INCONCLUSIVE, ""
+        if p_holm <= LEVEL:
+            verdict = SUPPORTED if contrast.low < mean < contrast.high else CONTRADICTED
+        elif p <= LEVEL:
+            reason = "the interval alone would decide, but not after Holm's correction"
+        elif not spread(sample, steps[contrast]):
+            reason = "the runs agree exactly, which tells nothing of the spread of further ones"
+        interval = t_interval_of(mean, spread(sample, steps[contrast]), n)
+        judged.append(Verdict(contrast, verdict, reason, n, mean, *interval, p, p_holm))
+    return judged
+
+
+class Design:
+    """What a report spec plans: its runs, where and how each is tested, and which entry plays which part."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.study = Study.from_spec(spec)
+        self.names: Mapping[str, Mapping[str, str]] = spec.get("paper", {})
+        self.order: Mapping[str, Iterable[str]] = {**spec["order"], "inference_modes": spec["inference_modes"]}
+        modes = spec["config"].get("inference_sets", {})
+        self.cells: dict[RunKey, set[tuple[str, str]]] = {}  # run -> (test or choice set, inference mode or "")
+        for run in sorted(spec["runs"], key=lambda run: (self.study.rows.index(_row(run)), run["seed"])):
+            cells = self.cells.setdefault((*_row(run), run["seed"]), set())
+            cells |= {(choice_set, "") for choice_set in run.get("choices", spec["choices"])}
+            for test_set, inference_sets in run.get("tests", spec["tests"]).items():
+                for name in inference_sets:
+                    cells |= {(test_set, mode) for mode in modes.get(name, self.study.inference_modes)}
+
+    def entries(self, section: str, name: str) -> list[str]:
+        """The study's entries that have this name in the paper; an entry without a `paper:` name goes by its own."""
+        names = self.names.get(section, {})
+        wanted = {name} | {again for again, first in REPRINTED.items() if first == name and section == "training_modes"}
+        return [entry for entry in self.order[section] if names.get(entry, entry) in wanted]
+
+    def part(self, section: str, name: str) -> str:
+        """The one entry that is the paper's `name`; NotRunError if there is none, or more than one."""
+        found, what = self.entries(section, name), section.replace("_", " ")
+        if not found:
+            raise NotRunError(f"none of this study's {what} is the paper's {name}")
+        if len(found) > 1:
+            raise NotRunError(f"more than one of this study's {what} is the paper's {name}: {', '.join(found)}")
+        return found[0]
+
+    def inference(self, name: str, samples: int) -> str:
+        """The inference mode that is the paper's `name`, or stands in its place in a family of another spelling; it
+        must draw so many samples."""
+        if not name:
+            return ""
+        if self.entries("inference_modes", name):
+            mode = self.part("inference_modes", name)
+        else:
+            family, slot = name.split("-")
+            mode = getattr(self.study.families().get(family), slot, None) or self.part("inference_modes", name)
+        if self.study.samples(mode) < samples:
+            drawn = self.study.samples(mode)
+            raise NotRunError(f"pass@{samples} needs {samples} samples per problem, {mode} draws {drawn}")
+        return mode
+
+
+def _row(run: Mapping[str, Any]) -> Row:
+    return Row(run["model"], run["train_set"], run["mode"])
+
+
+def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:
+    """The effect of each run that the contrast is about, averaged over its test sets (or choice sets), and the step in
+    which they are counted: one problem in each set (0 for what is no count). Raises NotRunError with the reason if the
+    study lacks an entry or a second seed, or any planned cell has no value."""
+    mode = design.part("training_modes", contrast.run)
+    other = contrast.other if contrast.other in ("", "base") else design.part("training_modes", contrast.other)
+    only = {section: design.part(section, name) for section, name in contrast.only}
+    measure = contrast.measure
+    inference = design.inference(contrast.inference, measure.k)
+    other_inference = design.inference(contrast.other_inference, measure.k)
+    sets = design.study.test_sets if inference else design.study.choice_sets
+    if not sets:
+        raise NotRunError(f"this study has no {'test' if inference else 'choice'} sets")
+    found, seeds, steps = [], set(), [0.0]
+    for run, planned in design.cells.items():
+        model, train_set, training_mode, seed = run
+        if (
+            training_mode != mode
+            or only.get("models", model) != model
+            or only.get("train_sets", train_set) != train_set
+        ):
+            continue
+        against = (model, "none", "base", 0) if other == "base" else (model, train_set, other or mode, seed)
+        tested = [
+            name
+            for name in sets
+            if (name, inference) in planned
+            and (name, other_inference) in design.cells.get(against, ())
+            and only.get("test_sets", name) == name
+        ]
+        apart = [
+            measure.apart(_value(values, run, name, inference, measure),
+                          _value(values, against, name, other_inference, measure))
+            for name in tested
+        ]  # fmt: skip
+        if apart:
+            found.append(round(float(np.mean(apart)), 9))  # what is equal differs by 0, not by the rounding of a sum
+            seeds.add(seed)
+            if measure.unit == "points":
+                steps.append(float(np.mean([100 / values[(run, name, inference), PROBLEMS, 0] for name in tested])))
+    if not found:
+        compared = " and ".join(
+            dict.fromkeys((f"{mode} {inference}".strip(), f"{other or mode} {other_inference}".strip()))
+        )
+        where = f" on {', '.join(only.values())}" if only else ""
+        raise NotRunError(f"no model, train set and seed has both {compared}{where}")
+    if len(seeds) < 2:
+        raise NotRunError("one seed only: no spread over runs is known")
+    return found, max(steps)
+
+
+def _value(values: Values, run: RunKey, tested: str, inference: str, measure: Measure) -> Any:
+    try:
+        return values[(run, tested, inference), measure.metric, measure.k]
+    except KeyError:
+        names = ", ".join([*(name for name in run[:3] if name != "none"), f"seed {run[3]}"])
+        metric = measure.metric.replace("@k", f"@{measure.k}")
+        raise NotRunError(f"{names}: no {metric} {f'of {inference} ' if inference else ''}on {tested}") from None
+
+
+def _values(metrics: pd.DataFrame) -> Values:
+    used = metrics[metrics["metric"].isin({contrast.measure.metric for contrast in contrasts()})]
+    used = used.assign(inference_mode=used["inference_mode"].fillna(""), k=used["k"].fillna(0).astype(int))
+    key = ["model", "train_set", "training_mode", "seed", "test_set", "inference_mode", "metric", "k"]
+    profiles = used["metric"] == "entropy"
+    found: dict[tuple[Cell, str, int], Any] = {}
+    for *names, value, problems in used.loc[~profiles, [*key, "value", "n_problems"]].itertuples(
+        index=False, name=None
+    ):
+        cell, metric, k = _place(names)
+        found[cell, metric, k], found[cell, PROBLEMS, 0] = value, problems
+    for group, lines in used[profiles].groupby(key, sort=False):
+        columns = (lines["index"].to_numpy(np.int64), lines["value"].to_numpy(float))
+        found[_place(group)] = Profile(*columns, lines["n_samples"].to_numpy(float))
+    return found
+
+
+def _place(names: Any) -> tuple[Cell, str, int]:
+    model, train_set, mode, seed, tested, inference, metric, k = names
+    return ((model, train_set, mode, int(seed)), tested, inference), metric, int(k)
+
+
+def to_csv(found: Iterable[Verdict]) -> str:
+    """claims.csv: one line per test, `CSV_COLUMNS`; numbers with 6 decimals, empty where the test was not run."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.6f}"
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for verdict in found:
+        contrast = verdict.contrast
+        effect, low, high, p, p_holm = map(
+            number, (verdict.effect, verdict.low, verdict.high, verdict.p, verdict.p_holm)
+        )
+        writer.writerow(
+            [contrast.claim, contrast.compared, contrast.measure.unit, effect, low, high, verdict.n,
+             f"{contrast.margin:g}", p, p_holm, verdict.verdict, contrast.rule, verdict.reason]
+        )  # fmt: skip
+    return file.getvalue()

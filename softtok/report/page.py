@@ -1,0 +1,264 @@
+"""A study's report: metrics.csv, claims.csv, tables, figures and one self-contained report.html; and its headline for
+a terminal.
+
+Nothing here loads a model or imports torch. What draws and reads is imported when a report is made, so that `show`,
+which reads one small table, starts at once.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import yaml
+
+from softtok.errors import UserError
+from softtok.report import palette
+from softtok.report.palette import DIVERGED_MARK
+from softtok.storage import files as state
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from softtok.report.claims import Claim, Verdict
+    from softtok.report.collect import Results, Run
+    from softtok.report.study import Study
+    from softtok.report.tables import Table
+
+SECTIONS = {"modes": "All inference modes", "training": "Training", "entropy": "Entropy"}
+LONGEST_NUMBER = 12  # characters of "100.0 ± 10.0"
+HIDDEN_PROVENANCE = ("host",)  # names a machine and says nothing about a result
+TOY_NOTE = (
+    "This study trains a toy: a very small model, made in the workflow. It shows that every part works together, and "
+    "how a full study would look. It is no evidence for or against the paper's claims."
+)
+
+
+def make_report(spec: dict[str, Any], out: Path, root: Path) -> None:
+    """Writes metrics.csv, claims.csv, tables/, figures/ and report.html to `out`; the spec's run paths are relative to
+    `root`.
+
+    Equal results give equal bytes. Everything is read before anything is written: a missing or malformed file of a run
+    is a UserError that names it and leaves an older report as it was (Snakemake, though, removes what a job that failed
+    declares). Older tables and figures that this report does not have are removed.
+    """
+    from softtok.report import claims, collect, figures
+    from softtok.report.study import Study
+    from softtok.report.tables import FORMATS, make_tables
+
+    study = Study.from_spec(spec)
+    results = collect.collect(spec, root)
+    diverged = [run.row for run in results.runs if run.manifest.get("diverged")]
+    tables = make_tables(study, results.metrics, diverged)
+    verdicts = claims.verdicts(spec, results.metrics)
+    collect.write_metrics(results.metrics, out / "metrics.csv")
+    state.write_text(out / "claims.csv", claims.to_csv(verdicts))
+    made = set()
+    for table in tables.values():
+        for suffix, render in FORMATS.items():
+            state.write_text(out / "tables" / f"{table.name}.{suffix}", render(table))
+            made.add(f"{table.name}.{suffix}")
+    plots = []
+    for plot in figures.draw_all(study, results.metrics, results.training):
+        svg = palette.inline_svg(figures.save(plot, out / "figures"), plot.name)
+        plots.append({"section": plot.section, "title": plot.title, "caption": plot.caption, "svg": svg})
+        made |= {f"{plot.name}.svg", f"{plot.name}.png"}
+    for path in [*out.glob("tables/*"), *out.glob("figures/*")]:
+        if path.name not in made:
+            path.unlink()
+    state.write_text(out / "report.html", _page(spec, study, results, tables, plots, claims.by_claim(verdicts)))
+
+
+def _page(
+    spec: Mapping[str, Any],
+    study: Study,
+    results: Results,
+    tables: Mapping[str, Table],
+    plots: list[dict[str, str]],
+    claims: list[tuple[str, Claim, list[Verdict], str]],
+) -> str:
+    """report.html as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    template = environment.get_template("report.html")
+    of_tests = results.metrics[results.metrics["test_set"].isin(study.test_sets)]
+    problems = of_tests.groupby("test_set")["n_problems"].first().to_dict()
+    looks = palette.looks(row.training_mode for row in study.rows)
+    notes_of = notes(results)
+    return template.render(
+        name=spec["study"],
+        title=spec.get("title") or spec["study"],
+        themes=palette.themes(),
+        dots={mode: look.dot for mode, look in looks.items()},
+        study=study,
+        facts=_facts(study, results, sum(problems.values())),
+        notes=notes_of,
+        tables=tables,
+        problem_noise=[(name, problems[name], points) for name, points in results.problem_noise.items() if points],
+        plots=plots,
+        claims=claims,
+        toy=("note", TOY_NOTE) in notes_of,
+        sections={
+            section: heading
+            for section, heading in SECTIONS.items()
+            if any(plot["section"] == section for plot in plots) or (section == "modes" and study.test_sets)
+        },
+        runs=[_run_line(run) for run in results.runs],
+        several_models=len({row.model for row in study.rows}) > 1,
+        provenance=provenance(results.runs),
+        config=yaml.safe_dump(spec["config"], sort_keys=False, allow_unicode=True, width=100),
+    )
+
+
+def _facts(study: Study, results: Results, problems: int) -> list[tuple[str, str]]:
+    """The study's size in a few numbers: (number, what it counts)."""
+    trained = [run for run in results.runs if run.row.training_mode != "base"]
+    return [
+        (f"{len(trained)}", "training runs"),
+        (f"{len({run.seed for run in trained})}", "seeds"),
+        (f"{len(study.inference_modes)}", "inference modes"),
+        (f"{problems:,}", "test problems"),
+        (f"{results.answers:,}", "answers graded"),
+        (duration(sum(run.manifest.get("wall_s") or 0 for run in results.runs)), "training time"),
+    ]
+
+
+def notes(results: Results) -> list[tuple[str, str]]:
+    """What a reader must know before the numbers: (kind, sentences), kind "note" or "warning"."""
+    found, runs = [], results.runs
+    if any("toy" in run.manifest.get("spec", {}).get("model", {}) for run in runs):
+        found.append(("note", TOY_NOTE))
+    lost = {str(run): run.manifest["diverged"] for run in runs if run.manifest.get("diverged")}
+    if lost:
+        listed = "; ".join(f"{run} at step {what['step']} ({what['reason']})" for run, what in lost.items())
+        found.append(("warning", f"Diverged, counted in all means, rows marked {DIVERGED_MARK}: {listed}."))
+    if mixed := mixture(runs):
+        found.append(("warning", mixed))
+    if results.overlaps:
+        shares = "; ".join(
+            f"{one.shared:,} of {one.problems:,} of {one.test_set} in {one.train_set}" for one in results.overlaps
+        )
+        found.append(("warning", f"Questions of test sets stand in train sets as well: {shares} (see `exclude:`)."))
+    if len(results.made_on) > 1:
+        places = "; ".join(f"{name}: {count}" for name, count in results.made_on.most_common())
+        what = f"Evaluations and choice sets were made on different devices or in different precisions ({places} files)"
+        found.append(("warning", f"{what}. Differences between their results may come from that."))
+    if results.unjudged:
+        what = f"The reward gave up on {results.unjudged:,} of {results.answers:,} answers (timeout or error)"
+        found.append(("warning", f"{what}. They count as wrong."))
+    return found
+
+
+def mixture(runs: Sequence[Run]) -> str:
+    """What a reader must know where runs were made by different commits, devices or library versions; else empty."""
+    mixed = [
+        f"{key} ({', '.join(f'{value} in {count} of {len(runs)} runs' for value, count in values)})"
+        for key, values in provenance(runs)
+        if len(values) > 1
+    ]
+    what = "; ".join(mixed)
+    return f"The runs differ in {what}. Differences between their results may come from that." if mixed else ""
+
+
+def provenance(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What made the runs: (key, [(value, runs with it)]), the most frequent value first."""
+    found: dict[str, Counter[str]] = {}
+    for run in runs:
+        for key, value in run.manifest.get("provenance", {}).items():
+            if key not in HIDDEN_PROVENANCE:
+                found.setdefault(key, Counter())[str(value)] += 1
+    return [(key, counter.most_common()) for key, counter in found.items()]
+
+
+def _run_line(run: Run) -> dict[str, Any]:
+    manifest = run.manifest
+    trained = run.row.training_mode != "base"
+    starts = sum(event.get("event") == "start" for event in manifest.get("attempts", []))
+    best = manifest.get("best_validation")
+    return {
+        "row": run.row,
+        "seed": run.seed if trained else "–",
+        "steps": manifest.get("steps") if trained else "–",
+        "best_step": manifest.get("best_step") if trained else "–",
+        "best": f"{best:.1f}" if trained and best is not None else "–",
+        "time": duration(manifest.get("wall_s") or 0) if trained else "–",
+        "attempts": starts if trained else "–",
+        "diverged": manifest.get("diverged"),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Two leading units: "48 s", "12 min 30 s", "5 h 12 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show(results: Path, study: str) -> Group:
+    """The hard-inference table of a finished report and where the report is, as a rich renderable for 80 columns.
+
+    Raises UserError when the study has no report below `results`.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    folder = results / "reports" / study
+    if not (folder / "report.html").exists():
+        made = sorted(path.parent.name for path in results.glob("reports/*/report.html"))
+        raise UserError(f"no report of study '{study}' in {results}; reports there: {', '.join(made) or 'none'}")
+    made_at = datetime.fromtimestamp((folder / "report.html").stat().st_mtime)
+    where = Text(f"Report: {folder / 'report.html'}", style="bold", overflow="fold")
+    source = folder / "tables" / "hard-inference.csv"
+    if not source.exists():  # a study without hard inference modes
+        return Group(where)
+    with open(source, encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    measures = list(dict.fromkeys((cell["inference_mode"], cell["metric"]) for cell in cells))
+    pairs = dict.fromkeys((cell["model"], cell["train_set"]) for cell in cells if cell["train_set"] != "none")
+    shown = []
+    for test_set in dict.fromkeys(cell["test_set"] for cell in cells):
+        for model, train_set in pairs or dict.fromkeys((cell["model"], "none") for cell in cells):
+            where_tested = test_set if len(pairs) < 2 else f"{test_set}: {model} trained on {train_set}"
+            table = Table(title=where_tested, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            table.add_column("training mode", overflow="fold")  # names give way to numbers, which are never cut
+            table.add_column("n", justify="right")
+            for mode, metric in measures:
+                heading = "\n".join([*wrap(mode, LONGEST_NUMBER), metric])
+                table.add_column(heading, justify="right", no_wrap=True, min_width=LONGEST_NUMBER)
+            lines: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+            for cell in cells:
+                if (cell["test_set"], cell["model"]) == (test_set, model) and cell["train_set"] in ("none", train_set):
+                    lines.setdefault(cell["training_mode"], {})[cell["inference_mode"], cell["metric"]] = cell
+            for name, found in lines.items():
+                first = next(iter(found.values()))
+                mark = f" {DIVERGED_MARK}" if int(first["diverged"]) else ""
+                texts = [_terminal_text(found[measure]) if measure in found else "–" for measure in measures]
+                table.add_row(name + mark, first["n"], *texts)
+            shown.append(table)
+    lost = any(int(cell["diverged"]) for cell in cells)
+    return Group(
+        Text(f"{study}: hard inference, percent, mean ± std over n seeds\n"),
+        *shown,
+        *[Text(f"{DIVERGED_MARK} includes a diverged run")] * lost,
+        where,
+        Text(f"made {made_at:%Y-%m-%d %H:%M}; `snakemake {study}` makes it anew if settings have changed"),
+    )
+
+
+def _terminal_text(cell: Mapping[str, str]) -> str:
+    mean = f"{float(cell['mean']):.1f}"
+    return f"{mean} ± {float(cell['std']):.1f}" if cell["std"] else mean

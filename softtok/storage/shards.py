@@ -1,0 +1,57 @@
+"""Append-only shards that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from softtok.storage.files import canonical_json, write_text
+
+
+def records_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects that stand in lines of their own, and how many lines are none: what a full disk or a power cut
+    leaves of them."""
+    records, damaged = [], 0
+    # Not splitlines: it also splits at U+2028 and the like, which JSON leaves as they are in texts.
+    for line in filter(None, lines.split(b"\n")):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            damaged += 1
+    return records, damaged
+
+
+class Shard:
+    """An append-only file of finished items: a header line that names what they belong to, then one JSON line an item.
+
+    A damaged line, or one cut short by a crash, is forgotten; a file with another header is started afresh.
+    """
+
+    def __init__(self, path: Path, header: Any):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        head = canonical_json(header) + "\n"
+        found = path.read_bytes() if path.exists() else b""
+        whole = found[: found.rfind(b"\n") + 1]
+        damaged = 0
+        if whole.startswith(head.encode()):
+            self.lines, damaged = records_of(whole[len(head.encode()) :])
+        if damaged:
+            print(f"softtok: {path}: damaged lines ({damaged}); what stood there is made again", file=sys.stderr)
+        if damaged or whole != found or not whole.startswith(head.encode()):
+            write_text(path, head + "".join(canonical_json(line) + "\n" for line in self.lines))
+
+    def append(self, items: list[dict[str, Any]]) -> None:
+        """Adds items; on disk when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(canonical_json(item) + "\n" for item in items))
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines += items

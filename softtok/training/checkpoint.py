@@ -1,0 +1,103 @@
+"""What a training saves of itself in `.state/`, written and read so that a damaged file is told from a good one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from softtok.errors import UserError
+from softtok.models.language_model import LanguageModel
+from softtok.storage.files import WEIGHTS, atomic, folder_sha256
+
+
+@contextlib.contextmanager
+def room(folder: Path, needed: int) -> Iterator[None]:
+    """A block that writes `needed` bytes below `folder`. What the disk refuses is a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # PyTorch counts bytes and keeps the system's word to itself: "inline_container.cc: unexpected pos 640 vs 598".
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{folder}: cannot be written ({reason}); it takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free;"
+            " see to that and run snakemake again, which goes on from the last save"
+        ) from error
+
+
+def write_progress(path: Path, progress: dict[str, Any], needed: int) -> None:
+    """Replaces the file as a whole; `needed` is about its size in bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with room(path.parent, needed), atomic(path) as temporary:
+        torch.save(progress, temporary)
+
+
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """What `write_progress` wrote; None where there is nothing, or nothing whole: then the file is put aside."""
+    if not path.exists():
+        return None
+    if what := _damage(path):
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        print(f"softtok: {path} is damaged ({what}); kept as {aside.name}; starting afresh", file=sys.stderr)
+        return None
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file of `torch.save`, whose checksums PyTorch itself does not look at; empty if nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged table of contents fails in many ways
+        return str(error) or type(error).__name__
+    return f"wrong checksum of {wrong}" if wrong else ""
+
+
+def write_weights(folder: Path, lm: LanguageModel) -> str:
+    """The working copy as a plain Hugging Face folder; returns the hash of its weights."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(parameter.nbytes for parameter in lm.model.parameters())
+    with room(folder.parent, needed), atomic(folder) as temporary:
+        lm.model.save_pretrained(temporary)
+        lm.tokenizer.save_pretrained(temporary)
+        return folder_sha256(temporary, WEIGHTS)
+
+
+def checked_sha256(folder: Path, expected: str | None) -> str:
+    """The hash of the weights in `folder`, which must be `expected` where that is known. The weights lie there under a
+    second name of the checkpoint's files: what damages one damages both."""
+    found = folder_sha256(folder, WEIGHTS)
+    if not folder.is_dir() or found != (expected or found):
+        raise UserError(
+            f"{folder}: these are not the weights that were saved, so the checkpoint cannot be made of them;"
+            f" remove {folder.parent / 'progress.pt'} and run snakemake again, which trains this run anew"
+        )
+    return found
+
+
+def second_names(folder: Path, target: Path) -> None:
+    """`target` becomes a folder of the same files, or of copies where the file system has no hard links."""
+    with atomic(target) as temporary:
+        shutil.copytree(folder, temporary, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,189 @@
+"""Evaluation: one record per sample, shards that make a crash or a new mode cost only what is missing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from softtok.config.schema import GenerationSettings, RuntimeSettings
+from softtok.errors import UserError
+from softtok.evaluation import evaluate as module
+from softtok.evaluation.choices import choices
+from softtok.evaluation.evaluate import evaluate
+from softtok.models.base_model import base_run
+from softtok.storage.files import read_json
+from softtok.storage.locks import Interruption, alone
+from softtok.storage.shards import Shard
+from tests.conftest import TEMPLATE
+
+MODES = {
+    "hard-greedy": {"tokens": "hard", "temperature": 0.0, "noise_scale": 0.0, "samples": 1},
+    "hard-sample": {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0, "samples": 4},
+    "soft-sample": {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33, "samples": 4},
+    "fuzzy-greedy": {"tokens": "soft", "temperature": 1e-4, "noise_scale": 0.0, "samples": 1},
+}
+EVALUATION = GenerationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump()
+
+
+def spec(*names: str) -> dict:
+    return {"inference_modes": {name: MODES[name] for name in names}, "evaluation": EVALUATION, "version": 1}
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_toy: Path) -> Path:
+    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every rollout that is made."""
+    counts: list[int] = []
+    rollout = module.rollout
+
+    def counting(*arguments, **named):
+        made = rollout(*arguments, **named)
+        counts.append(len(made.answers))
+        return made
+
+    monkeypatch.setattr(module, "rollout", counting)
+    return counts
+
+
+def test_records(run, toy_sets, tmp_path):
+    out = tmp_path / "eval" / "six.parquet"
+    evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["test"], out)
+    table = pd.read_parquet(out)
+    assert list(table.columns) == module.SCHEMA.names
+    assert table.groupby("inference_mode").size().to_dict() == {
+        name: 6 * mode["samples"] for name, mode in MODES.items()
+    }
+    assert not table.duplicated(["inference_mode", "problem_id", "sample"]).any()
+    assert set(table.stop) <= {"phrase", "eos", "cap"}
+    assert table.cot_tokens.between(1, 16).all()
+    assert (table.cot_tokens[table.stop == "cap"] == 16).all()
+    assert table.answer.str.contains(r"\boxed{", regex=False).all(), "the reward reads the prefilled opening too"
+    assert (table.status == "correct").eq(table.correct).all()
+    # Fuzzy without noise is hard greedy, in text as in tokens.
+    pick = table.set_index(["inference_mode", "problem_id"])
+    assert (pick.loc["hard-greedy"].cot == pick.loc["fuzzy-greedy"].cot).all()
+    profile = pd.read_csv(out.with_suffix(".entropy.csv"))
+    first = profile[profile["index"] == 0].set_index("inference_mode")["count"]
+    assert first.to_dict() == {name: 6 * mode["samples"] for name, mode in MODES.items()}, (
+        "every generation has a first token"
+    )
+    lengths = table[table.inference_mode == "hard-sample"].cot_tokens
+    counts = profile[profile.inference_mode == "hard-sample"]["count"].tolist()
+    assert counts == [(lengths > t).sum() for t in range(lengths.max())], "over the generations still thinking at t"
+
+
+def test_a_new_mode_and_a_crash_cost_only_what_is_missing(run, toy_sets, tmp_path, generated):
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "one.parquet")
+    assert sum(generated) == 24
+    evaluate(spec("hard-sample", "soft-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "two.parquet")
+    assert sum(generated) == 48
+    evaluate(spec("soft-sample", "hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "three.parquet")
+    assert sum(generated) == 48
+    # A crash in the middle of a line: that problem is generated again, the others are not.
+    shard = max((run / ".state" / "shards").iterdir())
+    shard.write_text(shard.read_text()[:-40])
+    evaluate(spec("hard-sample", "soft-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "four.parquet")
+    assert sum(generated) == 52
+    tables = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("two", "four")]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_damaged_lines_of_a_shard_are_made_again(run, toy_sets, tmp_path, generated, capsys):
+    """Half a line with others behind it, bytes that are no text, a line that is no object: the rest stays."""
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
+    (shard,) = (run / ".state" / "shards").iterdir()
+    whole = shard.read_bytes()
+    lines = whole.split(b"\n")
+    lines[2], lines[4], lines[5] = lines[2][:50], b"\xff" + lines[4], b"7"
+    shard.write_bytes(b"\n".join(lines))
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "b.parquet")
+    assert sum(generated) == 24 + 3 * 4
+    assert f"{shard}: damaged lines (3); what stood there is made again" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{name}.parquet") for name in "ab"))
+    kept = [line for place, line in enumerate(whole.split(b"\n")[:-1]) if place not in (2, 4, 5)]
+    assert shard.read_bytes().split(b"\n")[: len(kept)] == kept
+
+
+def test_a_damaged_checkpoint_manifest_is_one_line(run, toy_sets, tmp_path):
+    manifest = run / "checkpoint" / "checkpoint.json"
+    manifest.write_text(manifest.read_text()[:20])
+    with pytest.raises(UserError, match=rf"^{manifest} cannot be read .*remove the folder {manifest.parent} and run"):
+        evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
+
+
+def test_records_do_not_depend_on_the_batch(run, toy_sets, tmp_path, tiny_toy):
+    other = tmp_path / "other"
+    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, other)
+    evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
+    evaluate(spec(*MODES), RuntimeSettings(rollout_rows=1), other, toy_sets["test"], tmp_path / "b.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), pd.read_parquet(tmp_path / "b.parquet"))
+
+
+def test_another_checkpoint_or_setting_has_shards_of_its_own(run, toy_sets, tmp_path, generated):
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
+    checkpoint = run / "checkpoint" / "checkpoint.json"
+    checkpoint.write_text(json.dumps(read_json(checkpoint) | {"sha256": "of other weights"}))
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "b.parquet")
+    shorter = spec("hard-sample") | {"evaluation": EVALUATION | {"max_cot_tokens": 8}}
+    evaluate(shorter, RuntimeSettings(), run, toy_sets["test"], tmp_path / "c.parquet")
+    assert sum(generated) == 3 * 24
+
+
+def test_a_shard_holds_any_character(tmp_path):
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0c\x1c", "a\r\nb"]
+    Shard(tmp_path / "shard.jsonl", {"a": 1}).append([{"cot": text} for text in texts])
+    assert [line["cot"] for line in Shard(tmp_path / "shard.jsonl", {"a": 1}).lines] == texts
+
+
+def test_one_job_at_a_time_completes_a_shard(tmp_path, monkeypatch, capsys):
+    """Two inference sets with a mode in common, evaluated side by side."""
+    monkeypatch.setattr("softtok.storage.locks.LOCK_POLL_S", 0.01)
+    path, order = tmp_path / "locks" / "a", []
+    held, interruption = threading.Event(), Interruption()
+
+    def other() -> None:
+        held.wait()
+        with alone(path, interruption):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with alone(path, interruption):
+        held.set()
+        while "waiting for another job" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+    interruption.signal = signal.SIGTERM
+    with alone(path, interruption), pytest.raises(SystemExit), alone(path, interruption):
+        pytest.fail("a job that is told to stop does not wait")
+
+
+def test_shard_refuses_another_header(tmp_path):
+    shard = Shard(tmp_path / "shard.jsonl", {"a": 1})
+    shard.append([{"x": 1}])
+    assert Shard(tmp_path / "shard.jsonl", {"a": 1}).lines == [{"x": 1}]
+    assert Shard(tmp_path / "shard.jsonl", {"a": 2}).lines == []
+
+
+@pytest.mark.parametrize("choice_format", ["letters", "cloze"])
+def test_choices_are_scored_once_each(run, toy_sets, tmp_path, choice_format):
+    out = tmp_path / "choices.parquet"
+    choices({"evaluation": {"choice_format": choice_format}}, RuntimeSettings(), run, toy_sets["choice"], out)
+    table, questions = pd.read_parquet(out), pd.read_parquet(toy_sets["choice"])
+    assert table.id.tolist() == questions.id.tolist()
+    assert (table.correct == (table.predicted.to_numpy() == questions.answer.to_numpy())).all()
+    assert (table.nll > 0).all()
+    assert (table.tokens >= 1).all()

@@ -1,0 +1,132 @@
+"""An evaluation's records are of what was judged; its answers are greedy, its randomness keyed, its shards its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_evaluate import EVALUATION, MODES, spec
+
+from softtok.config.schema import RuntimeSettings
+from softtok.evaluation import evaluate as module
+from softtok.evaluation.evaluate import evaluate, noise_rms
+from softtok.models.base_model import base_run
+from softtok.problems.reward import Judge
+from softtok.storage.files import canonical_json, read_json, write_json
+from tests.conftest import TEMPLATE
+from tests.support.tiny_models import tiny_model
+
+
+@pytest.fixture
+def run(tmp_path, tiny_toy):
+    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(run, toy_sets, tmp_path):
+    out = tmp_path / "out.parquet"
+    evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["train"], out)  # 40 problems of many lengths
+    table = pd.read_parquet(out)
+    golds = {problem["id"]: problem["gold"] for problem in pq.read_table(toy_sets["train"]).to_pylist()}
+    with Judge() as judge:
+        verdicts = judge.grade([(row.answer, golds[row.problem_id]) for row in table.itertuples()])
+    assert table.status.tolist() == [verdict.status for verdict in verdicts]
+    assert table.correct.tolist() == [verdict.correct for verdict in verdicts]
+    assert table.boxed.tolist() == [verdict.boxed is not None for verdict in verdicts]
+    assert 0 < table.correct.mean() < 1
+    answers = table[table.inference_mode == "hard-sample"].groupby("problem_id").answer
+    assert answers.nunique().max() > 1, "a problem's samples are not one answer written down four times"
+
+
+def test_each_row_says_what_it_was_made_on_also_after_a_move(run, toy_sets, tmp_path, monkeypatch):
+    """An evaluation that goes on on another device is of both."""
+    out, test_set = tmp_path / "out.parquet", toy_sets["test"]
+    monkeypatch.setattr(module, "announce", lambda *place: "one device, bf16")
+    monkeypatch.setattr(module, "_write", lambda shards, out: None)
+    evaluate(spec("hard-greedy"), RuntimeSettings(), run, test_set, out)
+    monkeypatch.undo()
+    evaluate(spec("hard-greedy", "soft-sample"), RuntimeSettings(), run, test_set, out)
+    table = pd.read_parquet(out)
+    assert set(table[table.inference_mode == "hard-greedy"].made_on) == {"one device, bf16"}
+    (here,) = set(table[table.inference_mode == "soft-sample"].made_on)
+    assert here.startswith("cpu") and here.endswith(", fp32")
+
+
+def test_samples_from_before_rows_said_what_they_were_made_on_are_kept(run, toy_sets, tmp_path, rollouts):
+    settings, out = spec("hard-greedy"), tmp_path / "out.parquet"
+    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], out)
+    (shard,) = (run / ".state/shards").iterdir()
+    head, *lines = shard.read_text().splitlines()
+    older = [json.loads(line) for line in lines]
+    assert all(line.pop("made_on") for line in older)
+    shard.write_text("".join(f"{line}\n" for line in [head, *map(canonical_json, older)]))
+    rollouts.clear()
+    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], out)
+    assert not rollouts and pd.read_parquet(out).made_on.isna().all()
+
+
+def test_answers_are_greedy_and_end_as_the_settings_say(run, toy_sets, tmp_path, rollouts):
+    settings = spec("hard-sample", "soft-sample") | {"evaluation": EVALUATION | {"stop_on": "nearest"}}
+    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
+    assert len(rollouts) == 2
+    for asked in rollouts:
+        limits = asked.limits
+        assert (limits.answer_temperature, limits.stop_on) == (0.0, "nearest")
+        assert (limits.max_cot_tokens, limits.max_answer_tokens) == (16, 4)
+
+
+def test_the_entropy_profile_is_a_mean_over_those_still_thinking(run, toy_sets, tmp_path, rollouts):
+    evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
+    profile = pd.read_csv(tmp_path / "out.entropy.csv")
+    assert (profile.entropy == 2.0).all()
+    assert profile["count"].nunique() > 1, "fewer and fewer are still thinking"
+
+
+def test_no_two_samples_of_an_evaluation_draw_the_same_noise(run, toy_sets, tmp_path, rollouts):
+    """Over problems, samples and the seeds of the runs."""
+    checkpoint = run / "checkpoint" / "checkpoint.json"
+    for seed in (0, 1):
+        write_json(checkpoint, read_json(checkpoint) | {"seed": seed})
+        evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
+    keys = [key for asked in rollouts for key in asked.keys]
+    assert len(set(keys)) == len(keys) == 2 * 6 * 4
+
+
+def test_a_shard_belongs_to_its_data_mode_samples_and_version(run, toy_sets, tmp_path, rollouts):
+    """Each of them changed, nothing of the shard is used; changed back, all of it is."""
+    data, out = tmp_path / "test.parquet", tmp_path / "out.parquet"
+    shutil.copy(toy_sets["test"], data)
+    settings, mode = spec("hard-sample"), MODES["hard-sample"]
+
+    def rows_made(**changed):
+        rollouts.clear()
+        evaluate(settings | changed, RuntimeSettings(), run, data, out)
+        return sum(len(asked.keys) for asked in rollouts)
+
+    assert rows_made() == 24
+    assert rows_made(inference_modes={"hard-sample": mode | {"temperature": 0.5}}) == 24
+    assert rows_made(inference_modes={"hard-sample": mode | {"samples": 6}}) == 36
+    assert rows_made(version=2) == 24
+    assert rows_made() == 0
+    replace_golds(data, ["-1"])
+    assert rows_made() == 24
+    assert not pd.read_parquet(out).correct.any()
+
+
+def replace_golds(data: Path, gold: list[str]) -> None:
+    """Gives all problems of a prepared set other golds, and leaves their ids and its path as they are."""
+    rows = [problem | {"gold": gold} for problem in pq.read_table(data).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(data)), data)
+
+
+def test_noise_of_a_trained_model_is_measured_in_units_of_its_base():
+    lm = tiny_model()
+    rms = noise_rms(lm, {"embedding_rms": 7.0, "state_rms": None}, [], [])
+    assert rms["embedding"] == 7.0
+    base = noise_rms(lm, {"embedding_rms": None, "state_rms": None}, [], [])
+    assert base["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())

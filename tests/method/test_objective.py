@@ -1,0 +1,407 @@
+"""The teacher-forced pass gives the gradient of the plain loss, whatever its tiles, micro-batches and shortcuts.
+
+`naive_loss` below is that loss written down without any of them: each row by itself, whole sequence, no cache,
+autograd.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.method import objective
+from softtok.method.objective import PassStatistics, accumulate_gradients, leave_one_out, micro_batches
+from softtok.method.rollout import rollout
+from softtok.method.token_modes import CotTokens, soft_log_density
+from softtok.method.trajectories import STOPS, Limits, Rollout
+from softtok.models.language_model import LanguageModel
+from tests.support.tiny_models import TokenRules, tiny_model, token_mode
+
+MODES = {
+    "hard": TokenMode(tokens="hard", temperature=0.7),
+    "soft": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.5),
+    "fuzzy": TokenMode(tokens="soft", temperature=1e-4, noise_scale=0.5),
+    # Between the two: by the shortcut's rule a third of the mixtures are single rows of E here.
+    "half-fuzzy": TokenMode(tokens="soft", temperature=0.015, noise_scale=0.5),
+}
+SETTINGS = TrainingSettings(answer_temperature=1.3)
+PROMPTS = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
+SAMPLES = 8
+
+
+def make_rollout(lm: LanguageModel, tokens: CotTokens) -> Rollout:
+    """Trajectories that end in every way: by the phrase, by EOS and at the cap."""
+    size = lm.embedding_VD.shape[0]
+    rules = TokenRules(size, phrase=range(20, 32), eos=range(32, 38), ends=range(10, 24))
+    keys = [f"row{row}" for row in range(len(PROMPTS) * SAMPLES)]
+    limits = Limits(7, 4, SETTINGS.answer_temperature, "shadow")
+    return rollout(lm, rules, tokens, PROMPTS, SAMPLES, keys, limits, record=True)
+
+
+def make_advantages(count: int) -> np.ndarray:
+    """Of both signs, and zero for every third row."""
+    return np.where(np.arange(count) % 3 == 0, 0.0, np.random.default_rng(0).normal(size=count))
+
+
+Case = tuple[LanguageModel, CotTokens, Rollout, np.ndarray]  # with advantages (N,)
+
+
+def make_case(mode: str, family: str = "llama", tied: bool = True) -> Case:
+    lm = tiny_model(family, tied=tied)
+    tokens = token_mode(lm, MODES[mode])
+    out = make_rollout(lm, tokens)
+    return lm, tokens, out, make_advantages(len(out.answers))
+
+
+def naive_loss(
+    lm: LanguageModel,
+    tokens: CotTokens,
+    out: Rollout,
+    advantages: np.ndarray,
+    settings: TrainingSettings = SETTINGS,
+    terms: tuple[str, ...] = ("cot", "answer"),
+) -> torch.Tensor:
+    """The paper's loss, row by row."""
+    embedding, total = lm.embedding_VD, torch.zeros((), dtype=lm.dtype)
+    for row, answer in enumerate(out.answers):
+        prompt, cot, words = out.prompts[row // out.samples], out.cot(row), out.prefills[out.stops[row]]
+        x = out.x_NTD[row, : len(cot)].to(embedding) if tokens.soft else embedding[cot]
+        inputs = torch.cat([embedding[prompt], x, embedding[words], embedding[answer]])
+        logits = lm.model(inputs_embeds=inputs[None]).logits[0]
+        before_cot = logits[len(prompt) - 1 :][: len(cot)] / tokens.mode.temperature
+        before_answer = logits[len(prompt) + len(cot) + len(words) - 1 :][: len(answer)] / settings.answer_temperature
+        log_pi = torch.zeros((), dtype=lm.dtype)
+        if "cot" in terms and not tokens.soft:
+            log_pi = log_pi + before_cot.log_softmax(-1)[range(len(cot)), cot].sum()
+        elif "cot" in terms:
+            h = before_cot.softmax(-1) @ (embedding if settings.embedding_gradient else embedding.detach())
+            log_pi = log_pi - (x - h).square().sum() / (2 * tokens.noise_std**2)
+        if "answer" in terms:
+            log_pi = log_pi + before_answer.log_softmax(-1)[range(len(answer)), answer].sum()
+        total = total - advantages[row] * log_pi / len(advantages)
+    return total
+
+
+def naive_gradients(lm: LanguageModel, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+    """In fp64, so that a difference is the rounding of the code under test alone."""
+    exact = LanguageModel(copy.deepcopy(lm.model).double(), lm.tokenizer, lm.name)
+    exact.model.zero_grad()
+    naive_loss(exact, *args, **kwargs).backward()
+    return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
+
+
+def gradients(
+    lm: LanguageModel,
+    tokens: CotTokens,
+    out: Rollout,
+    advantages: np.ndarray,
+    settings: TrainingSettings = SETTINGS,
+    terms: tuple[str, ...] = ("cot", "answer"),
+    **runtime: int,
+) -> dict[str, torch.Tensor]:
+    """What the code under test adds to `.grad`."""
+    lm.model.zero_grad()
+    accumulate_gradients(lm, tokens, out, advantages, settings, RuntimeSettings(**runtime), terms)
+    return take_gradients(lm)
+
+
+def take_gradients(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    named = lm.model.named_parameters()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
+
+
+def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    """Parameter by parameter, relative to its gradient's norm (or to a thousandth of the whole's, where that is
+    larger)."""
+    assert got.keys() == wanted.keys()
+    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm().item()
+    assert whole > 0, "the comparison needs a gradient"
+    for name, gradient in wanted.items():
+        gap = (got[name] - gradient).norm().item() / max(gradient.norm().item(), 1e-3 * whole)
+        assert gap <= tolerance, f"{name}: relative difference {gap:.1e}"
+
+
+def tolerance_of(mode: str) -> float:
+    """fp32 logits are good to about 1e-6, which a mixture at temperature tau sees as 1e-6 / tau; at 1e-4 all of them
+    are single rows. At 0.015 there are rows where x rounded differently, by 1e-7, makes this 1e-3 or 2e-2."""
+    return {"hard": 1e-5, "soft": 1e-4, "fuzzy": 1e-4, "half-fuzzy": 5e-2}[mode]
+
+
+@given(st.lists(st.lists(st.floats(-100, 100), min_size=4, max_size=4), min_size=1, max_size=3))
+def test_leave_one_out_is_the_reward_less_the_mean_of_the_others(rewards: list[list[float]]) -> None:
+    advantages = leave_one_out(torch.tensor(rewards, dtype=torch.float64))
+    for b, group in enumerate(rewards):
+        for g, reward in enumerate(group):
+            others = group[:g] + group[g + 1 :]
+            assert advantages[b, g].item() == pytest.approx(reward - sum(others) / 3, abs=1e-9)
+
+
+def test_trajectories_end_in_every_way() -> None:
+    """What the comparisons below rest on."""
+    for mode in MODES:
+        _, _, out, _ = make_case(mode)
+        assert set(out.stops.tolist()) == set(range(len(STOPS))), f"{mode}: stops {out.stops}"
+        assert len(set(map(len, out.answers))) > 1, f"{mode}: all answers have the same length"
+        assert len(set(out.cot_lengths.tolist())) > 2, f"{mode}: CoT lengths {out.cot_lengths}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)])
+def test_gradients_are_those_of_the_plain_loss(mode: str, family: str, tied: bool) -> None:
+    """All rows are in the plain loss, those with advantage zero too; x and the prefilled words carry no loss in it."""
+    case = make_case(mode, family, tied)
+    for settings in (SETTINGS, SETTINGS.model_copy(update={"embedding_gradient": False})):
+        assert_same(gradients(*case, settings), naive_gradients(*case, settings), tolerance_of(mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_do_not_depend_on_micro_batch_or_tile(mode: str) -> None:
+    case = make_case(mode)
+    whole = gradients(*case)
+    for micro_batch_tokens, tile_tokens in ((1, 512), (40, 7), (16384, 1)):
+        parts = gradients(*case, micro_batch_tokens=micro_batch_tokens, tile_tokens=tile_tokens)
+        assert_same(parts, whole, tolerance_of(mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_terms_add_up(mode: str) -> None:
+    case = make_case(mode)
+    cot, answer = gradients(*case, terms=("cot",)), gradients(*case, terms=("answer",))
+    assert_same({name: cot[name] + answer[name] for name in cot}, gradients(*case), tolerance_of(mode))
+    assert_same(answer, naive_gradients(*case, terms=("answer",)), tolerance_of(mode))
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_without_cot_term_the_answer_alone_teaches(mode: str) -> None:
+    lm, tokens, out, advantages = make_case(mode)
+    settings = SETTINGS.model_copy(update={"cot_term": False})
+    answer_only = gradients(lm, tokens, out, advantages, settings)
+    assert_same(answer_only, naive_gradients(lm, tokens, out, advantages, terms=("answer",)))
+    lm.model.zero_grad()
+    accumulate_gradients(lm, tokens, out, advantages, settings, RuntimeSettings(), ("cot",))
+    assert all(parameter.grad is None for parameter in lm.model.parameters()), "a CoT term that is off has no gradient"
+
+
+@pytest.mark.parametrize("mode", ["soft", "fuzzy"])
+def test_embedding_gradient_switch_takes_away_that_of_the_mixture_alone(mode: str) -> None:
+    """Untied, E is the prompt's and the words' input and the mixture's rows; the switch leaves the first, and all
+    other parameters."""
+    case = make_case(mode, tied=False)
+    with_it = gradients(*case)
+    without = gradients(*case, SETTINGS.model_copy(update={"embedding_gradient": False}))
+    name = "model.embed_tokens.weight"
+    assert (with_it[name] - without[name]).norm() > 0.1 * with_it[name].norm(), "the switch should matter"
+    fed_only = naive_gradients(*case, SETTINGS.model_copy(update={"embedding_gradient": False}))
+    assert_same(without, fed_only, tolerance_of(mode))
+    assert_same({**with_it, name: without[name]}, without, 1e-6)
+
+
+def test_rows_without_advantage_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt whose rewards are all equal costs nothing, and the others' gradients are still divided by all rows."""
+    lm, tokens, out, advantages = make_case("soft")
+    advantages[SAMPLES : 2 * SAMPLES] = 0
+    run, hidden = [], LanguageModel.hidden
+
+    def counted(self: LanguageModel, embeds_NTD: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        run.append(len(embeds_NTD))
+        return hidden(self, embeds_NTD, *args)
+
+    monkeypatch.setattr(LanguageModel, "hidden", counted)
+    got = gradients(lm, tokens, out, advantages)
+    assert run == [2, np.count_nonzero(advantages)], "two prompts and the rows with an advantage"
+    monkeypatch.undo()
+    assert_same(got, naive_gradients(lm, tokens, out, advantages), tolerance_of("soft"))
+
+
+def test_without_any_advantage_there_is_no_gradient() -> None:
+    lm, tokens, out, advantages = make_case("soft")
+    lm.model.zero_grad()
+    seen = accumulate_gradients(lm, tokens, out, 0 * advantages, SETTINGS, RuntimeSettings())
+    assert all(parameter.grad is None for parameter in lm.model.parameters())
+    assert seen == PassStatistics()
+    assert seen.as_metrics() == {}
+
+
+def test_gradients_add_to_what_is_there() -> None:
+    case = make_case("hard")
+    once = gradients(*case)
+    accumulate_gradients(*case, SETTINGS, RuntimeSettings())
+    assert_same(take_gradients(case[0]), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
+
+
+def test_x_is_an_action_and_gets_no_gradient() -> None:
+    out = make_case("soft")[2]
+    assert out.x_NTD is not None and not out.x_NTD.requires_grad
+    x = torch.zeros(2, 3, requires_grad=True)
+    h = torch.ones(2, 3, requires_grad=True)
+    soft_log_density(x, h, 0.5).sum().backward()
+    assert x.grad is None
+    assert torch.equal(h.grad, torch.full((2, 3), -1 / 0.25))
+
+
+def test_statistics_see_what_goes_wrong() -> None:
+    """A rollout that is not the model's own shows in the metrics: another h, another noise, other argmaxes."""
+    lm, tokens, out, advantages = make_case("soft")
+    lm.head_VD.data += 0.2 * torch.randn(lm.head_VD.shape, generator=torch.Generator().manual_seed(0))
+    metrics = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings()).as_metrics()
+    assert metrics["recomputation_gap"] > 0.1
+    assert metrics["noise_check"] > 1.1
+    assert metrics["shadow_flips"] > 0.1
+
+
+def test_the_recomputation_gap_is_in_units_of_sigma() -> None:
+    lm, tokens, out, advantages = make_case("soft")
+    assert out.mixture_NTD is not None
+    out.mixture_NTD = out.mixture_NTD.clone()
+    out.mixture_NTD[np.flatnonzero(advantages)[0], 0, 3] += 5 * tokens.noise_std
+    seen = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings())
+    assert seen.gap == pytest.approx(5, rel=1e-3)
+
+
+class LargestOfVocabulary(TorchDispatchMode):
+    """Watches every operation, backward passes included, for its tallest tensor with the vocabulary as last axis."""
+
+    def __init__(self, vocabulary: int, width: int):
+        super().__init__()
+        self.vocabulary, self.parameter, self.rows = vocabulary, {vocabulary, width}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            shape = tensor.shape if isinstance(tensor, torch.Tensor) else ()
+            if self.vocabulary in shape and set(shape) != self.parameter:
+                self.rows = max(self.rows, shape.numel() // self.vocabulary)
+        return result
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vocabulary_exists_for_one_tile_at_a_time(mode: str) -> None:
+    """The largest tensor with a vocabulary axis, E and head and their gradients aside, has the rows of one tile."""
+    lm = tiny_model(vocabulary=67, tied=False)
+    tokens = token_mode(lm, MODES[mode])
+    out = make_rollout(lm, tokens)
+    advantages = make_advantages(len(out.answers))
+    with LargestOfVocabulary(67, lm.embedding_VD.shape[1]) as largest:
+        gradients(lm, tokens, out, advantages, tile_tokens=5)
+    assert largest.rows == 5
+    assert out.cot_lengths.sum() > 50
+
+
+def test_micro_batches_hold_every_row_once_within_their_budget() -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 40)
+    rows = np.flatnonzero(np.arange(40) % 4)
+    for budget in (1, 100, 500, 10**6):
+        batches = micro_batches(lengths, rows, 20, budget)
+        assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * (20 + lengths[batch].max()) <= budget
+        longest = [lengths[batch].max() for batch in batches]
+        assert longest == sorted(longest, reverse=True), "rows of like length go together, so that little is padded"
+
+
+@pytest.mark.parametrize(("tokens", "budget"), [(500, 485), (20, 10)])
+def test_the_prompts_are_part_of_what_a_micro_batch_may_hold(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, budget: int
+) -> None:
+    """Their graph lives as long as the pass does; but they leave half to the rows."""
+    budgets = []
+    split = objective.micro_batches
+
+    def noted(lengths: np.ndarray, rows: np.ndarray, width: int, budget: int) -> list[np.ndarray]:
+        budgets.append((width, budget))
+        return split(lengths, rows, width, budget)
+
+    monkeypatch.setattr(objective, "micro_batches", noted)
+    gradients(*make_case("hard"), micro_batch_tokens=tokens)
+    assert budgets == [(5, budget)], "three prompts, padded to five tokens"
+
+
+# TRL as the oracle for hard tokens
+
+
+def make_trl(model: torch.nn.Module, temperature: float, folder: str) -> Any:
+    """TRL's trainer around a model, on CPU, without anything on top of its loss."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from trl import RLOOConfig, RLOOTrainer
+
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return RLOOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=RLOOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=2,
+            num_generations=2,
+            gradient_accumulation_steps=1,
+            beta=0.0,
+            num_iterations=1,
+            temperature=temperature,
+            report_to="none",
+            save_strategy="no",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["1 2", "3 4"]}),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1"),
+    )
+
+
+def trl_loss(
+    trainer: Any, prompts: list[list[int]], completions: list[list[int]], advantages: np.ndarray
+) -> torch.Tensor:
+    """TRL's loss at ratio 1."""
+    width, length = max(map(len, prompts)), max(map(len, completions))
+
+    def padded(rows: list[list[int]], left: bool, size: int) -> torch.Tensor:
+        return torch.tensor([[0] * (size - len(row)) + row if left else row + [0] * (size - len(row)) for row in rows])
+
+    inputs = {
+        "prompt_ids": padded(prompts, True, width),
+        "prompt_mask": padded([[1] * len(row) for row in prompts], True, width),
+        "completion_ids": padded(completions, False, length),
+        "completion_mask": padded([[1] * len(row) for row in completions], False, length),
+        "advantages": torch.tensor(advantages, dtype=torch.float32),
+    }
+    with torch.no_grad():
+        log_probs, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            length,
+        )
+    inputs["old_logps"] = (log_probs * inputs["completion_mask"]).sum(1)
+    return trainer.compute_loss(trainer.model, inputs)
+
+
+def test_hard_gradients_equal_trl(tmp_path: Path) -> None:
+    """TRL has no mask for words that were not sampled. So it sees each trajectory twice: the CoT as the completion of
+    the prompt, and the answer as the completion of all before it; the prefilled words are then part of a prompt."""
+    lm = tiny_model(tied=False)
+    tokens = token_mode(lm, TokenMode(tokens="hard", temperature=SETTINGS.answer_temperature))
+    out = make_rollout(lm, tokens)
+    rewards = torch.tensor([sum(answer) % 7 / 7 for answer in out.answers]).view(len(PROMPTS), SAMPLES)
+    advantages = leave_one_out(rewards).flatten().numpy()
+
+    trainer = make_trl(copy.deepcopy(lm.model), SETTINGS.answer_temperature, str(tmp_path))
+    rows = range(len(out.answers))
+    prompts = [out.prompts[row // SAMPLES] for row in rows]
+    thoughts = [out.cot(row) for row in rows]
+    before_answer = [prompts[row] + thoughts[row] + out.prefills[out.stops[row]] for row in rows]
+    loss = trl_loss(trainer, prompts, thoughts, advantages) + trl_loss(trainer, before_answer, out.answers, advantages)
+    loss.backward()
+    wanted = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    assert_same(gradients(lm, tokens, out, advantages), wanted, 1e-5)

@@ -1,0 +1,101 @@
+r"""`boxed.py`: balanced braces, escapes, which box is the last, and time linear in the text."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softtok.problems.boxed import closes_box, last_boxed
+
+PIECES = [r"\boxed{", r"\boxed {", r"\\boxed{", "{", "}", r"\{", r"\}", r"\\", "\\", "boxed{", "7", " ", "\n", "\x00"]
+texts = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
+
+
+def closes_box_by_counting(text: str) -> int | None:
+    """The definition, character by character."""
+    depth = 1
+    for index, character in enumerate(text):
+        backslashes = len(text[:index]) - len(text[:index].rstrip("\\"))
+        if backslashes % 2 == 0 and character in "{}":
+            depth += 1 if character == "{" else -1
+            if depth == 0:
+                return index
+    return None
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"\boxed{18}", "18"),
+        (r"The final answer is: \boxed{18}.", "18"),
+        (r"\boxed{\frac{1}{2}} and more", r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{1} then \boxed{2", "1"),
+        (r"\boxed{\boxed{18}.", "18"),
+        (r"\boxed{\boxed{18}}", "18"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{a\\}", r"a\\"),
+        (r"\boxed{a\}", None),
+        (r"\boxed {5}", "5"),
+        (r"\\boxed{5}", "5"),
+        (r"} } \boxed{5}", "5"),
+        (r"{ { \boxed{5}", "5"),
+        (r"\boxed{}", ""),
+        ("\\boxed{1\x002}", "1\x002"),
+        ("\\boxed{1\n2}", "1\n2"),
+        (r"\boxed{18", None),
+        (r"boxed{18}", None),
+        (r"\boxed 18", None),
+        (r"\fbox{18}", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text: str, content: str | None) -> None:
+    assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("18}.", 2),
+        ("}", 0),
+        (r"\frac{1}{2}} {", 11),
+        (r"\}18}", 4),
+        (r"\\}", 2),
+        ("18", None),
+        (r"18\}", None),
+        ("", None),
+    ],
+)
+def test_closes_box(text: str, index: int | None) -> None:
+    assert closes_box(text) == index
+
+
+@given(texts)
+def test_closes_box_is_what_counting_finds(text: str) -> None:
+    # Text inside a box does not start in the middle of an escape, nor with the rest of a `\boxed`.
+    assert closes_box("7" + text) == closes_box_by_counting("7" + text)
+
+
+@given(texts)
+def test_last_boxed_is_the_last_opening_that_closes(text: str) -> None:
+    starts = [i + len(mark) for mark in (r"\boxed{", r"\boxed {") for i in range(len(text)) if text.startswith(mark, i)]
+    closed = [(start, closes_box(text[start:])) for start in sorted(starts)]
+    expected = [text[start : start + length] for start, length in closed if length is not None]
+    assert last_boxed(text) == (expected[-1] if expected else None)
+
+
+@given(st.text(max_size=20), texts)
+def test_a_balanced_answer_is_found_behind_anything(answer: str, before: str) -> None:
+    answer = answer.translate(str.maketrans("", "", "\\{}"))
+    assert last_boxed(f"{before} \\boxed{{{answer}}} done") == answer
+
+
+@pytest.mark.parametrize("piece", ["\\", "{", "}", r"\boxed{", r"\boxed ", "7", r"\{"])
+def test_time_is_linear(piece: str) -> None:
+    text = piece * (200_000 // len(piece))
+    start = time.perf_counter()
+    last_boxed(text)
+    closes_box(text)
+    assert time.perf_counter() - start < 1.0

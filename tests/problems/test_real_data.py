@@ -1,0 +1,202 @@
+"""The real files (SOFTTOK_TEST_DATA) through config.yaml's own entries: every row is accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from softtok.config.grid import Data, Grid
+from softtok.config.load import load
+from softtok.problems import reward
+from softtok.problems.prepare import prepare, sha256_of
+from softtok.problems.prompt import normalise
+from softtok.storage.files import file_sha256
+
+ROOT = Path(__file__).parents[2]
+Row = dict[str, Any]
+
+SOURCE_ROWS = {
+    ("test", "gsm8k"): 1319,
+    ("test", "math500"): 500,
+    ("test", "olympiadbench"): 675,
+    ("choice", "hellaswag"): 1000,
+    ("choice", "arc"): 1056,
+    ("choice", "mmlu"): 2156,
+    ("train", "gsm8k"): 7473,
+    ("train", "math"): 12500,
+    ("train", "math-7500"): 7500,
+    ("train", "deepscaler"): 29896,
+}
+TEXT_ONLY = "parses only as a string, so nothing but the same text is right"
+FLAGGED = {
+    ("test", "olympiadbench"): [
+        {"id": "1782", "reason": rf"gold 'm_{{\\max }}=n^{{2}}-n-1': {TEXT_ONLY}"},
+        {"id": "2045", "reason": f"gold 't(0,4]': {TEXT_ONLY}"},
+    ],
+    ("choice", "mmlu"): [{"id": "row567", "reason": "two options are the same"}],
+}
+IN_MATH500 = {"row4841", "row5093", "row5249", "row5293"}  # of DeepScaleR
+NO_GOLD = {  # `\boxed 2`, `\boxed 9`, `\boxed{}` and `\boxed{}`
+    f"train/{name}.json" for name in ("algebra/24014", "algebra/25040", "number_theory/7115", "number_theory/7117")
+}
+
+
+class Prepared:
+    """The shipped sets as jobs on the real files; each is prepared when it is first asked for."""
+
+    def __init__(self, data_root: Path, folder: Path) -> None:
+        raw = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+        self.grid = Grid(load(raw | {"data_root": str(data_root)}))
+        self.data_root, self.folder = data_root, folder
+
+    def data(self, kind: str, name: str) -> Data:
+        return self.grid._data(kind, name)  # type: ignore[arg-type]
+
+    def path(self, kind: str, name: str) -> Path:
+        data, out = self.data(kind, name), self.folder / kind / f"{name}.parquet"
+        if not out.exists():
+            exclude = {test_set.name: self.path("test", test_set.name) for test_set in data.exclude}
+            prepare(data.spec, out, exclude, self.data_root)
+        return out
+
+    def __call__(self, kind: str, name: str) -> tuple[list[Row], Row]:
+        """(problems, manifest)"""
+        path = self.path(kind, name)
+        return pq.read_table(path).to_pylist(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def prepared(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return Prepared(real_data, tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def unjudged(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """All golds count as right, which takes the minute from the large sets; what they must not overlap is judged."""
+    sets = Prepared(prepared.data_root, tmp_path)
+    for name in ("math500", "olympiadbench"):
+        prepared.path("test", name)
+    (tmp_path / "test").symlink_to(prepared.folder / "test")
+    monkeypatch.setattr(reward.Judge, "check_golds", lambda self, golds: ["ok"] * len(golds))
+    return sets
+
+
+def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[Row], list[Row]]:
+    """(problems, dropped, flagged), after checking what holds for every set."""
+    problems, manifest = sets(kind, name)
+    data, ids = sets.data(kind, name), [problem["id"] for problem in problems]
+    dropped, flagged = manifest["dropped"], manifest["flagged"]
+    assert manifest["source_rows"] == SOURCE_ROWS[kind, name] == len(problems) + len(dropped)
+    assert manifest["rows"] == len(problems)
+    assert len({*ids, *(row["id"] for row in dropped)}) == manifest["source_rows"], "every row has a name of its own"
+    assert {row["id"] for row in flagged} <= set(ids)
+    assert all(problem["question"].strip() == problem["question"] != "" for problem in problems)
+    assert manifest["sha256"] == file_sha256(sets.path(kind, name))
+    digests = data.spec["sha256"]
+    assert manifest["source_sha256"] == (digests[0] if len(digests) == 1 else sha256_of(digests))
+    return problems, dropped, flagged
+
+
+@pytest.mark.parametrize(("kind", "name"), [key for key in SOURCE_ROWS if key[0] != "train"])
+def test_a_test_or_choice_set_keeps_every_problem(prepared: Prepared, kind: str, name: str) -> None:
+    problems, dropped, flagged = check_books(prepared, kind, name)
+    assert dropped == []
+    assert flagged == FLAGGED.get((kind, name), [])
+    if kind == "choice":
+        assert all(0 <= problem["answer"] < len(problem["choices"]) for problem in problems)
+        assert all(option for problem in problems for option in problem["choices"])
+        assert len({problem["answer"] for problem in problems}) >= 4, "answers are not all in one place"
+    else:
+        assert all(problem["gold"] and all(problem["gold"]) for problem in problems)
+
+
+def test_gsm8k_is_used_whole(prepared: Prepared) -> None:
+    problems, dropped, flagged = check_books(prepared, "train", "gsm8k")
+    assert (dropped, flagged) == ([], [])
+    assert all(gold.replace(",", "").replace(".", "").lstrip("-").isdecimal() for p in problems for gold in p["gold"])
+
+
+def test_math_without_math500_is_12_000(unjudged: Prepared) -> None:
+    _, dropped, _ = check_books(unjudged, "train", "math")
+    held_out, _ = unjudged("test", "math500")
+    overlap = {row["id"] for row in dropped if row["reason"] == "the question is in test set math500"}
+    assert overlap == {problem["id"] for problem in held_out}, "by their own names the very problems of MATH-500"
+    assert 12500 - len(overlap) == 12000
+    assert {row["id"]: row["reason"] for row in dropped if row["id"] not in overlap} == dict.fromkeys(
+        NO_GOLD, "no gold"
+    )
+    assert len(dropped) == len(overlap) + len(NO_GOLD)
+
+
+def test_math_7500_is_the_train_split(unjudged: Prepared) -> None:
+    problems, dropped, _ = check_books(unjudged, "train", "math-7500")
+    assert {row["id"] for row in dropped} == NO_GOLD
+    assert all(problem["id"].startswith("train/") for problem in problems)
+
+
+def test_deepscaler_holds_4_problems_of_math500(unjudged: Prepared) -> None:
+    problems, dropped, flagged = check_books(unjudged, "train", "deepscaler")
+    assert {row["id"]: row["reason"] for row in dropped} == dict.fromkeys(
+        IN_MATH500, "the question is in test set math500"
+    )
+    held_out = {normalise(p["question"]) for name in ("math500", "olympiadbench") for p in unjudged("test", name)[0]}
+    assert not held_out & {normalise(problem["question"]) for problem in problems}
+    by_id = {problem["id"]: problem for problem in problems}
+    assert len(flagged) == 185
+    for row in flagged:
+        first = row["reason"].split()[3]
+        assert normalise(by_id[first]["question"]) == normalise(by_id[row["id"]]["question"])
+        assert by_id[first]["gold"] != by_id[row["id"]]["gold"]
+
+
+def faults(dropped: list[Row]) -> Counter[str]:
+    """Dropped rows by reason, without the golds themselves."""
+    return Counter(row["reason"].rpartition(": ")[2] for row in dropped)
+
+
+@pytest.mark.slow
+def test_all_golds_of_math_are_judged(prepared: Prepared) -> None:
+    problems, dropped, flagged = check_books(prepared, "train", "math")
+    assert faults(dropped) == {
+        "the question is in test set math500": 500,
+        "no gold": 4,
+        TEXT_ONLY: 9,
+        "does not parse": 1,
+    }
+    assert len(problems) == 12000 - 14
+    assert [row["id"] for row in flagged] == ["train/algebra/2794.json"]
+
+
+@pytest.mark.slow
+def test_all_golds_of_deepscaler_are_judged(prepared: Prepared) -> None:
+    problems, dropped, flagged = check_books(prepared, "train", "deepscaler")
+    assert faults(dropped) == {"the question is in test set math500": 4, TEXT_ONLY: 38, "does not parse": 6}
+    assert len(problems) == 29896 - 48
+    assert len(flagged) == 182
+
+
+@pytest.mark.parametrize(
+    ("path", "mapping", "rows"),
+    [
+        ("deepscaler/aime.json", {"question": "problem", "gold": {"field": "answer"}}, 975),
+        ("deepscaler/math.json", {"question": "problem", "gold": {"field": "answer"}}, 7474),
+        (
+            "deepscaler/dsr_sub.jsonl",
+            {"id": "extra_info.index", "question": "prompt.0.content", "gold": {"field": "reward_model.ground_truth"}},
+            1209,
+        ),
+        ("mmlu/dev/*.csv", {"question": "q", "choices": {"fields": list("ABCD")}, "answer": "r"}, 60),
+    ],
+)
+def test_the_other_published_layouts_load(real_data: Path, tmp_path: Path, path: str, mapping: Row, rows: int) -> None:
+    kind = "choice" if "choices" in mapping else "train"
+    file = {"path": path} | ({"columns": ["q", *"ABCD", "r"]} if path.endswith("csv") else {})
+    prepare({"kind": kind, "source": {"file": file}, "limit": 60, **mapping}, tmp_path / "set.parquet", {}, real_data)
+    manifest = json.loads((tmp_path / "set.json").read_text(encoding="utf-8"))
+    assert (manifest["source_rows"], manifest["rows"], manifest["dropped"]) == (rows, 60, [])

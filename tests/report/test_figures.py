@@ -1,0 +1,238 @@
+"""Figures of studies of every shape: what they explain lies within them and is what they draw."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from softtok.report import figures, palette, panels
+from softtok.report.collect import collect
+from softtok.report.figures import Plot
+from softtok.report.study import Study
+from tests.support.synthetic_runs import INFERENCE_MODES, write_study
+
+HARD = {name: INFERENCE_MODES[name] for name in ("hard-greedy", "hard-sample")}
+
+
+def drawn(root: Path, k: list[int] | None = None, **shape: Any) -> dict[str, Plot]:
+    """The figures, by name, of a study of that shape."""
+    few: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "seeds": 2, "problems": 12, "steps": 6}
+    spec = write_study(root, **few | shape) | ({"k": k} if k else {})
+    results = collect(spec, root)
+    plots = figures.draw_all(Study.from_spec(spec), results.metrics, results.training)
+    return {plot.name: plot for plot in plots}
+
+
+@pytest.mark.parametrize(
+    ("k", "samples", "texts"),
+    [
+        (None, 32, ["1", "2", "4", "8", "16", "32"]),
+        ([1, 3, 5, 10], 10, ["1", "3", "5", "10"]),
+        ([2, 3, 64], 4, ["1", "2", "3", "4"]),  # 1 and all samples are measured in any case, more cannot be
+        (None, 33, ["1", "2", "4", "8", "16", "", "33"]),
+    ],
+)
+def test_ticks_stand_below_the_points_and_their_numbers_apart(
+    k: list[int] | None, samples: int, texts: list[str], tmp_path: Path
+) -> None:
+    inference_modes = HARD | {"hard-sample": {**HARD["hard-sample"], "samples": samples}}
+    plots = drawn(tmp_path, k, modes=("hard", "soft"), inference_modes=inference_modes)
+    for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
+        (axes,) = plots[name].figure.axes
+        plots[name].figure.draw_without_rendering()
+        (points,) = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
+        assert tuple(axes.get_xticks()) == points
+        labels = axes.get_xticklabels()
+        assert [label.get_text() for label in labels] == texts
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        assert all(one.x1 + 3 < other.x0 for one, other in pairwise(boxes))
+
+
+@pytest.mark.parametrize("inference_modes", [HARD, INFERENCE_MODES], ids=["one family", "three families"])
+@pytest.mark.parametrize("modes", ["ab", "abcdefg"])
+def test_a_legend_lies_within_its_figure_and_above_its_panels(
+    modes: str, inference_modes: dict[str, Any], tmp_path: Path
+) -> None:
+    plots = drawn(tmp_path, modes=tuple(modes), inference_modes=inference_modes)
+    assert len(plots) >= 4
+    for name, plot in plots.items():
+        plot.figure.draw_without_rendering()
+        (legend,) = plot.figure.legends
+        box, page = legend.get_window_extent(), plot.figure.bbox
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1, name
+        assert box.y0 > max(axes._left_title.get_window_extent().y1 for axes in plot.figure.axes), name
+
+
+@pytest.mark.parametrize(
+    ("seeds", "inference_modes", "words"),
+    [
+        (2, HARD, {"Diamonds", "Bands and bars"}),
+        (1, HARD, {"Diamonds"}),
+        (2, {"hard-sample": HARD["hard-sample"]}, {"Bands run"}),
+        (1, {"hard-sample": HARD["hard-sample"]}, set()),
+    ],
+)
+def test_captions_and_legends_explain_what_is_drawn_and_nothing_else(
+    seeds: int, inference_modes: dict[str, Any], words: set[str], tmp_path: Path
+) -> None:
+    plots = drawn(tmp_path, modes=("hard", "soft"), seeds=seeds, inference_modes=inference_modes)
+    assert ("Bands" in plots["entropy--toy--sums--sums"].caption) == (seeds > 1)
+    for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
+        caption, (legend,) = plots[name].caption, plots[name].figure.legends
+        assert {word for word in ("Diamonds", "Bands and bars", "Bands run") if word in caption} == words
+        labels = ["sampled: pass@k", *["greedy: pass@1"] * len(words & {"Diamonds"}), "lowest to highest seed"]
+        assert [text.get_text() for text in legend.get_texts()] == labels[: len(labels) - (seeds == 1)]
+        marks = {line.get_marker() for line in plots[name].figure.axes[0].lines}
+        assert ("D" in marks) == ("Diamonds" in words)
+
+
+def panels_with(*ranges: tuple[float, float]) -> np.ndarray:
+    """One line of panels with points at both ends of each range of percents."""
+    axes = Figure().subplots(1, len(ranges), squeeze=False)
+    for panel, values in zip(axes.flat, ranges, strict=True):
+        panel.plot([1, 2], values)
+        panels.percent_limits(panel)
+    panels.share_percents(list(axes.flat))
+    return axes
+
+
+@pytest.mark.parametrize(
+    ("ranges", "shared", "zero", "phrase"),
+    [
+        ([(50, 100), (20, 95)], True, True, "Panels side by side share their vertical axis."),
+        (
+            [(60, 95), (45, 90)], True, False,
+            "Panels side by side share their vertical axis. No vertical axis starts at 0.",
+        ),
+        (
+            [(60, 95), (35, 75), (5, 30)], False, False,
+            "The panels' vertical axes differ. Not every vertical axis starts at 0.",
+        ),
+        ([(60, 95)], True, False, "The vertical axis does not start at 0."),
+        ([(5, 95)], True, True, ""),
+    ],
+)  # fmt: skip
+def test_panels_share_an_axis_where_none_is_flattened_and_captions_say_which(
+    ranges: list[tuple[float, float]], shared: bool, zero: bool, phrase: str
+) -> None:
+    axes = panels_with(*ranges)
+    limits = [panel.get_ylim() for panel in axes.flat]
+    assert (len(set(limits)) == 1) == shared
+    assert all(low <= 0 for low, _ in limits) == zero
+    assert all(-4 < low < values[0] and values[1] <= high for (low, high), values in zip(limits, ranges, strict=True))
+    assert panels.axes_phrase(axes) == phrase
+
+
+def test_the_headlines_caption_speaks_of_its_axes(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=("hard", "soft"), test_sets=("sums", "long-sums"), inference_modes=HARD)
+    left, right = plots["pass-at-k-hard"].figure.axes
+    assert left.get_ylim() == right.get_ylim()
+    assert "Panels side by side share their vertical axis." in plots["pass-at-k-hard"].caption
+
+
+MANY = ("soft", *"abcdefg")  # more training modes than one panel can tell apart
+
+
+def names(axes: Axes) -> list[str]:
+    return sorted(text.get_text() for text in axes.texts if text.get_text() != "greedy")
+
+
+def test_many_training_modes_are_points_and_not_lines(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=MANY, inference_modes=HARD)
+    assert "pass-at-k--toy--sums" not in plots
+    for name, section in (("pass-at-k-hard", "headline"), ("ablation--toy--sums", "modes")):
+        (axes,) = plots[name].figure.axes
+        assert [label.get_text() for label in axes.get_xticklabels()] == list(MANY)
+        assert names(axes) == ["greedy pass@1", "pass@1", "pass@32"]
+        assert plots[name].section == section
+        assert "Lines over k are drawn for up to 6 training modes." in plots[name].caption
+
+
+def test_up_to_six_training_modes_are_lines_of_six_colours(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=MANY[:6], inference_modes=HARD)
+    assert not [name for name in plots if name.startswith("ablation") or name.endswith("--2")]
+    for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
+        (axes,) = plots[name].figure.axes
+        assert names(axes) == sorted(["base", *MANY[:6]])
+        assert len({text.get_color() for text in axes.texts}) == 8  # with base and "greedy"
+
+
+def test_curves_of_many_training_modes_take_several_figures_with_the_same_axes(tmp_path: Path) -> None:
+    plots = drawn(tmp_path, modes=MANY, inference_modes=HARD)
+    for name, always in (("training--toy--sums", []), ("entropy--toy--sums--sums", ["base"])):
+        first, second = plots[name], plots[f"{name}--2"]
+        assert names(first.figure.axes[0]) == sorted([*always, *MANY[:4]])
+        assert names(second.figure.axes[0]) == sorted([*always, *MANY[4:]])
+        for one, other in zip(first.figure.axes, second.figure.axes, strict=True):
+            assert one.get_xlim() == other.get_xlim()
+            assert one.get_ylim() == other.get_ylim()
+        assert first.title.endswith("(1 of 2)") and second.title.endswith("(2 of 2)")
+        assert "with the same axes" in first.caption
+
+
+def test_a_family_that_few_of_many_modes_were_tested_in_keeps_its_lines(tmp_path: Path) -> None:
+    few = {name: INFERENCE_MODES[name] for name in (*HARD, "soft-sample")}
+    shape: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "seeds": 1, "problems": 6, "steps": 4}
+    spec = write_study(tmp_path, modes=MANY, inference_modes=few, **shape)
+    results = collect(spec, tmp_path)
+    metrics = results.metrics
+    metrics = metrics[(metrics["inference_mode"] != "soft-sample") | metrics["training_mode"].isin(["base", "a", "b"])]
+    plots = {plot.name: plot for plot in figures.draw_all(Study.from_spec(spec), metrics, results.training)}
+    (axes,) = plots["pass-at-k--toy--sums"].figure.axes
+    assert axes.get_title("left") == "sums, soft inference"
+    assert names(axes) == ["a", "b", "base"]
+    titles = {
+        name: [axes.get_title("left").removesuffix(" inference") for axes in plot.figure.axes if axes.get_visible()]
+        for name, plot in plots.items()
+        if plot.section == "entropy"
+    }
+    assert titles == {
+        "entropy--toy--sums--sums": ["hard-greedy", "hard-sample", "soft-sample"],
+        "entropy--toy--sums--sums--2": ["hard-greedy", "hard-sample"],
+    }
+    by_mode = plots["ablation--toy--sums"]
+    assert [axes.get_title("left") for axes in by_mode.figure.axes] == ["sums, hard inference"]
+    elsewhere = f"In hard inference, with more than 6 training modes, see “{by_mode.title}”."
+    assert plots["pass-at-k--toy--sums"].caption.endswith(elsewhere)
+
+
+@pytest.mark.parametrize("modes", [("hard", "soft", "fuzzy", *map(str, range(21))), tuple(map(str, range(24)))])
+def test_marks_and_dots_of_one_colour_differ_in_their_fill(modes: tuple[str, ...]) -> None:
+    looks = {mode: look for mode, look in palette.looks(modes).items() if mode in ("base", *modes)}
+    assert len({look.dot for look in looks.values()}) == len(looks)
+    for shape, halo in (("o", False), ("D", True)):
+        marks = [look.mark(shape, 6, halo) for look in looks.values()]
+        seen = {tuple(mark[key] for key in ("color", "fillstyle", "markerfacecolor")) for mark in marks}
+        assert len(seen) == len(looks)
+    assert [palette.looks(modes)[mode].colour for mode in palette.PAPER_MODES] == list(palette.SERIES[:3])
+    assert len({looks[mode].colour for mode in ("base", *modes[:6])}) == 7
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 2])
+def test_rewards_of_any_scale_fill_their_axis(scale: float, tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), test_sets=("sums",), choice_sets=(), seeds=2, problems=6, steps=6)
+    results = collect(spec, tmp_path)
+    training = results.training.assign(reward=scale * results.training["reward"])
+    plots = figures.draw_all(Study.from_spec(spec), results.metrics, training)
+    axes = next(plot for plot in plots if plot.section == "training").figure.axes[0]
+    (low, high), (least, most) = axes.get_ylim(), training["reward"].agg(["min", "max"])
+    assert low <= least < most <= high and most - least > 0.3 * (high - low)
+
+
+def test_a_diamond_of_a_second_mode_of_its_colour_is_hollow(tmp_path: Path) -> None:
+    """In a study of two train sets with modes of their own there can be more modes than colours."""
+    spec = write_study(
+        tmp_path, train_sets=("s", "t"), modes=("hard", "soft", "fuzzy", *"abcd"), test_sets=("sums",),
+        choice_sets=(), seeds=1, problems=6, steps=4, inference_modes=HARD,
+    )  # fmt: skip
+    spec["runs"] = [run for run in spec["runs"] if (run["train_set"] == "t") == (run["mode"] in ("hard", *"abcd"))]
+    results = collect(spec, tmp_path)
+    hard = next(figures.draw_all(Study.from_spec(spec), results.metrics, results.training))
+    blue = [line for line in hard.figure.axes[1].lines if line.get_color() == palette.SERIES[0]]
+    for shape in "oD":
+        faces = [line.get_markerfacecolor() for line in blue if line.get_marker() == shape]
+        assert faces == [palette.SERIES[0], palette.PAPER]  # hard, d

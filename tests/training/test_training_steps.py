@@ -1,0 +1,191 @@
+"""A training step by its numbers: who is rolled out how, which reward goes to which answer, what is logged; and what a
+run that starts again may go on from."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_train import HARD, SOFT, spec
+
+from softtok.config.schema import RuntimeSettings
+from softtok.method.objective import leave_one_out
+from softtok.storage.files import read_json, write_json
+from softtok.training import optimizer
+from softtok.training.train import Trainer, prompts_of_step, train
+
+SEED = 5
+
+
+def watched(monkeypatch, owner, name):
+    """(arguments, result) of each call of a method from now on."""
+    calls = []
+    method = getattr(owner, name)
+
+    def noted(*arguments):
+        result = method(*arguments)
+        calls.append((arguments, result))
+        return result
+
+    monkeypatch.setattr(owner, name, noted)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory, tiny_toy, toy_sets):
+    """Three steps of two prompts with eight samples each, both terms logged apart: the trainer, and for each step its
+    line of the log, what was judged with its verdicts, and the passes and the updates that were made."""
+    settings = spec(SOFT, reward_boxed=3.0, learning_rate=1e-3, warmup_steps=4, validate_every=1)
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = Trainer(settings, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path_factory.mktemp("run"))
+        judged = watched(patch, trainer.judge, "grade")
+        passes = watched(patch, trainer, "accumulate")
+        updates = watched(patch, trainer.optimizer, "step")
+        with trainer.judge:
+            for number in (1, 2, 3):
+                for calls in (judged, passes, updates):
+                    calls.clear()
+                line = trainer.take_step(number)
+                (((items,), verdicts),) = judged
+                made.append(
+                    SimpleNamespace(
+                        number=number, line=line, items=items, verdicts=verdicts,
+                        passes=[arguments for arguments, _ in passes], updates=[given for (given, _), _ in updates],
+                    )
+                )  # fmt: skip
+    return trainer, made
+
+
+def test_an_answer_is_judged_by_the_gold_of_its_own_prompt(steps):
+    trainer, made = steps
+    for step in made:
+        out = step.passes[0][0]
+        problems = prompts_of_step(step.number, trainer.problems, trainer.settings, trainer.seed)
+        assert problems[0].golds != problems[1].golds
+        assert step.items == [(trainer.rules.answer_text(out, row), problems[row // 8].golds) for row in range(16)]
+
+
+def test_an_answer_is_credited_with_its_own_reward_against_its_own_group(steps):
+    _, made = steps
+    for step in made:
+        rewards = torch.tensor([verdict.reward for verdict in step.verdicts])
+        assert set(rewards.tolist()) <= {0.0, 3.0, 100.0}, "a box is worth what the settings say"
+        wanted = leave_one_out(rewards.view(2, 8)).flatten()
+        for _, advantages, _ in step.passes:
+            np.testing.assert_allclose(advantages, wanted, rtol=1e-6)
+        assert step.line["reward"] == pytest.approx(rewards.mean().item())
+    assert {3.0, 100.0} <= {verdict.reward for step in made for verdict in step.verdicts}
+
+
+def test_shares_of_right_and_of_boxed_answers_are_told_apart(steps):
+    _, made = steps
+    for step in made:
+        verdicts = step.verdicts
+        assert step.line["correct"] == 100 * np.mean([verdict.status == "correct" for verdict in verdicts])
+        assert step.line["boxed"] == 100 * np.mean([verdict.boxed is not None for verdict in verdicts])
+    assert any(0 < step.line["correct"] < step.line["boxed"] for step in made)
+
+
+def test_each_term_has_a_gradient_norm_of_its_own_and_both_make_one_update(steps):
+    _, made = steps
+    for step in made:
+        assert [terms for _, _, terms in step.passes] == [("cot",), ("answer",), ("cot", "answer")]
+        assert step.updates == [step.number], "the learning rate is that of the step"
+
+
+@pytest.mark.parametrize("mode", [HARD, SOFT], ids=["hard", "soft"])
+def test_training_samples_and_validation_is_greedy(mode, tmp_path, tiny_toy, toy_sets, rollouts):
+    trainer = Trainer(spec(mode, answer_temperature=1.3), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+    with trainer.judge:
+        line = trainer.take_step(1)
+        trainer.validate()
+    training, *validation = rollouts
+    assert (training.tokens.mode.temperature, training.tokens.mode.noise_scale, training.limits.answer_temperature) == (
+        mode["temperature"], mode["noise_scale"], 1.3,
+    )  # fmt: skip
+    assert training.record
+    assert line["entropy"] == 2.0, "the mean over thinking steps alone"
+    for asked in validation:
+        assert (asked.tokens.draws, asked.limits.answer_temperature) == ("none", 0.0)
+        assert asked.tokens.mode.tokens == mode["tokens"], "in the run's own mode"
+        assert asked.tokens.mode.temperature == (0.0 if mode is HARD else mode["temperature"])
+
+
+def test_validation_is_the_percentage_of_held_out_problems_that_are_solved(
+    tmp_path, tiny_toy, toy_sets, rollouts, monkeypatch
+):
+    trainer = Trainer(spec(), RuntimeSettings(rollout_rows=3), tiny_toy, toy_sets["train"], tmp_path)
+    judged = []
+
+    def six_are_right(items):
+        judged.extend(items)
+        return [SimpleNamespace(correct=place < 6) for place in range(len(judged) - len(items), len(judged))]
+
+    monkeypatch.setattr(trainer.judge, "grade", six_are_right)
+    assert trainer.validate() == 75.0
+    golds = {tuple(problem.prompt): problem.golds for problem in trainer.validation}
+    prompts = [prompt for asked in rollouts for prompt in asked.prompts]
+    assert [gold for _, gold in judged] == [golds[tuple(prompt)] for prompt in prompts], "each by its own gold"
+    assert len(golds) == len(prompts) == 8
+
+
+def test_no_two_samples_of_training_draw_the_same_noise(tmp_path, tiny_toy, toy_sets, rollouts):
+    """Over samples, steps, epochs and seeds."""
+    for seed in (0, 1):
+        settings = spec(HARD, prompts_per_step=1, samples_per_prompt=2, max_cot_tokens=2, max_answer_tokens=1)
+        trainer = Trainer(settings | {"seed": seed}, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+        trainer.problems = trainer.problems[:2]
+        with trainer.judge:
+            for step in (1, 2, 3, 4):
+                trainer.take_step(step)
+    keys = [key for asked in rollouts if asked.record for key in asked.keys]
+    assert len(set(keys)) == len(keys) == 16
+
+
+@pytest.mark.parametrize("changed", ["data", "model"])
+def test_state_of_other_data_or_another_model_is_not_resumed(changed, tmp_path, tiny_toy, toy_sets, capsys):
+    """Though their paths are the same."""
+    data, model, run = tmp_path / "train.parquet", tmp_path / "model", tmp_path / "run"
+    settings = spec(steps=1, validation_problems=2)
+    shutil.copy(toy_sets["train"], data)
+    shutil.copytree(tiny_toy, model)
+    train(settings, RuntimeSettings(), model, data, run)
+    if changed == "data":
+        shutil.copy(toy_sets["test"], data)
+    else:
+        write_json(model / "model.json", read_json(model / "model.json") | {"sha256": "of other weights"})
+    train(settings, RuntimeSettings(), model, data, run)
+    assert "starting afresh" in capsys.readouterr().out
+
+
+@pytest.fixture
+def diverged(tmp_path, tiny_toy, toy_sets, monkeypatch):
+    """A run that diverged in its first step, and what makes it again."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(optimizer.MasterAdamW, "gradient_norm", lambda self: float("nan"))
+
+    def again():
+        train(spec() | {"seed": SEED}, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+
+    again()
+    return run, again
+
+
+def test_a_checkpoint_says_the_seed_that_its_evaluation_draws_by(diverged):
+    run, _ = diverged
+    assert read_json(run / "checkpoint" / "checkpoint.json")["seed"] == SEED
+
+
+def test_a_diverged_run_takes_no_step_when_its_outputs_are_made_again(diverged, monkeypatch):
+    run, again = diverged
+    manifest = read_json(run / "train.json")
+    assert manifest["diverged"]["step"] == 1
+    for name in ("train.json", "train.jsonl"):
+        (run / name).unlink()
+    monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
+    again()
+    assert read_json(run / "train.json")["diverged"] == manifest["diverged"]

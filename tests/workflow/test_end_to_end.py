@@ -1,0 +1,185 @@
+"""The workflow with the real `softtok`: a still smaller demo from nothing to its report, a killed run that goes on, the
+real GSM8K files through the same rules, and the small rehearsal of the paper's grid. A bare `snakemake` in a copy of
+the project, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+MODES = ["hard-greedy", "hard-sample", "soft-greedy", "soft-sample", "fuzzy-greedy", "fuzzy-sample"]
+
+
+def project(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir()
+    for name in ("workflow", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"}  # .venv is not activated
+    command = [str(BIN / "snakemake"), "--cores", "2", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def snakemake(folder: Path, *words: str) -> str:
+    process = start(folder, *words)
+    printed, _ = process.communicate(timeout=800)
+    logs = "\n".join(f"{log}: {log.read_text()[-2000:]}" for log in folder.glob("results/logs/**/*.log"))
+    assert process.returncode == 0, printed[-4000:] + logs
+    return printed
+
+
+@pytest.fixture(scope="module")
+def small() -> dict[str, Any]:
+    """The demo with fewer and smaller everything."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    toy = config["models"]["toy"]
+    toy["toy"] |= {"width": 32, "layers": 2, "heads": 2, "mlp_width": 64, "steps": 30}
+    toy["training"] |= {"steps": 4, "prompts_per_step": 2, "samples_per_prompt": 8, "warmup_steps": 1}
+    toy["training"] |= {"validation_problems": 8, "validate_every": 2}
+    for name, problems in (("train_sets", 60), ("test_sets", 4), ("choice_sets", 6)):
+        for entry in config[name].values():
+            if "toy" in entry and "task" in entry["toy"]:
+                entry["toy"]["problems"] = problems
+    for name in ("hard-sample", "soft-sample", "fuzzy-sample"):
+        config["inference_modes"][name]["samples"] = 4
+    for entry in config["inference_modes"].values():
+        entry.pop("like", None)
+    config["inference_modes"] = {name: config["inference_modes"][name] for name in MODES}
+    config["inference_sets"] = {"six": MODES}
+    config["studies"] = {"demo": config["studies"]["demo"] | {"seeds": [0, 1]}}
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small: dict[str, Any]) -> Path:
+    """The small demo, built once; its first attempt is killed in the middle."""
+    folder = project(tmp_path_factory.mktemp("demo") / "project", small)
+    process = start(folder)
+    deadline = time.monotonic() + 600
+    while not list(folder.glob("results/runs/toy/sums/*/*/train.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    # Snakemake makes the outputs of jobs again whose end it did not see; their measured times tell that no step was.
+    first = {path: path.read_text() for path in folder.glob("results/runs/**/train.jsonl")}
+    assert first
+    snakemake(folder)
+    assert {path: path.read_text() for path in first} == first, "what was finished is not done again"
+    return folder
+
+
+def test_every_output_is_there(finished: Path) -> None:
+    report = finished / "results/reports/demo"
+    # Snakemake leaves a hidden time stamp in folders that are outputs.
+    assert {path.suffix for path in (report / "tables").glob("[!.]*")} == {".md", ".csv", ".tex"}
+    assert {path.suffix for path in (report / "figures").glob("[!.]*")} == {".svg", ".png"}
+    page = (report / "report.html").read_text()
+    assert "<svg" in page
+    metrics = pd.read_csv(report / "metrics.csv", keep_default_na=False)
+    cells = metrics[metrics.metric == "pass@k"].groupby(["training_mode", "seed", "test_set", "inference_mode"]).size()
+    # (base + 3 modes x 2 seeds) x 2 test sets x (3 greedy modes with k = 1, 3 sample modes with k = 1, 2, 4).
+    assert len(cells) == 7 * 2 * 6
+    assert cells.groupby("inference_mode").max().to_dict() == {mode: 3 if "sample" in mode else 1 for mode in MODES}
+    assert set(metrics.metric) == {"pass@k", "accuracy", "nll_per_token", "cot_tokens", "entropy", "majority@k"}
+    values = metrics.value.astype(float)
+    assert values.notna().all()
+    assert values[metrics.metric.isin(["pass@k", "majority@k", "accuracy"])].between(0, 100).all()
+
+
+def test_a_checkpoint_is_a_plain_hugging_face_folder(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (checkpoint,) = finished.glob("results/runs/toy/sums/soft/seed0-*/checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer.get_vocab())
+
+
+def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+    started = time.monotonic()
+    assert "Nothing to be done" in snakemake(finished)
+    assert time.monotonic() - started < 60
+
+
+def test_a_new_inference_mode_generates_itself_alone(finished: Path, small: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    (shard,) = folder.glob("results/runs/toy/none/base/*/.state/shards") or [None]
+    before = {path: path.read_bytes() for path in shard.iterdir()}
+    config = json.loads(json.dumps(small))
+    config["inference_modes"]["hard-warm"] = {"like": "hard-sample", "temperature": 1.5}
+    config["inference_sets"]["six"] = [*MODES, "hard-warm"]
+    config["studies"]["demo"] |= {"test_sets": ["sums"], "training_modes": ["hard"], "seeds": [0]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    snakemake(folder)
+    after = {path: path.read_bytes() for path in shard.iterdir()}
+    assert {path: after[path] for path in before} == before, "shards of finished modes are only read"
+    assert len(after) == len(before) + 1
+    metrics = pd.read_csv(folder / "results/reports/demo/metrics.csv")
+    assert "hard-warm" in set(metrics.inference_mode)
+
+
+def test_real_gsm8k_flows_through(tmp_path: Path, real_data: Path) -> None:
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    folder = project(tmp_path / "project", config)
+    snakemake(folder, "gsm8k-smoke", "--config", f"data_root={real_data}")
+    (train,) = folder.glob("results/data/train/gsm8k-few-*.parquet")
+    problems = pd.read_parquet(train)
+    assert len(problems) == config["train_sets"]["gsm8k-few"]["limit"]
+    assert problems.question.iloc[0].startswith("Natalia sold clips")
+    assert list(problems.gold.iloc[0]) == ["72"]
+    assert all(gold.replace(",", "").lstrip("-").isdigit() for golds in problems.gold for gold in golds)
+    (samples,) = folder.glob("results/runs/toy-bpe/gsm8k-few/soft/seed0-*/eval/gsm8k-few/*.parquet")
+    table = pd.read_parquet(samples)
+    assert table.problem_id.nunique() == config["test_sets"]["gsm8k-few"]["limit"]
+    assert (folder / "results/reports/gsm8k-smoke/report.html").exists()
+
+
+def test_the_small_rehearsal_runs(tmp_path: Path, real_data: Path) -> None:
+    """The smaller cut of `make rehearsal`: random bodies of both architectures at full vocabulary on real problems."""
+    folder = project(tmp_path / "project", yaml.safe_load((ROOT / "config.yaml").read_text()))
+    snakemake(folder, "rehearsal-small", "--config", f"data_root={real_data}")
+    for model, rows, ends in (("random-llama", 128_256, 3), ("random-qwen", 151_936, 2)):
+        (run,) = folder.glob(f"results/runs/{model}/gsm8k-cut/soft/seed0-*")
+        config = json.loads((run / "checkpoint/config.json").read_text())
+        assert config["vocab_size"] == rows
+        assert len(json.loads((run / "checkpoint/generation_config.json").read_text())["eos_token_id"]) == ends
+        steps = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in steps] == [0, 1, 2]
+        assert any(line.get("gradient_norm", 0) > 0 for line in steps), (
+            "some box closed, and there was something to learn"
+        )
+        assert all(line.get("recomputation_gap", 0) < 1e-3 for line in steps)
+        assert json.loads((run / "train.json").read_text())["diverged"] is None
+        (samples,) = run.glob("eval/gsm8k-cut/*.parquet")
+        table = pd.read_parquet(samples)
+        # 2 problems, in 3 greedy modes once and in 3 sample modes 32 times.
+        assert table.groupby("inference_mode").size().to_dict() == {m: 2 if "greedy" in m else 64 for m in MODES}
+    metrics = pd.read_csv(folder / "results/reports/rehearsal-small/metrics.csv", keep_default_na=False)
+    # 2 bases and 2 runs, everything of each: k = 1 in greedy modes, 1, 2, 4, ..., 32 in sample modes.
+    assert (metrics.metric == "pass@k").sum() == 4 * (3 * 1 + 3 * 6)
+    assert (metrics.metric == "accuracy").sum() == 4
+    assert (folder / "results/reports/rehearsal-small/report.html").exists()

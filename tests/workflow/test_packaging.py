@@ -1,0 +1,70 @@
+"""pyproject.toml, constraints.txt and environment.yml say the same; the repository keeps its own rules."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), "every line is an exact pin"
+    return {normal(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {normal(re.match(r"[A-Za-z0-9._-]+", text)[0]) for text in requirements}
+
+
+def test_every_direct_dependency_is_pinned(project, pins):
+    extras = project["optional-dependencies"]
+    assert names(project["dependencies"]) | names(extras["dev"]) | names(extras["tokenizers"]) <= pins.keys()
+    assert pins["torch"] == "2.13.0"
+
+
+def test_conda_environment_has_the_same_packages(project, pins):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert {normal(name): version for name, version in (line.split("==") for line in pip)} == {
+        name: pins[name] for name in names(project["dependencies"])
+    }
+
+
+def test_installed_versions_are_the_pinned_ones(project, pins):
+    from importlib.metadata import version
+
+    wanted = names(project["dependencies"]) | names(project["optional-dependencies"]["tokenizers"])
+    installed = {name: version(name).partition("+")[0] for name in wanted}
+    assert installed == {name: pins[name] for name in installed}
+
+
+def test_no_large_or_generated_file_is_tracked():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert not [path for path in tracked if path.exists() and path.stat().st_size > 1_000_000]
+    assert not [path for path in tracked if path.relative_to(ROOT).parts[0] in ("results", ".snakemake", ".venv")]
+
+
+def test_every_file_that_the_readme_names_is_there():
+    """Paths in backquotes or blocks that begin with a folder of the repository; not those with a placeholder."""
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "results")
+    named = set(re.findall(rf"(?<![\w/.])(?:{folders})/[\w./-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(named) >= 4
+    assert not [path for path in named if not (ROOT / path.rstrip(".")).exists() and not path.startswith(".venv")]

@@ -1,0 +1,494 @@
+"""The workflow as Snakemake runs it, with a stand-in for `softtok` that writes its outputs at once: which jobs a
+configuration means, and which jobs an edit causes. `snakemake` is always the bare command, so that profiles/default is
+part of what is tested."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+# A bash function outranks every `softtok` on PATH. Calls are noted in calls.txt; contents differ from call to call.
+STAND_IN = """() {
+    local command=$1 arguments="$*" out place
+    shift
+    while [ $# -gt 0 ]; do
+        [ "$1" = --out ] && out=$2
+        shift 2
+    done
+    echo "$command $out" >> calls.txt
+    command -v python >> pythons.txt
+    case " $FAIL " in *" $command "*) echo "softtok: error: no such thing"; return 1;; esac
+    place=$out
+    case $command in data | evaluate | choices) place=${out%/*};; esac
+    mkdir -p "$place"
+    case $command in
+        data) echo "$RANDOM$RANDOM" | tee "$out" > "${out%.parquet}.json";;
+        model) echo "$RANDOM$RANDOM" > "$out/model.json";;
+        base | train)
+            mkdir -p "$out/checkpoint" "$out/.state"
+            echo "$RANDOM$RANDOM" | tee "$out"/{checkpoint/checkpoint.json,.state/progress,train.jsonl,train.json};;
+        evaluate) echo "$RANDOM$RANDOM" | tee "$out" > "${out%.parquet}.entropy.csv";;
+        choices) echo "$RANDOM$RANDOM" > "$out";;
+        report)
+            mkdir -p "$out/tables" "$out/figures"
+            echo "$arguments" | tee "$out"/{report.html,metrics.csv,claims.csv,tables/t.md} > "$out/figures/f.svg";;
+    esac
+}"""
+
+STAND_INS = {"BASH_FUNC_softtok%%": STAND_IN, "BASH_FUNC_exec%%": '() { "$@"; }'}
+
+TINY = """
+run: [first]
+models:
+  toy: {toy: {}, training: {steps: 20, validation_problems: 8}}
+train_sets:
+  sums: {toy: {task: sums, problems: 60}, exclude: [sums]}
+test_sets:
+  sums: {toy: {task: sums, problems: 5}}
+  long-sums: {toy: {task: sums, problems: 5, steps: [5, 6]}}
+choice_sets:
+  words: {toy: {task: choice, problems: 5}}
+training_modes:
+  hard: {tokens: hard}
+  soft: {tokens: soft, temperature: 0.5, noise_scale: 0.33}
+inference_modes:
+  hard-greedy: {tokens: hard, temperature: 0.0}
+  hard-sample: {tokens: hard, samples: 4}
+  soft-greedy: {tokens: soft, temperature: 0.5}
+inference_sets:
+  all-modes: [hard-greedy, hard-sample]
+studies:
+  first:
+    models: [toy]
+    train_sets: [sums]
+    training_modes: [hard]
+    seeds: [0]
+    test_sets: [sums]
+    choice_sets: [words]
+    inference_sets: [all-modes]
+  second:
+    models: [toy]
+    train_sets: [sums]
+    training_modes: [hard, soft]
+    seeds: [0]
+    test_sets: [sums]
+    inference_sets: [all-modes]
+"""
+FIRST = {
+    "data results/data/train/sums.parquet",
+    "data results/data/test/sums.parquet",
+    "data results/data/choice/words.parquet",
+    "model results/models/toy",
+    "base results/runs/toy/none/base/seed0",
+    "train results/runs/toy/sums/hard/seed0",
+    *(
+        f"{job} results/runs/toy/{run}/{out}.parquet"
+        for run in ("none/base/seed0", "sums/hard/seed0")
+        for job, out in (("evaluate", "eval/sums/all-modes"), ("choices", "choices/words"))
+    ),
+    "report results/reports/first",
+}
+
+
+class Project:
+    """A copy of the workflow with a tiny configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+    def edit(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        config = self.config
+        change(config)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def snakemake(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "snakemake"), *words],
+            cwd=self.folder,
+            # An environment that is not activated.
+            env={**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **STAND_INS} | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=False,
+        )
+
+    def jobs(self, *words: str) -> set[str]:
+        """What runs, as "command path" without hashes. All must go well, run once, and leave finished things as they
+        are."""
+        (self.folder / "calls.txt").unlink(missing_ok=True)
+        before = self.finished()
+        done = self.snakemake(*words)
+        assert done.returncode == 0, done.stdout
+        calls = (self.folder / "calls.txt").read_text().split("\n")[:-1] if (self.folder / "calls.txt").exists() else []
+        assert not [call for call, times in Counter(calls).items() if times > 1]
+        touched = {path for path, content in before.items() if self.finished().get(path) != content}
+        assert not touched, "finished results were removed or made again"
+        named = {re.sub(r"-[0-9a-f]{8}(?=$|/|\.)", "", call) for call in calls}
+        assert len(named) == len(calls)
+        return named
+
+    def finished(self) -> dict[Path, str]:
+        return {
+            path: path.read_text()
+            for path in (self.folder / "results").rglob("*")
+            if path.is_file() and path.relative_to(self.folder).parts[1] in ("data", "models", "runs")
+        }
+
+
+def copied(folder: Path) -> Project:
+    folder.mkdir()
+    for name in ("workflow", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "config.yaml").write_text(TINY)
+    return Project(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return copied(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its first study was built; not to be changed."""
+    project = copied(tmp_path_factory.mktemp("finished") / "project")
+    assert project.jobs() == FIRST
+    return project
+
+
+@pytest.fixture
+def done(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, with its metadata and times."""
+    return Project(shutil.copytree(finished.folder, tmp_path / "done"))
+
+
+def test_a_second_run_has_nothing_to_do(done: Project) -> None:
+    again = done.snakemake()
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout
+    assert done.jobs() == set()
+
+
+def test_a_new_seed_adds_its_jobs_and_the_report(done: Project) -> None:
+    done.edit(lambda config: config["studies"]["first"].update(seeds=[0, 1]))
+    assert done.jobs() == {
+        "train results/runs/toy/sums/hard/seed1",
+        "evaluate results/runs/toy/sums/hard/seed1/eval/sums/all-modes.parquet",
+        "choices results/runs/toy/sums/hard/seed1/choices/words.parquet",
+        "report results/reports/first",
+    }
+
+
+def test_a_new_test_set_adds_one_evaluation_per_checkpoint_and_no_training(done: Project) -> None:
+    done.edit(lambda config: config["studies"]["first"].update(test_sets=["sums", "long-sums"]))
+    assert done.jobs() == {
+        "data results/data/test/long-sums.parquet",
+        "evaluate results/runs/toy/none/base/seed0/eval/long-sums/all-modes.parquet",
+        "evaluate results/runs/toy/sums/hard/seed0/eval/long-sums/all-modes.parquet",
+        "report results/reports/first",
+    }
+
+
+def test_a_new_training_mode_adds_its_runs(done: Project) -> None:
+    done.edit(lambda config: config["studies"]["first"].update(training_modes=["hard", "soft"]))
+    assert done.jobs() == {
+        "train results/runs/toy/sums/soft/seed0",
+        "evaluate results/runs/toy/sums/soft/seed0/eval/sums/all-modes.parquet",
+        "choices results/runs/toy/sums/soft/seed0/choices/words.parquet",
+        "report results/reports/first",
+    }
+
+
+EVALUATIONS = {job for job in FIRST if job.startswith("evaluate")}
+
+
+def test_a_new_inference_mode_opens_every_evaluation_and_nothing_else(done: Project) -> None:
+    done.edit(lambda config: config["inference_sets"]["all-modes"].append("soft-greedy"))
+    assert done.jobs() == EVALUATIONS | {"report results/reports/first"}
+    assert len(list((done.folder / "results/runs/toy/sums").glob("hard/*/eval/sums/*.parquet"))) == 2, (
+        "the old cells stay"
+    )
+
+
+def test_a_changed_mode_makes_its_runs_anew_and_changing_it_back_makes_nothing(done: Project) -> None:
+    done.edit(lambda config: config["training_modes"]["hard"].update(temperature=0.8))
+    changed = {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}
+    assert done.jobs() == changed
+    assert len(list((done.folder / "results/runs/toy/sums/hard").iterdir())) == 2, "the old run stays"
+    done.edit(lambda config: config["training_modes"]["hard"].update(temperature=1.0))
+    assert done.jobs() == {"report results/reports/first"}, "the old run is found again; only the tables change back"
+    assert done.jobs() == set()
+
+
+def test_studies_share_what_coincides(done: Project) -> None:
+    assert done.jobs("second") == {
+        "train results/runs/toy/sums/soft/seed0",
+        "evaluate results/runs/toy/sums/soft/seed0/eval/sums/all-modes.parquet",
+        "report results/reports/second",
+    }
+    assert done.jobs() == set()
+    assert done.jobs("first", "second") == set()
+
+
+def test_order_comments_and_machine_settings_change_nothing(done: Project) -> None:
+    def turned(value: Any) -> Any:
+        return {key: turned(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    path = done.folder / "config.yaml"
+    path.write_text("# a comment\n" + yaml.safe_dump(turned(done.config), sort_keys=False, default_flow_style=False))
+    assert done.jobs() == set()
+    done.edit(lambda config: config.update(runtime={"threads": 2, "precision": "fp32", "memory_mb": 9000, "gpus": 1}))
+    assert done.jobs() == set()
+    done.edit(lambda config: config["models"]["toy"].update(runtime={"rollout_rows": 7}))
+    assert done.jobs() == set()
+    assert done.jobs("--config", "data_root=.") == set()
+
+
+def test_a_new_order_of_a_studys_list_is_a_new_order_in_its_report(done: Project) -> None:
+    done.edit(lambda config: config["inference_sets"]["all-modes"].reverse())
+    why = [line for line in done.snakemake("-n").stdout.split("\n") if "reason: Params have changed" in line]
+    assert re.search(r"before: '[0-9a-f]{8}' now: '[0-9a-f]{8}'", why[0]), "hashes, not two specs of many pages"
+    assert done.jobs() == {"report results/reports/first"}
+
+
+def test_data_and_models_that_are_made_again_do_not_redo_what_was_made_of_them(done: Project) -> None:
+    made = [str(path.relative_to(done.folder)) for path in (done.folder / "results").glob("data/*/*.parquet")]
+    made += [str(path.relative_to(done.folder)) for path in (done.folder / "results").glob("models/*")]
+    shutil.rmtree(done.folder / "results/data")
+    shutil.rmtree(done.folder / "results/models")
+    assert done.jobs() == set(), "nothing needs them"
+    assert done.jobs(*made) == {job for job in FIRST if job.startswith(("data", "model"))}
+    done.edit(lambda config: config["studies"]["first"].update(seeds=[0, 1]))
+    assert done.jobs() == {
+        "train results/runs/toy/sums/hard/seed1",
+        "evaluate results/runs/toy/sums/hard/seed1/eval/sums/all-modes.parquet",
+        "choices results/runs/toy/sums/hard/seed1/choices/words.parquet",
+        "report results/reports/first",
+    }
+
+
+def test_a_lost_checkpoint_is_made_again_when_it_is_needed_and_measured_anew(done: Project) -> None:
+    run = next((done.folder / "results/runs/toy/sums/hard").iterdir())
+    shutil.rmtree(run / "checkpoint")
+    assert done.jobs() == set()
+    done.edit(lambda config: config["studies"]["first"].update(test_sets=["sums", "long-sums"]))
+    assert done.snakemake().returncode == 0
+    commands = [call.split()[0] for call in (done.folder / "calls.txt").read_text().split("\n")[:-1]]
+    assert Counter(commands) == {"data": 1, "train": 1, "evaluate": 3, "choices": 1, "report": 1}
+
+
+def test_a_failed_job_says_why_and_the_rest_goes_on(project: Project) -> None:
+    failed = project.snakemake(FAIL="base")
+    assert failed.returncode == 1
+    assert "softtok: error: no such thing" in failed.stdout
+    assert "`softtok tables STUDY --partial` shows what there is" in failed.stdout
+    calls = (project.folder / "calls.txt").read_text()
+    assert "evaluate results/runs/toy/sums/hard/" in calls
+    assert calls.count("base ") == 1, "a failure that is not the network's is not tried again"
+    assert project.jobs() == {job for job in FIRST if "/base/" in job} | {"report results/reports/first"}
+
+
+def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: Project) -> None:
+    """A quarter: it may have been out of time, and twice the memory of a large node is not to be had."""
+    tried = project.snakemake("--retries", "2", "--cores", "1", "--show-failed-logs", FAIL="train")
+    asked = re.findall(r"^(?:local)?rule train:\n(?: .*\n)*?    resources: .*?mem_mb=(\d+)", tried.stdout, re.MULTILINE)
+    assert asked == ["4000", "5000", "6000"]
+
+
+def test_network_rules_are_tried_again(project: Project) -> None:
+    assert project.snakemake(FAIL="data").returncode == 1
+    assert (project.folder / "calls.txt").read_text().count("data results/data/choice/words") == 3
+
+
+def test_rules_use_the_python_of_the_environment_without_activation(finished: Project) -> None:
+    assert set((finished.folder / "pythons.txt").read_text().split()) == {str(BIN / "python")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "words"),
+    [
+        (
+            lambda config: config["studies"]["first"].update(training_modes=["hrad"]),
+            "studies.first.training_modes: there is no training mode 'hrad'; did you mean 'hard'?",
+            ["-n"],
+        ),
+        (
+            lambda config: config["training_modes"]["soft"].update(noise_scal=1),
+            "training_modes.soft.noise_scal: unknown key; did you mean 'noise_scale'?",
+            [],
+        ),
+        (
+            lambda config: (
+                config["models"].update(mine={"path": "nowhere", "training": config["models"]["toy"]["training"]}),
+                config["studies"]["second"].update(models=["mine"]),
+            ),
+            "models.mine.path: the folder 'nowhere' does not exist; a Hugging Face folder is needed",
+            ["-n", "second"],
+        ),
+    ],
+)
+def test_mistakes_stop_everything_with_one_line_though_all_outputs_exist(
+    done: Project, change: Callable[[dict[str, Any]], Any], message: str, words: list[str]
+) -> None:
+    done.edit(change)
+    (done.folder / "calls.txt").unlink()
+    stopped = done.snakemake(*words)
+    assert stopped.returncode == 1
+    lines = stopped.stdout.strip().split("\n")
+    assert lines[-1] == f"softtok: error: config: {message}"
+    assert len(lines) <= 2, "beside the mistake there is only Snakemake's word on the profile"
+    assert not (done.folder / "calls.txt").exists()
+
+
+def test_repeated_keys_and_command_line_settings_are_seen(done: Project) -> None:
+    assert done.snakemake("-n", "--config", "data_rot=x").stdout.strip().endswith("did you mean 'data_root'?")
+    (done.folder / "config.yaml").write_text(TINY + "  first: {}\n")
+    assert "config: studies.first: this key stands twice in config.yaml" in done.snakemake("-n").stdout
+
+
+def test_another_configuration_replaces_the_shipped_one(project: Project) -> None:
+    config = project.config
+    (project.folder / "other.yaml").write_text(yaml.safe_dump({**config, "run": ["second"]}))
+    (project.folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    listed = project.snakemake("-n", "--quiet", "rules", "--configfile", "other.yaml", "--replace-workflow-config")
+    assert counts(listed) == {"dataset": 2, "model": 1, "base": 1, "train": 2, "evaluate": 3, "report": 1, "all": 1}
+
+
+def test_a_path_of_no_study_is_told(project: Project) -> None:
+    asked = project.snakemake("-n", "results/runs/toy/sums/hard/seed7-00000000/train.json")
+    assert asked.returncode == 1
+    assert "results/runs/toy/sums/hard/seed7-00000000: no study of this configuration has it" in asked.stdout
+
+
+# The shipped workflow
+
+
+def shipped(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return Project(folder).snakemake(*words)
+
+
+def counts(listed: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    assert listed.returncode == 0, listed.stdout
+    table = listed.stdout.split("job ", 1)[1].split("total", 1)[0]
+    return {line.split()[0]: int(line.split()[1]) for line in table.split("\n")[2:] if line.strip()}
+
+
+def test_demo_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:
+    listed = shipped("-n", "--quiet", "rules", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"))
+    # 3 modes x 3 seeds = 9 runs, and the base; each on 2 test sets and 1 choice set; 1 train set.
+    assert counts(listed) == {
+        "dataset": 1 + 2 + 1, "model": 1, "base": 1, "train": 9,
+        "evaluate": 10 * 2, "choices": 10, "report": 1, "all": 1,
+    }  # fmt: skip
+    assert "warning" not in listed.stdout.lower()
+
+
+def test_jobs_take_the_place_of_the_shells_that_start_them(tmp_path: Path) -> None:
+    """A shell that waits dies of a signal to all processes of a job, and with it the job, before softtok has saved."""
+    listed = shipped("-n", "-p", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"))
+    commands = [line.strip() for line in listed.stdout.split("\n") if " --spec " in line]
+    assert len(commands) == sum(counts(listed).values()) - 1
+    assert all(command.startswith("Shell command: exec softtok ") for command in commands)
+
+
+def test_the_rehearsal_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:
+    """Counted with data sets from the hub; local files make the same jobs."""
+    words = ["-n", "--quiet", "rules", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"), "--"]
+    # Models and train sets pair as in the paper: 3 + 1 + 1 pairs x 3 modes x 2 seeds = 30 runs, and 3 bases; each on 3
+    # test sets and 3 choice sets. 3 train sets are cut against 3 test sets whole, of which a few problems are tested.
+    assert counts(shipped(*words, "rehearsal")) == {
+        "dataset": 3 + 3 + 3 + 3, "model": 3, "base": 3, "train": 30,
+        "evaluate": 33 * 3, "choices": 33 * 3, "report": 1, "rehearsal": 1,
+    }  # fmt: skip
+    # `make rehearsal` adds the ablations: 3 noise scales, 6 placements, 3 temperatures x 2 seeds, on 1 test set each.
+    ablations = [f"rehearsal-{name}" for name in ("noise-scale", "noise-placement", "temperature")]
+    assert counts(shipped(*words, "rehearsal", *ablations)) == {
+        "dataset": 12, "model": 3, "base": 3, "train": 30 + 24, "evaluate": 99 + 24, "choices": 99,
+        "report": 4, "rehearsal": 1, **dict.fromkeys(ablations, 1),
+    }  # fmt: skip
+    # 2 models x 1 mode x 1 seed, and 2 bases, on 1 test set and 1 choice set.
+    assert counts(shipped(*words, "rehearsal-small")) == {
+        "dataset": 1 + 1 + 1 + 1, "model": 2, "base": 2, "train": 2,
+        "evaluate": 4, "choices": 4, "report": 1, "rehearsal-small": 1,
+    }  # fmt: skip
+
+
+def test_gsm8k_smoke_is_a_target_and_reads_local_files_when_told(tmp_path: Path) -> None:
+    words = ["-n", "-p", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml")]
+    hub = shipped(*words, "--", "gsm8k-smoke")
+    # The train set, the test set it is cut against, and the few problems that are tested.
+    assert counts(hub) == {
+        "dataset": 3,
+        "model": 1,
+        "base": 1,
+        "train": 3,
+        "evaluate": 4,
+        "report": 1,
+        "gsm8k-smoke": 1,
+    }
+    assert "--data-root" not in hub.stdout
+    (tmp_path / "files/gsm8k").mkdir(parents=True)
+    for name in ("train", "test"):
+        (tmp_path / f"files/gsm8k/{name}.jsonl").write_text("{}\n")
+    files = shipped(*words, "--config", "data_root=files", "--", "gsm8k-smoke")
+    assert counts(files) == counts(hub)
+    assert files.stdout.count("--data-root files") == 3
+    missing = shipped(*words, "--config", "data_root=.", "--", "gsm8k-smoke")
+    assert missing.returncode == 1
+    assert missing.stdout.strip().endswith("config: train_sets.gsm8k-few.file.path: no file 'gsm8k/train.jsonl' in .")
+
+
+def test_lint_and_format_are_clean() -> None:
+    linted = shipped("--lint")
+    assert linted.returncode == 0, linted.stdout
+    assert "Lints for" not in linted.stdout
+    formatted = subprocess.run(
+        [str(BIN / "snakefmt"), "--check", "Snakefile", "workflow"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert formatted.returncode == 0, formatted.stderr
+
+
+def test_every_caption_is_there() -> None:
+    captions = re.findall(r'caption="(.*?)"', (ROOT / "workflow/rules/report.smk").read_text())
+    assert len(captions) == 4
+    assert all((ROOT / "workflow/rules" / caption).is_file() for caption in captions)
+
+
+def test_parsing_imports_nothing_heavy() -> None:
+    code = "import sys, softtok.grid; print(*sys.modules)"
+    listed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert "pydantic" in listed.stdout.split()
+    assert not {"torch", "pandas", "transformers", "datasets", "sympy", "pyarrow"} & set(listed.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["default", "slurm", "kubernetes"])
+def test_profiles_agree_on_what_reruns_and_give_a_reason_for_every_line(name: str) -> None:
+    text = (ROOT / "profiles" / name / "profile.yaml").read_text()
+    assert yaml.safe_load(text)["rerun-triggers"] == ["mtime", "params", "input"]
+    for line in text.split("\n"):
+        assert not line or line.endswith(":") or "#" in line, line
