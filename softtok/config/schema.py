@@ -29,8 +29,8 @@ from softtok.config.settings import (
 from softtok.errors import UserError
 from softtok.problems.prepare import FORMATS
 
-# Named entries. Those with `like` start from another entry of their kind (`inherit.py`), so the schema lets them leave out
-# what it gives.
+# Named entries. Those with `like` start from another entry of their kind (`inherit.py`), so the schema lets them leave
+# out what it gives.
 
 
 def _optional_when_like(schema: dict[str, Any]) -> None:

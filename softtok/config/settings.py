@@ -173,8 +173,19 @@ class EvaluationSettings(GenerationSettings):
     choice_format: ChoiceFormat = Field(default="letters", description="how choice sets are scored")
 
 
-class RuntimeSettings(Settings):
-    """The machine's side: never part of a result's identity."""
+class SchedulerSettings(Settings):
+    """What a job asks the scheduler for."""
+
+    threads: int = Field(default=1, ge=1, description="CPU threads of one job")
+    gpus: int = Field(default=0, ge=0, le=1, description="GPUs that training and evaluation ask the scheduler for")
+    memory_mb: int = Field(
+        default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
+    )
+    runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
+
+
+class DeviceSettings(Settings):
+    """Where a model runs, and in which precision."""
 
     device: str = Field(default="auto", description="auto (a GPU where `gpus` asks for one, else the CPU), cpu, cuda:0")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -189,12 +200,17 @@ class RuntimeSettings(Settings):
         default=False,
         description="record decode steps as CUDA graphs and replay them; for a GPU, which otherwise waits",
     )
-    threads: int = Field(default=1, ge=1, description="CPU threads of one job")
-    gpus: int = Field(default=0, ge=0, le=1, description="GPUs that training and evaluation ask the scheduler for")
-    memory_mb: int = Field(
-        default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
-    )
-    runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
+
+    @model_validator(mode="after")
+    def _a_device(self) -> DeviceSettings:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: {self.device!r} is no device; use auto, cpu, cuda or cuda:0")
+        return self
+
+
+class SizeSettings(Settings):
+    """How much is done at a time. These change the order of sums at most."""
+
     rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side outside of training")
     rollout_tokens: int = Field(
         default=131072,
@@ -211,11 +227,9 @@ class RuntimeSettings(Settings):
     reward_workers: int = Field(default=1, ge=1)
     save_every: int = Field(default=50, ge=1, description="training steps between resumable saves")
 
-    @model_validator(mode="after")
-    def _a_device(self) -> RuntimeSettings:
-        if not DEVICE.fullmatch(self.device):
-            raise ValueError(f"device: {self.device!r} is no device; use auto, cpu, cuda or cuda:0")
-        return self
+
+class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
+    """The machine's side: never part of a result's identity. Each reader takes the part that it needs."""
 
 
 class ToySettings(Settings):

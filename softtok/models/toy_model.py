@@ -1,4 +1,5 @@
-"""The embedded default model: a tokenizer and a small body, trained from scratch on the demonstrations of `problems/toy.py`.
+"""The embedded default model: a tokenizer and a small body, trained from scratch on the demonstrations of
+`problems/toy.py`.
 
 The result is a plain Hugging Face folder that `AutoTokenizer` and `AutoModelForCausalLM` load like any other. With a
 published model's tokenizer and no steps it is a random body of a full vocabulary, for rehearsals.

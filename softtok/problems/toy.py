@@ -2,8 +2,8 @@ r"""The embedded default task: word problems of a few arithmetic steps, a multip
 
 Everything is drawn by a seeded generator from the small tables below, so no network is needed and every word is known
 beforehand (`vocabulary`). Train and test are disjoint by construction: the hash of a question's text decides its side.
-`models/toy_model.py` trains the base model on `demonstrations`, which come from the train side alone. They are sloppy on
-purpose: some give an intermediate result, some leave the box out, so that a base model which imitates them can
+`models/toy_model.py` trains the base model on `demonstrations`, which come from the train side alone. They are sloppy
+on purpose: some give an intermediate result, some leave the box out, so that a base model which imitates them can
 solve problems but often does not. That is the room for reinforcement learning.
 """
 

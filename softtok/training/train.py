@@ -321,9 +321,9 @@ class Trainer:
 
 
 def train(spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
-    """Trains one run (`spec` as `config/grid.py` builds it) and writes checkpoint/, train.jsonl and train.json into the folder
-    `out`. Where another process is at this very run (a job outlives the Snakemake that started it), it waits, and then
-    finds the run finished, or goes on with it."""
+    """Trains one run (`spec` as `config/grid.py` builds it) and writes checkpoint/, train.jsonl and train.json into
+    the folder `out`. Where another process is at this very run (a job outlives the Snakemake that started it), it
+    waits, and then finds the run finished, or goes on with it."""
     state = out / ".state"
     with (
         Interruption() as interruption,

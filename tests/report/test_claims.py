@@ -274,7 +274,7 @@ def test_a_run_on_fewer_test_sets_is_averaged_over_those() -> None:
 # the paper's own numbers
 
 PAPER = pd.read_csv(
-    io.StringIO(resources.files("softtok").joinpath("report/paper.csv").read_text(encoding="utf-8")),
+    io.StringIO(resources.files("softtok.report").joinpath("paper.csv").read_text(encoding="utf-8")),
     keep_default_na=False,
 )
 PAIRS = (
