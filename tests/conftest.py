@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from tests.support.specs import TEMPLATE
+
 # A shell starts background jobs with SIGINT ignored, and so CI may start this suite; its tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -24,9 +26,6 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("real data: set SOFTTOK_TEST_DATA to a folder with gsm8k/, math/, ...")
     return Path(folder)
-
-
-TEMPLATE = "User: {question} Assistant:"
 
 
 @pytest.fixture(scope="session")

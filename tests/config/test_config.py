@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,71 +16,8 @@ from softtok.config.inherit import merge
 from softtok.config.load import load, read, schema_json
 from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
-
-ROOT = Path(__file__).parents[2]
-Edit = Callable[[dict[str, Any]], Any]
-
-BASIC = """
-run: [first]
-models:
-  toy: {toy: {tokenizer: bpe}, prompt: "Q: {question} A:", training: {steps: 20, validation_problems: 8}}
-train_sets:
-  sums: {toy: {task: sums, problems: 60}, exclude: [sums], training: {max_cot_tokens: 16}}
-test_sets:
-  sums: {toy: {task: sums, problems: 5}, evaluation: {max_cot_tokens: 20}}
-  local: {hub: {path: org/set, split: test}, file: {path: local.jsonl}, question: q, gold: {field: a}}
-choice_sets:
-  words: {toy: {task: choice, problems: 5}}
-training_modes:
-  hard: {tokens: hard}
-  soft: {tokens: soft, temperature: 0.5, noise_scale: 0.33}
-inference_modes:
-  hard-greedy: {tokens: hard, temperature: 0.0}
-  soft-sample: {tokens: soft, temperature: 0.5, noise_scale: 0.33, samples: 4}
-inference_sets:
-  two: [hard-greedy, soft-sample]
-studies:
-  first:
-    grid: [{models: [toy], train_sets: [sums]}]
-    training_modes: [hard, soft]
-    seeds: [0]
-    test_sets: [sums]
-    choice_sets: [words]
-    inference_sets: [two]
-"""
-
-
-def basic() -> dict[str, Any]:
-    return yaml.safe_load(BASIC)
-
-
-def put(path: str, value: Any) -> Edit:
-    """An edit that sets `a/b/0/c` (list places are numbers)."""
-
-    def edit(config: dict[str, Any]) -> None:
-        *way, last = [int(key) if key.isdecimal() else key for key in path.split("/")]
-        place: Any = config
-        for key in way:
-            place = place[key]
-        place[last] = value
-
-    return edit
-
-
-def drop(path: str) -> Edit:
-    def edit(config: dict[str, Any]) -> None:
-        *way, last = path.split("/")
-        place: Any = config
-        for key in way:
-            place = place[key]
-        del place[last]
-
-    return edit
-
-
-def both(*edits: Edit) -> Edit:
-    return lambda config: [edit(config) for edit in edits]
-
+from tests.support.configurations import BASIC, Edit, basic, both, drop, grid_of, hashes, put
+from tests.support.project import ROOT, shipped
 
 ENOUGH = put("train_sets/sums/toy/problems", 400)  # for the default validation
 SOFT = {"tokens": "soft", "temperature": 0.5}
@@ -427,13 +363,6 @@ def test_the_basic_configuration_of_these_tests_is_right() -> None:
     assert len(Grid(load(basic())).studies["first"].runs) == 3
 
 
-def grid_of(*edits: Edit) -> Grid:
-    config = basic()
-    for edit in edits:
-        edit(config)
-    return Grid(load(config))
-
-
 def test_shipped_config_loads_and_sets_the_defaults_that_the_classes_have() -> None:
     config = read(ROOT / "config.yaml")
     assert config.run == ["demo"]
@@ -461,10 +390,10 @@ def test_the_examples_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     for name in ("mine.jsonl", "mine-test.jsonl"):
         (tmp_path / name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
-    shipped = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config = shipped()
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     found = [
-        Grid(load(merge(shipped, example), requested=list(example["studies"])))
+        Grid(load(merge(config, example), requested=list(example["studies"])))
         for example in map(yaml.safe_load, blocks)
     ]
     variant, own = (grid.studies[name] for grid, name in zip(found, ("demo", "mine"), strict=True))
@@ -591,8 +520,8 @@ def test_schema_file_is_in_step_with_the_classes() -> None:
 
 def test_schema_accepts_what_is_right_and_sees_mistakes() -> None:
     validator = jsonschema.Draft202012Validator(json.loads(schema_json()))
-    shipped = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    assert not list(validator.iter_errors(shipped))
+    config = shipped()
+    assert not list(validator.iter_errors(config))
     assert not list(validator.iter_errors({**basic(), "training_modes": {"a": {"like": "b"}, "b": {"tokens": "hard"}}}))
     for name in (
         "unknown key in an entry",
@@ -608,16 +537,6 @@ def test_schema_accepts_what_is_right_and_sees_mistakes() -> None:
 
 
 # Identity
-
-
-def hashes(grid: Grid) -> dict[str, set[str]]:
-    return {
-        "data": {data.hash for data in grid.data.values()},
-        "models": {model.hash for model in grid.models.values()},
-        "runs": {run.hash for run in grid.runs.values()},
-        "evaluations": {item.hash for item in grid.evaluations.values()},
-        "choices": {item.hash for item in grid.choices.values()},
-    }
 
 
 @pytest.mark.parametrize(

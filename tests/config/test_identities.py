@@ -6,12 +6,12 @@ import glob
 from pathlib import Path
 
 import pytest
-from test_config import Edit, both, drop, grid_of, hashes, put
 
 from softtok.config import grid
 from softtok.config.schema import Files
 from softtok.storage.files import folder_sha256
 from softtok.storage.shards import Shard
+from tests.support.configurations import Edit, both, drop, grid_of, hashes, put
 
 
 def test_the_hash_of_weights_is_that_of_their_content_and_names(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_workflow import ROOT, Project, counts
 
 from softtok.config.grid import Grid, Study
 from softtok.config.load import read
@@ -18,6 +17,7 @@ from softtok.errors import UserError
 from softtok.report import tables
 from softtok.report.collect import collect
 from softtok.report.tables import make_tables
+from tests.support.project import ROOT, Project, counts, dry_run
 from tests.support.synthetic_runs import write_planned
 
 # Jobs by rule, without each study's report.
@@ -58,19 +58,15 @@ def grid() -> Grid:
     return Grid(read(ROOT / "config.yaml"))
 
 
-def dry_run(study: str, folder: Path) -> dict[str, int]:
+def jobs(study: str, folder: Path) -> dict[str, int]:
     """Jobs by rule, without the study's report and its target."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site/sitecustomize.py").write_text(NO_NETWORK)
-    listed = Project(ROOT).snakemake(
-        *("-n", "--quiet", "rules", "--directory", str(folder), "--configfile", str(ROOT / "config.yaml")),
-        *("--", study),
-        PYTHONPATH=f"{folder / 'site'}:{ROOT}",
-    )
-    jobs = counts(listed)
-    assert (jobs.pop("report"), jobs.pop(study)) == (1, 1)
+    listed = dry_run(folder, "--quiet", "rules", "--", study, PYTHONPATH=f"{folder / 'site'}:{ROOT}")
+    found = counts(listed)
+    assert (found.pop("report"), found.pop(study)) == (1, 1)
     assert "warning" not in listed.stdout.lower()
-    return jobs
+    return found
 
 
 @pytest.mark.parametrize("study", COUNTS)
@@ -78,29 +74,16 @@ def test_a_study_means_the_jobs_one_counts_by_hand_within_5_seconds_and_without_
     study: str, tmp_path: Path
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert dry_run(study, tmp_path) == COUNTS[study]
+    assert jobs(study, tmp_path) == COUNTS[study]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
-def finish(study: Study, grid: Grid, folder: Path) -> None:
-    """Empty files in the places of all that a study makes."""
-    stems = [*grid.data, *(f"{run}/{stem}" for run, items in study.evaluations.items() for stem in items)]
-    files = [f"{stem}{suffix}" for stem in stems for suffix in (".parquet", ".json", ".entropy.csv")]
-    files += study.choice_files(".parquet") + study.run_files("train.json") + study.run_files("train.jsonl")
-    files += [f"{run}/checkpoint/model.safetensors" for run in study.runs]
-    files += [f"{run.model.folder}/model.json" for run in study.runs.values()]
-    for file in files:
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    for path in folder.rglob("*"):
-        os.utime(path, (0, 0))
-
-
 def test_a_study_built_after_the_papers_adds_only_the_runs_that_differ(grid: Grid, tmp_path: Path) -> None:
-    finish(grid.studies["paper"], grid, tmp_path)
-    assert {study: dry_run(study, tmp_path) for study in ADDED} == ADDED
+    Project(tmp_path).finish(grid.studies["paper"], grid)
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (0, 0))
+    assert {study: jobs(study, tmp_path) for study in ADDED} == ADDED
 
 
 def test_the_readme_counts_the_same_jobs() -> None:

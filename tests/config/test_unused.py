@@ -8,70 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from softtok.__main__ import main
-from softtok.config.grid import Grid
-from softtok.config.load import read
+from tests.support.project import Project, shipped
 
-ROOT = Path(__file__).parents[2]
 Change = Callable[[dict[str, Any]], object]
-
-
-class Project:
-    """A folder with a configuration and everything that the demo and a study of a local file would have made."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "config.yaml"
-        (folder / "mine.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
-        config = yaml.safe_load((ROOT / "config.yaml").read_text())
-        fields = {"question": "question", "gold": {"field": "answer"}}
-        config["train_sets"]["mine"] = {"file": {"path": "mine.jsonl"}, **fields}
-        config["models"]["other"] = {"hub": "someone/model"}
-        demo = config["studies"]["demo"]
-        own = {"models": ["other"], "train_sets": ["mine"], "training_modes": ["hard"]}
-        config["studies"] = {"demo": demo, "own": demo | own}
-        self.config = config
-        self.edit(lambda config: None)
-        self.options = ["--config", str(self.path), "--results", str(folder / "results"), "--data-root", str(folder)]
-        for study in self.grid().studies.values():
-            for run in study.runs.values():
-                data = [
-                    item.data for item in [*study.evaluations[run.folder].values(), *study.choices[run.folder].values()]
-                ]
-                for item in [*data, *([run.train_set] if run.train_set else [])]:
-                    self.write(f"{item.stem}.parquet", f"{item.stem}.json")
-                self.write(f"{run.model.folder}/model.json", f"{run.folder}/train.json", f"{run.folder}/checkpoint/w")
-            self.write(*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
-            self.write(*study.choice_files(".parquet"))
-
-    def write(self, *paths: str) -> None:
-        for path in paths:
-            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / path).write_text("1234")
-
-    def edit(self, change: Change) -> None:
-        change(self.config)
-        self.path.write_text(yaml.safe_dump(self.config))
-
-    def grid(self) -> Grid:
-        return Grid(read(self.path, (), str(self.folder)))
-
-    def files(self) -> list[Path]:
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+    """A folder with a configuration and everything that the demo and a study of a local file would have made."""
+    project = Project(tmp_path)
+    project.write("mine.jsonl", text='{"question": "1 + 1?", "answer": "2"}\n')
+    config = shipped()
+    fields = {"question": "question", "gold": {"field": "answer"}}
+    config["train_sets"]["mine"] = {"file": {"path": "mine.jsonl"}, **fields}
+    config["models"]["other"] = {"hub": "someone/model"}
+    demo = config["studies"]["demo"]
+    own = {"models": ["other"], "train_sets": ["mine"], "training_modes": ["hard"]}
+    config["studies"] = {"demo": demo, "own": demo | own}
+    project.config = config
+    grid = project.grid(tmp_path)
+    for study in grid.studies.values():
+        project.finish(study, grid)
+    return project
+
+
+def files(project: Project) -> list[Path]:
+    return sorted(path for path in project.folder.rglob("*") if path.is_file())
+
+
+def options(project: Project) -> list[str]:
+    return ["--config", str(project.path), "--results", str(project.results), "--data-root", str(project.folder)]
 
 
 @pytest.fixture
 def unused(project: Project, capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     def called() -> list[str]:
-        before = project.files()
-        assert main(["unused", *project.options]) == 0
-        assert project.files() == before
+        before = files(project)
+        assert main(["unused", *options(project)]) == 0
+        assert files(project) == before
         lines = capsys.readouterr().out.splitlines()
         paths = [line.split("\t")[1].removeprefix(f"{project.folder}/results/") for line in lines]
         return [re.sub(r"-[0-9a-f]{8}(\.[.a-z]+)?", "", path) for path in paths]
@@ -140,8 +116,8 @@ def test_what_a_missing_file_would_lead_to_is_left_out(project, unused):
 
 def test_sizes_are_told(project, capsys):
     project.edit(lambda config: config["studies"]["demo"].update(seeds=[0, 1], training_modes=["hard"]))
-    (project.folder / next(iter(project.grid().runs))).joinpath("unrelated").write_text("1")
-    assert main(["unused", *project.options]) == 0
+    (project.folder / next(iter(project.grid(project.folder).runs))).joinpath("unrelated").write_text("1")
+    assert main(["unused", *options(project)]) == 0
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 7 and "0.0 MB\t" in printed.out
     assert printed.err.startswith("7 places, 0.0 GB in ") and printed.err.endswith("none was removed\n")

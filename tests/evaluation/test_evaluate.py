@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from softtok.config.schema import GenerationSettings, RuntimeSettings
+from softtok.config.schema import RuntimeSettings
 from softtok.errors import UserError
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.choices import choices
@@ -20,19 +20,8 @@ from softtok.models.base_model import base_run
 from softtok.storage.files import read_json
 from softtok.storage.locks import Interruption, alone
 from softtok.storage.shards import Shard
-from tests.conftest import TEMPLATE
-
-MODES = {
-    "hard-greedy": {"tokens": "hard", "temperature": 0.0, "noise_scale": 0.0, "samples": 1},
-    "hard-sample": {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0, "samples": 4},
-    "soft-sample": {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33, "samples": 4},
-    "fuzzy-greedy": {"tokens": "soft", "temperature": 1e-4, "noise_scale": 0.0, "samples": 1},
-}
-EVALUATION = GenerationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump()
-
-
-def spec(*names: str) -> dict:
-    return {"inference_modes": {name: MODES[name] for name in names}, "evaluation": EVALUATION, "version": 1}
+from tests.support.specs import EVALUATION, EVALUATION_MODES, TEMPLATE
+from tests.support.specs import evaluation_spec as spec
 
 
 @pytest.fixture
@@ -58,11 +47,11 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_records(run, toy_sets, tmp_path):
     out = tmp_path / "eval" / "six.parquet"
-    evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["test"], out)
+    evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["test"], out)
     table = pd.read_parquet(out)
     assert list(table.columns) == module.SCHEMA.names
     assert table.groupby("inference_mode").size().to_dict() == {
-        name: 6 * mode["samples"] for name, mode in MODES.items()
+        name: 6 * mode["samples"] for name, mode in EVALUATION_MODES.items()
     }
     assert not table.duplicated(["inference_mode", "problem_id", "sample"]).any()
     assert set(table.stop) <= {"phrase", "eos", "cap"}
@@ -75,7 +64,7 @@ def test_records(run, toy_sets, tmp_path):
     assert (pick.loc["hard-greedy"].cot == pick.loc["fuzzy-greedy"].cot).all()
     profile = pd.read_csv(out.with_suffix(".entropy.csv"))
     first = profile[profile["index"] == 0].set_index("inference_mode")["count"]
-    assert first.to_dict() == {name: 6 * mode["samples"] for name, mode in MODES.items()}, (
+    assert first.to_dict() == {name: 6 * mode["samples"] for name, mode in EVALUATION_MODES.items()}, (
         "every generation has a first token"
     )
     lengths = table[table.inference_mode == "hard-sample"].cot_tokens
@@ -125,8 +114,8 @@ def test_a_damaged_checkpoint_manifest_is_one_line(run, toy_sets, tmp_path):
 def test_records_do_not_depend_on_the_batch(run, toy_sets, tmp_path, tiny_toy):
     other = tmp_path / "other"
     base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, other)
-    evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
-    evaluate(spec(*MODES), RuntimeSettings(rollout_rows=1), other, toy_sets["test"], tmp_path / "b.parquet")
+    evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
+    evaluate(spec(*EVALUATION_MODES), RuntimeSettings(rollout_rows=1), other, toy_sets["test"], tmp_path / "b.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), pd.read_parquet(tmp_path / "b.parquet"))
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_evaluate import EVALUATION, MODES, spec
 
 from softtok.config.schema import RuntimeSettings
 from softtok.evaluation import evaluate as module
@@ -18,7 +17,8 @@ from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.models.base_model import base_run
 from softtok.problems.reward import Judge
 from softtok.storage.files import canonical_json, read_json, write_json
-from tests.conftest import TEMPLATE
+from tests.support.specs import EVALUATION, EVALUATION_MODES, TEMPLATE
+from tests.support.specs import evaluation_spec as spec
 from tests.support.tiny_models import tiny_model
 
 
@@ -30,7 +30,7 @@ def run(tmp_path, tiny_toy):
 
 def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(run, toy_sets, tmp_path):
     out = tmp_path / "out.parquet"
-    evaluate(spec(*MODES), RuntimeSettings(), run, toy_sets["train"], out)  # 40 problems of many lengths
+    evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["train"], out)  # 40 problems of many lengths
     table = pd.read_parquet(out)
     golds = {problem["id"]: problem["gold"] for problem in pq.read_table(toy_sets["train"]).to_pylist()}
     with Judge() as judge:
@@ -101,7 +101,7 @@ def test_a_shard_belongs_to_its_data_mode_samples_and_version(run, toy_sets, tmp
     """Each of them changed, nothing of the shard is used; changed back, all of it is."""
     data, out = tmp_path / "test.parquet", tmp_path / "out.parquet"
     shutil.copy(toy_sets["test"], data)
-    settings, mode = spec("hard-sample"), MODES["hard-sample"]
+    settings, mode = spec("hard-sample"), EVALUATION_MODES["hard-sample"]
 
     def rows_made(**changed):
         rollouts.clear()

@@ -1,6 +1,6 @@
 """The teacher-forced pass gives the gradient of the plain loss, whatever its tiles, micro-batches and shortcuts.
 
-`naive_loss` below is that loss written down without any of them: each row by itself, whole sequence, no cache,
+`naive_loss` is that loss written down without any of them: each row by itself, whole sequence, no cache,
 autograd.
 """
 
@@ -15,45 +15,28 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method import objective
 from softtok.method.objective import PassStatistics, accumulate_gradients, leave_one_out, micro_batches
-from softtok.method.rollout import rollout
 from softtok.method.token_modes import CotTokens, soft_log_density
-from softtok.method.trajectories import STOPS, Limits, Rollout
+from softtok.method.trajectories import STOPS, Rollout
 from softtok.models.language_model import LanguageModel
-from tests.support.tiny_models import TokenRules, tiny_model, token_mode
-
-MODES = {
-    "hard": TokenMode(tokens="hard", temperature=0.7),
-    "soft": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.5),
-    "fuzzy": TokenMode(tokens="soft", temperature=1e-4, noise_scale=0.5),
-    # Between the two: by the shortcut's rule a third of the mixtures are single rows of E here.
-    "half-fuzzy": TokenMode(tokens="soft", temperature=0.015, noise_scale=0.5),
-}
-SETTINGS = TrainingSettings(answer_temperature=1.3)
-PROMPTS = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
-SAMPLES = 8
-
-
-def make_rollout(lm: LanguageModel, tokens: CotTokens) -> Rollout:
-    """Trajectories that end in every way: by the phrase, by EOS and at the cap."""
-    size = lm.embedding_VD.shape[0]
-    rules = TokenRules(size, phrase=range(20, 32), eos=range(32, 38), ends=range(10, 24))
-    keys = [f"row{row}" for row in range(len(PROMPTS) * SAMPLES)]
-    limits = Limits(7, 4, SETTINGS.answer_temperature, "shadow")
-    return rollout(lm, rules, tokens, PROMPTS, SAMPLES, keys, limits, record=True)
-
-
-def make_advantages(count: int) -> np.ndarray:
-    """Of both signs, and zero for every third row."""
-    return np.where(np.arange(count) % 3 == 0, 0.0, np.random.default_rng(0).normal(size=count))
-
-
-Case = tuple[LanguageModel, CotTokens, Rollout, np.ndarray]  # with advantages (N,)
+from tests.support.gradients import (
+    MODES,
+    PROMPTS,
+    SAMPLES,
+    SETTINGS,
+    Case,
+    LargestOfVocabulary,
+    assert_same,
+    in_double,
+    make_advantages,
+    make_rollout,
+    naive_loss,
+    take_gradients,
+)
+from tests.support.tiny_models import tiny_model, token_mode
 
 
 def make_case(mode: str, family: str = "llama", tied: bool = True) -> Case:
@@ -63,39 +46,9 @@ def make_case(mode: str, family: str = "llama", tied: bool = True) -> Case:
     return lm, tokens, out, make_advantages(len(out.answers))
 
 
-def naive_loss(
-    lm: LanguageModel,
-    tokens: CotTokens,
-    out: Rollout,
-    advantages: np.ndarray,
-    settings: TrainingSettings = SETTINGS,
-    terms: tuple[str, ...] = ("cot", "answer"),
-) -> torch.Tensor:
-    """The paper's loss, row by row."""
-    embedding, total = lm.embedding_VD, torch.zeros((), dtype=lm.dtype)
-    for row, answer in enumerate(out.answers):
-        prompt, cot, words = out.prompts[row // out.samples], out.cot(row), out.prefills[out.stops[row]]
-        x = out.x_NTD[row, : len(cot)].to(embedding) if tokens.soft else embedding[cot]
-        inputs = torch.cat([embedding[prompt], x, embedding[words], embedding[answer]])
-        logits = lm.model(inputs_embeds=inputs[None]).logits[0]
-        before_cot = logits[len(prompt) - 1 :][: len(cot)] / tokens.mode.temperature
-        before_answer = logits[len(prompt) + len(cot) + len(words) - 1 :][: len(answer)] / settings.answer_temperature
-        log_pi = torch.zeros((), dtype=lm.dtype)
-        if "cot" in terms and not tokens.soft:
-            log_pi = log_pi + before_cot.log_softmax(-1)[range(len(cot)), cot].sum()
-        elif "cot" in terms:
-            h = before_cot.softmax(-1) @ (embedding if settings.embedding_gradient else embedding.detach())
-            log_pi = log_pi - (x - h).square().sum() / (2 * tokens.noise_std**2)
-        if "answer" in terms:
-            log_pi = log_pi + before_answer.log_softmax(-1)[range(len(answer)), answer].sum()
-        total = total - advantages[row] * log_pi / len(advantages)
-    return total
-
-
 def naive_gradients(lm: LanguageModel, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
     """In fp64, so that a difference is the rounding of the code under test alone."""
-    exact = LanguageModel(copy.deepcopy(lm.model).double(), lm.tokenizer, lm.name)
-    exact.model.zero_grad()
+    exact = in_double(lm)
     naive_loss(exact, *args, **kwargs).backward()
     return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
 
@@ -113,22 +66,6 @@ def gradients(
     lm.model.zero_grad()
     accumulate_gradients(lm, tokens, out, advantages, settings, RuntimeSettings(**runtime), terms)
     return take_gradients(lm)
-
-
-def take_gradients(lm: LanguageModel) -> dict[str, torch.Tensor]:
-    named = lm.model.named_parameters()
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
-
-
-def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
-    """Parameter by parameter, relative to its gradient's norm (or to a thousandth of the whole's, where that is
-    larger)."""
-    assert got.keys() == wanted.keys()
-    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm().item()
-    assert whole > 0, "the comparison needs a gradient"
-    for name, gradient in wanted.items():
-        gap = (got[name] - gradient).norm().item() / max(gradient.norm().item(), 1e-3 * whole)
-        assert gap <= tolerance, f"{name}: relative difference {gap:.1e}"
 
 
 def tolerance_of(mode: str) -> float:
@@ -266,22 +203,6 @@ def test_the_recomputation_gap_is_in_units_of_sigma() -> None:
     out.mixture_NTD[np.flatnonzero(advantages)[0], 0, 3] += 5 * tokens.noise_std
     seen = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings())
     assert seen.gap == pytest.approx(5, rel=1e-3)
-
-
-class LargestOfVocabulary(TorchDispatchMode):
-    """Watches every operation, backward passes included, for its tallest tensor with the vocabulary as last axis."""
-
-    def __init__(self, vocabulary: int, width: int):
-        super().__init__()
-        self.vocabulary, self.parameter, self.rows = vocabulary, {vocabulary, width}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            shape = tensor.shape if isinstance(tensor, torch.Tensor) else ()
-            if self.vocabulary in shape and set(shape) != self.parameter:
-                self.rows = max(self.rows, shape.numel() // self.vocabulary)
-        return result
 
 
 @pytest.mark.parametrize("mode", MODES)

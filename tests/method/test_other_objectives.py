@@ -13,19 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_config import basic, both, hashes, put
-from test_objective import (
-    PROMPTS,
-    SAMPLES,
-    Case,
-    LargestOfVocabulary,
-    assert_same,
-    make_advantages,
-    make_rollout,
-    naive_loss,
-    take_gradients,
-)
-from test_train import HARD, SOFT, lines, spec, weights
 
 from softtok.config.grid import NEWER, Grid, settled
 from softtok.config.load import load
@@ -37,15 +24,28 @@ from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
 from softtok.storage.files import read_json
 from softtok.training.train import Trainer, train
+from tests.support.configurations import basic, both, hashes, put
+from tests.support.gradients import MODES as OBJECTIVE_MODES
+from tests.support.gradients import (
+    PROMPTS,
+    SAMPLES,
+    Case,
+    LargestOfVocabulary,
+    assert_same,
+    in_double,
+    make_advantages,
+    make_rollout,
+    naive_loss,
+    take_gradients,
+)
+from tests.support.gradients import SETTINGS as PLAIN
+from tests.support.specs import HARD, SOFT
+from tests.support.specs import train_spec as spec
 from tests.support.tiny_models import tiny_model, token_mode
+from tests.support.training_runs import lines, weights
 
-MODES = {
-    "hard": TokenMode(tokens="hard", temperature=0.7),
-    "soft": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.5),
-    "soft-top": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.5, top_k=6),
-    "fuzzy": TokenMode(tokens="soft", temperature=1e-4, noise_scale=0.5),
-}
-PLAIN = TrainingSettings(answer_temperature=1.3)
+MODES = {name: OBJECTIVE_MODES[name] for name in ("hard", "soft", "fuzzy")}
+MODES["soft-top"] = MODES["soft"].model_copy(update={"top_k": 6})
 
 
 def settings(**changes: Any) -> TrainingSettings:
@@ -65,10 +65,6 @@ def moved(lm: LanguageModel, by: float, seed: int = 0) -> LanguageModel:
     for parameter in model.parameters():
         parameter.data += by * torch.randn(parameter.shape, generator=generator) * parameter.data.abs().mean()
     return LanguageModel(model, lm.tokenizer, lm.name)
-
-
-def exactly(lm: LanguageModel) -> LanguageModel:
-    return LanguageModel(copy.deepcopy(lm.model).double(), lm.tokenizer, lm.name)
 
 
 def gradients(
@@ -93,7 +89,7 @@ def row_logits(lm: LanguageModel, tokens: Any, out: Rollout, row: int) -> tuple[
 
 def naive(lm: LanguageModel, loss: Any) -> dict[str, torch.Tensor]:
     """Gradients of a loss of the fp64 copy."""
-    exact = exactly(lm)
+    exact = in_double(lm)
     loss(exact).backward()
     return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
 
@@ -155,7 +151,7 @@ def test_kl_is_that_of_the_policies(mode: str, tied: bool) -> None:
         return (logits.masked_fill(~kept, -torch.inf) / mode_.temperature).softmax(-1) @ of.embedding_VD
 
     def loss(exact: LanguageModel) -> torch.Tensor:
-        base = exactly(reference)
+        base = in_double(reference)
         for row in range(len(out.answers)):
             pairs = list(zip(row_logits(exact, tokens, out, row), row_logits(base, tokens, out, row), strict=True))
             for part, (mine, theirs) in zip(("cot", "answer"), pairs, strict=True):
@@ -227,7 +223,7 @@ def test_second_update_has_the_clipped_loss(objective: str) -> None:
     assert_same(
         first, gradients((lm, tokens, out.__class__(**{**vars(out), "old_log_prob_NL": None}), advantages), once)
     )
-    before = exactly(lm)
+    before = in_double(lm)
     for seed in (1, 2):
         after = moved(lm, 0.03, seed)
         clips = []

@@ -27,38 +27,15 @@ from softtok.method.token_modes import CotTokens, embedding_rms, hard_log_prob
 from softtok.method.trajectories import STOPS, Limits, Rollout
 from softtok.models.language_model import LanguageModel
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, STOP_PHRASE, decode
+from tests.support.rollouts import KEYS, LIMITS, MODES, PROMPTS, SAMPLES, SPREAD, roll, rules
 from tests.support.tiny_models import FAMILIES, TokenRules, tiny_model, token_mode
 
-MODES = {
-    "hard": TokenMode(tokens="hard", temperature=1.0),
-    "hard-greedy": TokenMode(tokens="hard", temperature=0.0),
-    "soft": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.33),
-    "soft-greedy": TokenMode(tokens="soft", temperature=0.5),
-    "fuzzy": TokenMode(tokens="soft", temperature=1e-4, noise_scale=0.33),
-    "fuzzy-greedy": TokenMode(tokens="soft", temperature=1e-4),
-}
 SAMPLED = ["hard", "soft", "fuzzy"]
-# A soft CoT is fed its own mixtures: with larger random weights it is chaotic, and rounding soon grows to everything.
-SPREAD = {"hard": 0.3, "soft": 0.12, "fuzzy": 0.3}
-PROMPTS = [[3, 4, 5, 6, 7, 0, 2], [8, 9, 10], [1]]
-SAMPLES = 8
-KEYS = [f"row {row}" for row in range(len(PROMPTS) * SAMPLES)]
-LIMITS = Limits(max_cot_tokens=40, max_answer_tokens=6, answer_temperature=1.0, stop_on="shadow")
-assert LIMITS.max_cot_tokens > DRAW_BLOCK, "trajectories outlast a block of draws"
 # Two runs may part where an argmax leads by less than this in logits, or a uniform is this near a step of the CDF.
 NEAR_TIE = 1e-4
 NEAR_TIE_CDF = 1e-5
 # Where the argmax leads by 40 temperatures a fuzzy mixture is one row of E; below, h magnifies rounding 1e4-fold.
 FUZZY_GAP = 40 * 1e-4
-
-
-def rules() -> TokenRules:
-    return TokenRules(64, phrase=range(10, 14), eos=(40, 41), ends=(1, 20, 21, 22, 23, 24))
-
-
-def roll(lm: LanguageModel, mode: str, **changes: Any) -> Rollout:
-    settings = {"prompts": PROMPTS, "samples": SAMPLES, "keys": KEYS, "limits": LIMITS, "record": True} | changes
-    return rollout(lm, rules(), token_mode(lm, MODES[mode]), **settings)
 
 
 # The rollout against a plain loop

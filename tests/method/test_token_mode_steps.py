@@ -12,22 +12,11 @@ from scipy import stats
 from softtok.config.schema import TokenMode
 from softtok.method import token_modes as cot
 from softtok.method.token_modes import CotTokens, entropy, entropy_of, hard_log_prob, mix, sample_ids, soft_log_density
-from tests.support.tiny_models import tiny_model, token_mode
+from tests.support.rollouts import MODES
+from tests.support.tiny_models import random_logits, tiny_model, token_mode
 
 FUZZY = 1e-4
-MODES = {
-    "hard": TokenMode(tokens="hard", temperature=1.0),
-    "hard-greedy": TokenMode(tokens="hard", temperature=0.0),
-    "soft": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.33),
-    "soft-greedy": TokenMode(tokens="soft", temperature=0.5),
-    "fuzzy": TokenMode(tokens="soft", temperature=FUZZY, noise_scale=0.33),
-    "fuzzy-greedy": TokenMode(tokens="soft", temperature=FUZZY),
-}
 ALMOST_ONE = 1 - 2.0**-24  # the largest uniform that a 24-bit generator draws
-
-
-def random_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
-    return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
 def random_embedding(vocabulary: int, width: int, seed: int = 1) -> torch.Tensor:

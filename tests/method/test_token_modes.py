@@ -12,27 +12,36 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import test_policy_gradient as small
 import torch
 from scipy import stats
-from test_objective import LargestOfVocabulary, assert_same, make_advantages, take_gradients
-from test_train import spec as train_spec
 
 from softtok.config.grid import settled
-from softtok.config.schema import GenerationSettings, RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config.schema import GenerationSettings, RuntimeSettings, TokenMode
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.method.batches import read_problems, rms_prompts
 from softtok.method.draws import Draws
 from softtok.method.objective import accumulate_gradients
-from softtok.method.rollout import rollout
 from softtok.method.token_modes import CotTokens, bind, embedding_rms, gumbel, gumbel_log_density, keep_top, state_rms
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel, left_pad
 from softtok.storage.files import read_json
 from softtok.training.train import Trainer, train
-from tests.conftest import TEMPLATE
-from tests.support.tiny_models import TokenRules, tiny_model
+from tests.support import expected_reward as small
+from tests.support.gradients import (
+    KEYS,
+    PROMPTS,
+    SAMPLES,
+    SETTINGS,
+    LargestOfVocabulary,
+    assert_same,
+    in_double,
+    make_advantages,
+    take_gradients,
+)
+from tests.support.gradients import make_rollout as roll
+from tests.support.specs import TEMPLATE, train_spec
+from tests.support.tiny_models import random_logits, tiny_model
 
 HIDDEN = TokenMode(tokens="soft", temperature=0.5, noise_scale=0.4, noise_at="hidden")
 LOGITS = TokenMode(tokens="soft", temperature=0.5, noise_scale=0.4, noise_at="logits")
@@ -46,21 +55,10 @@ MODES = {
     "gumbel": GUMBEL,
     "gumbel-top": GUMBEL.model_copy(update={"top_k": 5}),
 }
-SETTINGS = TrainingSettings(answer_temperature=1.3)
-PROMPTS = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
-SAMPLES = 8
-KEYS = [f"row{row}" for row in range(len(PROMPTS) * SAMPLES)]
 
 
 def bound(lm: LanguageModel, mode: TokenMode) -> CotTokens:
     return bind(mode, lm, {"embedding": embedding_rms(lm.embedding_VD), **state_rms(lm, PROMPTS)})
-
-
-def roll(lm: LanguageModel, tokens: CotTokens, steps: int = 7, **changes: object) -> Rollout:
-    size = lm.embedding_VD.shape[0]
-    rules = TokenRules(size, phrase=range(20, 32), eos=range(32, 38), ends=range(10, 24))
-    limits = Limits(steps, 4, SETTINGS.answer_temperature, "shadow")
-    return rollout(lm, rules, tokens, PROMPTS, SAMPLES, KEYS, limits, record=True, **changes)
 
 
 def noise_of(tokens: CotTokens, row: int, step: int, width: int) -> torch.Tensor:
@@ -92,8 +90,7 @@ def top_only(values_TV: torch.Tensor, k: int | None) -> torch.Tensor:
 
 def naive_gradients(lm: LanguageModel, tokens: CotTokens, out: Rollout, advantages: np.ndarray) -> dict:
     """Row by row in fp64, from the noise and its score: no density, no tile, no shared prompt."""
-    exact = LanguageModel(copy.deepcopy(lm.model).double(), lm.tokenizer, lm.name)
-    exact.model.zero_grad()
+    exact = in_double(lm)
     mode, sigma, total = tokens.mode, tokens.noise_std, torch.zeros((), dtype=torch.float64)
     for row, answer in enumerate(out.answers):
         length, words = out.cot_lengths[row], len(out.prefills[out.stops[row]])
@@ -270,10 +267,6 @@ def test_estimate_is_the_gradient_of_the_expected_reward(name: str) -> None:
 
 
 # Densities and limits
-
-
-def random_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
-    return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
 def test_densities_are_those_of_torch_distributions() -> None:

@@ -11,18 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_rollout import KEYS, LIMITS, MODES, PROMPTS, SAMPLES, SPREAD, rules
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from softtok.config.schema import RuntimeSettings
 from softtok.errors import UserError
-from softtok.method.rollout import rollout
-from softtok.method.trajectories import Rollout
 from softtok.models import decoding
 from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
-from tests.support.tiny_models import FAMILIES, tiny_model, token_mode
+from tests.support.rollouts import KEYS, LIMITS, MODES, SPREAD, roll
+from tests.support.tiny_models import FAMILIES, tiny_model
 
 WAITS = ("item", "_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique")  # for the device: not recordable
 
@@ -71,11 +69,6 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(decoding, "record", record)
     monkeypatch.setattr(decoding, "WINDOW", 16)
     return made
-
-
-def roll(lm: LanguageModel, mode: str, drop_rows: bool = True) -> Rollout:
-    tokens = token_mode(lm, MODES[mode])
-    return rollout(lm, rules(), tokens, PROMPTS, SAMPLES, KEYS, LIMITS, record=True, drop_rows=drop_rows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_prompt import closes
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -32,6 +31,7 @@ from softtok.models.loading import load
 from softtok.models.real_tokenizers import PUBLISHED, read_ranks, real_tokenizer, vocabulary_file
 from softtok.problems.boxed import last_boxed
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, PROMPT, STOP_PHRASE, decode, render
+from tests.support.answers import closes
 from tests.support.tiny_models import tiny_model, token_mode
 
 ROWS = {"llama-3": 128_256, "qwen-2.5": 151_936}

@@ -19,8 +19,8 @@ from softtok.errors import UserError
 from softtok.models.toy_model import batches, bpe_tokenizer, make, word_tokenizer
 from softtok.problems import toy
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PROMPT, STOP_PHRASE, choice_prompt, cloze_prompt, decode, render
+from tests.support.specs import TEMPLATE
 
-TEMPLATE = "User: {question} Assistant:"
 STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)\.")
 WORKED = re.compile(r"((?: \d+ [-+*/] \d+ = \d+\.)+) (?:The final answer is: \\boxed\{(\d+)\}|The answer is (\d+)\.)")
 

@@ -28,6 +28,7 @@ from softtok.problems.prompt import (
     token_texts,
 )
 from softtok.problems.toy import vocabulary
+from tests.support.answers import closes
 
 # Text that the merges are learned from: the phrase in several surroundings, so that tokens cross its ends.
 TRAINING_TEXT = [
@@ -166,17 +167,6 @@ class TestBoxRule:
             assert now == closes(decode(tokenizer, ids[:end]))
             assert rule.candidates[ids[end - 1]] or now == was
             was = now
-
-
-def closes(text: str) -> bool:
-    """Reference: braces that no backslash escapes, counted from 1."""
-    depth, escaped = 1, False
-    for character in text:
-        depth += 0 if escaped else {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return True
-        escaped = character == "\\" and not escaped
-    return False
 
 
 class TestPrompts:

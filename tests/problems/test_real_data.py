@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from softtok.config.grid import Data, Grid
 from softtok.config.load import load
@@ -17,8 +16,8 @@ from softtok.problems import reward
 from softtok.problems.prepare import prepare, sha256_of
 from softtok.problems.prompt import normalise
 from softtok.storage.files import file_sha256
+from tests.support.project import shipped
 
-ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 
 SOURCE_ROWS = {
@@ -51,7 +50,7 @@ class Prepared:
     """The shipped sets as jobs on the real files; each is prepared when it is first asked for."""
 
     def __init__(self, data_root: Path, folder: Path) -> None:
-        raw = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+        raw = shipped()
         self.grid = Grid(load(raw | {"data_root": str(data_root)}))
         self.data_root, self.folder = data_root, folder
 

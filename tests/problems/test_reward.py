@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from softtok.problems import reward
 from softtok.problems.reward import STATUSES, Judge, quick_status
+from tests.support.answers import bare, box
 
 HOSTILE = {  # answer -> what the shortcuts make of it
     "9^{9^{9^9}}": "refused",
@@ -42,20 +43,6 @@ HOSTILE = {  # answer -> what the shortcuts make of it
     r"\binom{10^9}{10^8}": "timeout",  # no shortcut knows this one: the worker's wall
 }
 SLOW = r"\binom{10^9}{10^8}"  # keeps a worker busy for minutes
-
-
-def box(answer: str) -> str:
-    """An answer as a rollout gives it."""
-    return f" \\boxed{{{answer}}}."
-
-
-def bare(gold: str, answer: str) -> bool:
-    """Math-Verify by itself, in this process, its own timeouts off."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    ways = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    readings = [parse(f"\\boxed{{{text}}}", extraction_config=ways, parsing_timeout=None) for text in (gold, answer)]
-    return verify(*readings, timeout_seconds=None)
 
 
 ELSEWHERE: set[int] = set()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reward import bare, box
 
 from softtok.problems.boxed import last_boxed
 from softtok.problems.reward import Judge
+from tests.support.answers import bare, box
 
 CASES_PER_KIND = 40  # of a set's golds that a rewriting or perturbation applies to
 EXCHANGES_PER_SET = 60

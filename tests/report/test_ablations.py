@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import visible_texts
 
 from softtok.report import ablations, figures
 from softtok.report.collect import collect
 from softtok.report.study import Study
+from tests.support.figures import visible_texts
 from tests.support.synthetic_runs import write_study
 
 SOFT = {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33}

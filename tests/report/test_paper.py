@@ -18,9 +18,9 @@ from softtok.report.paper import Printed, compare, key_of, printed_cells
 from softtok.report.study import Row, Study
 from softtok.report.tables import Table, make_tables, to_csv, to_latex, to_markdown
 from softtok.storage.files import file_sha256
+from tests.support.project import ROOT
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
-ROOT = Path(__file__).parents[2]
 SOURCE = Path(paper.__file__).with_name("paper.csv")
 LINES = list(csv.DictReader(io.StringIO(SOURCE.read_text(encoding="utf-8"))))
 CHOICE_SETS = ("hellaswag", "arc_challenge", "mmlu")

@@ -4,78 +4,46 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from softtok.__main__ import main
-from softtok.config.grid import Grid
-from softtok.config.load import read
 from softtok.report.page import make_report
-from tests.support.synthetic_runs import write_data, write_study
+from tests.support.project import Project, shipped
+from tests.support.synthetic_runs import write_planned
 
-ROOT = Path(__file__).parents[2]
 STUDY = "small"
 
 
-class Project:
-    """A folder with config.yaml and finished runs of its study, at the paths that the workflow would use."""
+class StudyProject(Project):
+    """A project of one study, with finished runs at the paths that the workflow would use."""
 
-    def __init__(self, folder: Path) -> None:
-        config = yaml.safe_load((ROOT / "config.yaml").read_text())
-        config["studies"] = {STUDY: config["studies"]["demo"] | {"training_modes": ["hard", "soft"], "seeds": [0, 1]}}
-        config["run"] = [STUDY]
-        self.folder, self.results = folder, folder / "results"
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        self.spec = Grid(read(folder / "config.yaml")).studies[STUDY].spec
-        made = write_study(
-            folder / "made", modes=("hard", "soft"), seeds=2, choice_sets=("largest",), problems=12, steps=8,
-            diverged=(("soft", 1),),
-        )  # fmt: skip
-        by_name = {(run["mode"], run["seed"]): folder / "made" / run["path"] for run in made["runs"]}
-        for run in self.spec["runs"]:
-            source, target = by_name[run["mode"], run["seed"]], folder / run["path"]
-            target.mkdir(parents=True)
-            for name in ("train.json", "train.jsonl"):
-                shutil.copy(source / name, target / name)
-            for test_set, sets in run["tests"].items():
-                for name, h8 in sets.items():
-                    (target / "eval" / test_set).mkdir(parents=True)
-                    for suffix in (".parquet", ".entropy.csv"):
-                        shutil.copy(
-                            source / "eval" / test_set / f"six-89ab4567{suffix}",
-                            target / "eval" / test_set / f"{name}-{h8}{suffix}",
-                        )
-            (target / "choices").mkdir()
-            for name, h8 in run["choices"].items():
-                shutil.copy(
-                    source / "choices" / f"{name}-cdef0123.parquet", target / "choices" / f"{name}-{h8}.parquet"
-                )
-        write_data(folder, self.spec)
-        shutil.rmtree(folder / "made")
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        return self.grid().studies[STUDY].spec
 
     def run(self, mode: str, seed: int) -> Path:
         return self.folder / next(r["path"] for r in self.spec["runs"] if (r["mode"], r["seed"]) == (mode, seed))
 
     def tables(self, *options: str, study: str = STUDY) -> int:
-        where = ["--config", str(self.folder / "config.yaml"), "--results", str(self.results)]
-        return main(["tables", study, *where, *options])
+        return main(["tables", study, "--config", str(self.path), "--results", str(self.results), *options])
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Project(tmp_path_factory.mktemp("finished")).folder
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyProject:
+    project, config = StudyProject(tmp_path_factory.mktemp("finished")), shipped()
+    study = config["studies"]["demo"] | {"training_modes": ["hard", "soft"], "seeds": [0, 1]}
+    project.config = config | {"studies": {STUDY: study}, "run": [STUDY]}
+    write_planned(project.folder, project.spec, problems=12, steps=8, cot=48, diverged=(("soft", 1),))
+    return project
 
 
 @pytest.fixture
-def project(finished: Path, tmp_path: Path) -> Project:
-    shutil.copytree(finished, tmp_path / "project")
-    copy = Project.__new__(Project)
-    copy.folder, copy.results = tmp_path / "project", tmp_path / "project/results"
-    copy.spec = Grid(read(copy.folder / "config.yaml")).studies[STUDY].spec
-    return copy
+def project(finished: StudyProject, tmp_path: Path) -> StudyProject:
+    return finished.copy(tmp_path / "project")
 
 
 def log(run: Path, name: str, *events: dict[str, Any]) -> None:
@@ -89,7 +57,9 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(value))
 
 
-def test_a_finished_study_gives_the_tables_of_its_report(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_study_gives_the_tables_of_its_report(
+    project: StudyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_report(project.spec, project.folder / "report", project.folder)
     for options in ((), ("--partial",)):
         assert project.tables(*options) == 0
@@ -102,7 +72,7 @@ def test_a_finished_study_gives_the_tables_of_its_report(project: Project, capsy
         assert "Partial" not in text
 
 
-def test_what_is_missing_is_named_with_its_reason(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
     hard0, hard1, soft0, soft1 = (project.run(mode, seed) for mode in ("hard", "soft") for seed in (0, 1))
     (hard0 / "train.json").unlink()
     failed = {"event": "failed", "time": "T", "error": "RuntimeError('no\nmemory')"}
@@ -133,7 +103,7 @@ def test_what_is_missing_is_named_with_its_reason(project: Project, capsys: pyte
     assert text.count("Partial: n is what has finished of 2 planned runs per row (base 1).") == 5
 
 
-def test_seeds_that_lack_the_same_share_a_line(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_that_lack_the_same_share_a_line(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         shutil.rmtree(project.run("soft", seed))
     assert project.tables("--partial") == 0
@@ -141,7 +111,7 @@ def test_seeds_that_lack_the_same_share_a_line(project: Project, capsys: pytest.
 
 
 def test_before_anything_has_finished_there_are_empty_tables(
-    project: Project, capsys: pytest.CaptureFixture[str]
+    project: StudyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.results)
     assert project.tables("--partial") == 0
@@ -152,7 +122,7 @@ def test_before_anything_has_finished_there_are_empty_tables(
 
 
 def test_without_partial_it_refuses_and_names_what_is_missing(
-    project: Project, capsys: pytest.CaptureFixture[str]
+    project: StudyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.run("soft", 1))
     next(project.run("hard", 0).glob("choices/*.parquet")).unlink()
@@ -166,7 +136,7 @@ def test_without_partial_it_refuses_and_names_what_is_missing(
 
 
 def test_a_table_that_mixes_devices_says_so_and_one_that_does_not_is_silent(
-    project: Project, capsys: pytest.CaptureFixture[str]
+    project: StudyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(project.run("soft", 0) / "train.json", lambda manifest: manifest["provenance"].update(device="gpu"))
     edit(project.run("soft", 0) / "train.json", lambda manifest: manifest["provenance"].update(torch="9.9"))
@@ -180,7 +150,7 @@ def test_a_table_that_mixes_devices_says_so_and_one_that_does_not_is_silent(
 
 
 def test_tables_are_written_where_they_are_wanted_and_never_among_the_reports(
-    project: Project, capsys: pytest.CaptureFixture[str]
+    project: StudyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.run("soft", 1))
     before = sorted(project.results.rglob("*"))
@@ -198,6 +168,6 @@ def test_tables_are_written_where_they_are_wanted_and_never_among_the_reports(
     assert sorted(project.results.rglob("*")) == before
 
 
-def test_a_study_that_is_not_there_is_one_line(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_is_not_there_is_one_line(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.tables("--partial", study="smal") == 1
     assert "did you mean 'small'?" in capsys.readouterr().err

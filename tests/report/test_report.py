@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from softtok.report.metrics import pass_at_k
 from softtok.report.page import make_report, show
 from softtok.report.study import Family, Row, Study
 from softtok.report.tables import Table, escape_tex, make_tables, to_csv, to_latex, to_markdown
+from tests.support.figures import visible_texts
 from tests.support.synthetic_runs import INFERENCE_MODES, rates, write_study
 
 MODES = ("hard", "soft", "fuzzy", "soft_noise1")
@@ -392,17 +393,6 @@ def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path
 @pytest.fixture(scope="module")
 def plots(made: Made, results: Results) -> list[figures.Plot]:
     return list(figures.draw_all(Study.from_spec(made[1]), results.metrics, results.training))
-
-
-def visible_texts(figure: Any) -> Iterator[Any]:
-    for axes in (axes for axes in figure.axes if axes.get_visible()):
-        yield from (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts)
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = axis.get_view_interval()
-            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            yield from (tick.label1 for tick in ticks if tick.label1.get_visible())
-    for legend in figure.legends:
-        yield from legend.get_texts()
 
 
 def test_all_figures_are_drawn(plots: list[figures.Plot], made: Made) -> None:

@@ -34,8 +34,8 @@ from softtok.models.base_model import base_run, make_model
 from softtok.models.loading import load
 from softtok.problems.prepare import prepare
 from softtok.storage.files import read_json
+from tests.support.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 CPU = RuntimeSettings(device="cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Row = dict[str, Any]

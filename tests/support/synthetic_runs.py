@@ -104,14 +104,19 @@ def write_data(root: Path, spec: dict[str, Any]) -> None:
             pd.DataFrame({"question": [f"{kind} {name} {i}" for i in range(3)]}).to_parquet(root / path)
 
 
-def write_planned(root: Path, spec: dict[str, Any], problems: int = 4, steps: int = 4, cot: int = 8) -> None:
+def write_planned(
+    root: Path, spec: dict[str, Any], problems: int = 4, steps: int = 4, cot: int = 8,
+    diverged: tuple[tuple[str, int], ...] = (),
+) -> None:  # fmt: skip
     """Writes below `root` just what a study's own report spec plans, at its own paths."""
     rng = np.random.default_rng(7)
     write_data(root, spec)
     for entry in spec["runs"]:
         run, mode = root / entry["path"], entry["mode"]
         (run / "eval").mkdir(parents=True)
-        _write_training(run, entry["model"], mode, entry["seed"], steps, cot, False, rng, False)
+        _write_training(
+            run, entry["model"], mode, entry["seed"], steps, cot, False, rng, (mode, entry["seed"]) in diverged
+        )
         for test_set, sets in entry.get("tests", spec["tests"]).items():
             for name, h8 in sets.items():
                 modes = {one: spec["inference_modes"][one] for one in spec["config"]["inference_sets"][name]}

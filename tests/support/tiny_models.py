@@ -82,3 +82,8 @@ class TokenRules:
     def answer_ends(self, ids: list[int]) -> bool:
         """As `TextRules.answer_ends`."""
         return ids[-1] in self.ends
+
+
+def random_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
+    """Returns normal logits of standard deviation 3, shape (rows, vocabulary)."""
+    return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))

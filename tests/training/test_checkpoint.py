@@ -13,24 +13,16 @@ import pytest
 import torch
 
 from softtok.__main__ import main
-from softtok.config.schema import RuntimeSettings, TrainingSettings
+from softtok.config.schema import RuntimeSettings
 from softtok.errors import UserError
 from softtok.storage.files import atomic, read_columns, read_json, write_text
 from softtok.storage.provenance import attempt, attempts
 from softtok.training.checkpoint import read_progress, write_progress
 from softtok.training.train import Trainer, train
-from tests.conftest import TEMPLATE
+from tests.support.specs import HARD, train_spec
+from tests.support.training_runs import lines
 
-SPEC = {
-    "model": {"prompt": TEMPLATE},
-    "mode": {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0},
-    "training": TrainingSettings(
-        steps=3, samples_per_prompt=8, learning_rate=1e-4, warmup_steps=1, max_cot_tokens=8, max_answer_tokens=4,
-        validation_problems=8, validate_every=1,
-    ).model_dump(),
-    "seed": 0,
-    "version": 1,
-}  # fmt: skip
+SPEC = train_spec(HARD, steps=3, warmup_steps=1, max_cot_tokens=8, validate_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +48,6 @@ def stopped(tmp_path_factory, tiny_toy, toy_sets) -> Path:
         with pytest.raises(KeyboardInterrupt):
             train(SPEC, RuntimeSettings(save_every=1), tiny_toy, toy_sets["train"], run)
     return run
-
-
-def without_times(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
 
 
 @pytest.fixture
@@ -93,7 +80,7 @@ def test_a_damaged_save_is_put_aside_and_the_run_starts_afresh(
     told = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
     assert len(told) == 1 and str(saved) in told[0] and "starting afresh" in told[0]
     assert (run / ".state" / "progress.damaged").read_bytes() == damaged
-    assert without_times(run) == without_times(finished)
+    assert lines(run) == lines(finished)
     step = read_json(finished / "train.json")["best_step"]
     assert [path.name for path in (run / ".state").glob("best-*")] == [f"best-{step}"]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_objective import MODES, make_advantages, make_rollout
 from transformers import get_cosine_schedule_with_warmup
 
 from softtok.config.schema import RuntimeSettings, TrainingSettings
@@ -19,6 +18,7 @@ from softtok.method import rollout as rollout_module
 from softtok.method.objective import accumulate_gradients
 from softtok.models.language_model import in_fp32
 from softtok.training.optimizer import MasterAdamW, learning_rate
+from tests.support.gradients import MODES, make_advantages, make_rollout
 from tests.support.tiny_models import tiny_model, token_mode
 
 SETTINGS = TrainingSettings(steps=40, warmup_steps=4, learning_rate=6e-6)

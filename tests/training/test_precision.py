@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_objective import MODES, make_advantages, make_rollout
-from test_train import HARD, SOFT, spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softtok.config.schema import RuntimeSettings, TrainingSettings
 from softtok.method.objective import accumulate_gradients
 from softtok.training.optimizer import MasterAdamW
 from softtok.training.train import Trainer, train
+from tests.support.gradients import MODES, make_advantages, make_rollout
+from tests.support.specs import FUZZY, HARD, SOFT
+from tests.support.specs import train_spec as spec
 from tests.support.tiny_models import tiny_model, token_mode
 
 BF16 = RuntimeSettings(precision="bf16", device="cpu")
-FUZZY = {"tokens": "soft", "temperature": 1e-4, "noise_scale": 0.33}
 
 
 @pytest.mark.parametrize("mode", [HARD, SOFT, FUZZY], ids=["hard", "soft", "fuzzy"])

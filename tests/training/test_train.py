@@ -18,10 +18,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from softtok.__main__ import main
-from softtok.config.schema import RuntimeSettings, TrainingSettings
+from softtok.config.schema import RuntimeSettings
 from softtok.errors import UserError
 from softtok.method import objective
 from softtok.method import rollout as rollout_module
@@ -29,30 +28,9 @@ from softtok.method.batches import Problem, batches
 from softtok.storage.files import content_hash, read_json
 from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, alone
 from softtok.training.train import Trainer, prompts_of_step, train
-from tests.conftest import TEMPLATE
-
-HARD = {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0}
-SOFT = {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33}
-TIMINGS = {"rollout_s", "reward_s", "update_s"}
-
-
-def spec(mode: dict = SOFT, **training: object) -> dict:
-    settings = {
-        "steps": 6, "samples_per_prompt": 8, "learning_rate": 1e-4, "warmup_steps": 2, "max_cot_tokens": 16,
-        "max_answer_tokens": 4, "validation_problems": 8, "validate_every": 2,
-    }  # fmt: skip
-    resolved = TrainingSettings(**(settings | training)).model_dump()
-    return {"model": {"prompt": TEMPLATE}, "mode": mode, "training": resolved, "seed": 0, "version": 1}
-
-
-def lines(run: Path) -> list[dict]:
-    """train.jsonl without wall-clock times."""
-    found = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in found]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+from tests.support.specs import HARD, SOFT
+from tests.support.specs import train_spec as spec
+from tests.support.training_runs import lines, weights
 
 
 @pytest.fixture(scope="module")

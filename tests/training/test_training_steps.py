@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_train import HARD, SOFT, spec
 
 from softtok.config.schema import RuntimeSettings
 from softtok.method.objective import leave_one_out
 from softtok.storage.files import read_json, write_json
 from softtok.training import optimizer
 from softtok.training.train import Trainer, prompts_of_step, train
+from tests.support.specs import HARD, SOFT
+from tests.support.specs import train_spec as spec
 
 SEED = 5
 

@@ -5,54 +5,23 @@ the project, as a user runs it."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
+from tests.support.project import Project, shipped
+
 MODES = ["hard-greedy", "hard-sample", "soft-greedy", "soft-sample", "fuzzy-greedy", "fuzzy-sample"]
-
-
-def project(folder: Path, config: dict[str, Any]) -> Path:
-    folder.mkdir()
-    for name in ("workflow", "profiles"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return folder
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PATH": "/usr/bin:/bin"}  # .venv is not activated
-    command = [str(BIN / "snakemake"), "--cores", "2", *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def snakemake(folder: Path, *words: str) -> str:
-    process = start(folder, *words)
-    printed, _ = process.communicate(timeout=800)
-    logs = "\n".join(f"{log}: {log.read_text()[-2000:]}" for log in folder.glob("results/logs/**/*.log"))
-    assert process.returncode == 0, printed[-4000:] + logs
-    return printed
 
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, Any]:
     """The demo with fewer and smaller everything."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = shipped()
     toy = config["models"]["toy"]
     toy["toy"] |= {"width": 32, "layers": 2, "heads": 2, "mlp_width": 64, "steps": 30}
     toy["training"] |= {"steps": 4, "prompts_per_step": 2, "samples_per_prompt": 8, "warmup_steps": 1}
@@ -72,27 +41,27 @@ def small() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, small: dict[str, Any]) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, small: dict[str, Any]) -> Project:
     """The small demo, built once; its first attempt is killed in the middle."""
-    folder = project(tmp_path_factory.mktemp("demo") / "project", small)
-    process = start(folder)
+    project = Project.create(tmp_path_factory.mktemp("demo") / "project", small)
+    process = project.start("--cores", "2")
     deadline = time.monotonic() + 600
-    while not list(folder.glob("results/runs/toy/sums/*/*/train.json")):
+    while not list(project.folder.glob("results/runs/toy/sums/*/*/train.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode != 0
     # Snakemake makes the outputs of jobs again whose end it did not see; their measured times tell that no step was.
-    first = {path: path.read_text() for path in folder.glob("results/runs/**/train.jsonl")}
+    first = {path: path.read_text() for path in project.folder.glob("results/runs/**/train.jsonl")}
     assert first
-    snakemake(folder)
+    project.build("--cores", "2")
     assert {path: path.read_text() for path in first} == first, "what was finished is not done again"
-    return folder
+    return project
 
 
-def test_every_output_is_there(finished: Path) -> None:
-    report = finished / "results/reports/demo"
+def test_every_output_is_there(finished: Project) -> None:
+    report = finished.results / "reports/demo"
     # Snakemake leaves a hidden time stamp in folders that are outputs.
     assert {path.suffix for path in (report / "tables").glob("[!.]*")} == {".md", ".csv", ".tex"}
     assert {path.suffix for path in (report / "figures").glob("[!.]*")} == {".svg", ".png"}
@@ -109,32 +78,32 @@ def test_every_output_is_there(finished: Path) -> None:
     assert values[metrics.metric.isin(["pass@k", "majority@k", "accuracy"])].between(0, 100).all()
 
 
-def test_a_checkpoint_is_a_plain_hugging_face_folder(finished: Path) -> None:
+def test_a_checkpoint_is_a_plain_hugging_face_folder(finished: Project) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (checkpoint,) = finished.glob("results/runs/toy/sums/soft/seed0-*/checkpoint")
+    (checkpoint,) = finished.folder.glob("results/runs/toy/sums/soft/seed0-*/checkpoint")
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer.get_vocab())
 
 
-def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+def test_a_second_run_has_nothing_to_do(finished: Project) -> None:
     started = time.monotonic()
-    assert "Nothing to be done" in snakemake(finished)
+    assert "Nothing to be done" in finished.build("--cores", "2")
     assert time.monotonic() - started < 60
 
 
-def test_a_new_inference_mode_generates_itself_alone(finished: Path, small: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(finished, folder)
+def test_a_new_inference_mode_generates_itself_alone(finished: Project, small: dict[str, Any], tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    folder = project.folder
     (shard,) = folder.glob("results/runs/toy/none/base/*/.state/shards") or [None]
     before = {path: path.read_bytes() for path in shard.iterdir()}
     config = json.loads(json.dumps(small))
     config["inference_modes"]["hard-warm"] = {"like": "hard-sample", "temperature": 1.5}
     config["inference_sets"]["six"] = [*MODES, "hard-warm"]
     config["studies"]["demo"] |= {"test_sets": ["sums"], "training_modes": ["hard"], "seeds": [0]}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    snakemake(folder)
+    project.config = config
+    project.build("--cores", "2")
     after = {path: path.read_bytes() for path in shard.iterdir()}
     assert {path: after[path] for path in before} == before, "shards of finished modes are only read"
     assert len(after) == len(before) + 1
@@ -143,9 +112,10 @@ def test_a_new_inference_mode_generates_itself_alone(finished: Path, small: dict
 
 
 def test_real_gsm8k_flows_through(tmp_path: Path, real_data: Path) -> None:
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    folder = project(tmp_path / "project", config)
-    snakemake(folder, "gsm8k-smoke", "--config", f"data_root={real_data}")
+    config = shipped()
+    project = Project.create(tmp_path / "project", config)
+    folder = project.folder
+    project.build("--cores", "2", "gsm8k-smoke", "--config", f"data_root={real_data}")
     (train,) = folder.glob("results/data/train/gsm8k-few-*.parquet")
     problems = pd.read_parquet(train)
     assert len(problems) == config["train_sets"]["gsm8k-few"]["limit"]
@@ -160,8 +130,9 @@ def test_real_gsm8k_flows_through(tmp_path: Path, real_data: Path) -> None:
 
 def test_the_small_rehearsal_runs(tmp_path: Path, real_data: Path) -> None:
     """The smaller cut of `make rehearsal`: random bodies of both architectures at full vocabulary on real problems."""
-    folder = project(tmp_path / "project", yaml.safe_load((ROOT / "config.yaml").read_text()))
-    snakemake(folder, "rehearsal-small", "--config", f"data_root={real_data}")
+    project = Project.create(tmp_path / "project", shipped())
+    folder = project.folder
+    project.build("--cores", "2", "rehearsal-small", "--config", f"data_root={real_data}")
     for model, rows, ends in (("random-llama", 128_256, 3), ("random-qwen", 151_936, 2)):
         (run,) = folder.glob(f"results/runs/{model}/gsm8k-cut/soft/seed0-*")
         config = json.loads((run / "checkpoint/config.json").read_text())

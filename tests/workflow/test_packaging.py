@@ -1,14 +1,14 @@
 """pyproject.toml, constraints.txt and environment.yml say the same; the repository keeps its own rules."""
 
+import ast
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.support.project import ROOT
 
 
 def normal(name: str) -> str:
@@ -68,3 +68,13 @@ def test_every_file_that_the_readme_names_is_there():
     named = set(re.findall(rf"(?<![\w/.])(?:{folders})/[\w./-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert len(named) >= 4
     assert not [path for path in named if not (ROOT / path.rstrip(".")).exists() and not path.startswith(".venv")]
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several use is in tests/support, so that each test module can be moved, split and removed by itself."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+                names = [*module.split("."), *(part for alias in node.names for part in alias.name.split("."))]
+                assert not [name for name in names if name.startswith("test_") or name == "conftest"], path

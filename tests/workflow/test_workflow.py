@@ -4,7 +4,6 @@ part of what is tested."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -17,8 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
+from tests.support.project import BIN, ROOT, Project, counts, dry_run, shipped
 
 # A bash function outranks every `softtok` on PATH. Calls are noted in calls.txt; contents differ from call to call.
 STAND_IN = """() {
@@ -48,7 +46,7 @@ STAND_IN = """() {
     esac
 }"""
 
-STAND_INS = {"BASH_FUNC_softtok%%": STAND_IN, "BASH_FUNC_exec%%": '() { "$@"; }'}
+ENVIRONMENT = {"BASH_FUNC_softtok%%": STAND_IN, "BASH_FUNC_exec%%": '() { "$@"; }', "PYTHONPATH": str(ROOT)}
 
 TINY = """
 run: [first]
@@ -103,33 +101,8 @@ FIRST = {
 }
 
 
-class Project:
-    """A copy of the workflow with a tiny configuration."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "config.yaml").read_text())
-
-    def edit(self, change: Callable[[dict[str, Any]], Any]) -> None:
-        config = self.config
-        change(config)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-    def snakemake(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / "snakemake"), *words],
-            cwd=self.folder,
-            # An environment that is not activated.
-            env={**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **STAND_INS} | environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=300,
-            check=False,
-        )
+class StandInProject(Project):
+    """A project whose jobs are done by the stand-in."""
 
     def jobs(self, *words: str) -> set[str]:
         """What runs, as "command path" without hashes. All must go well, run once, and leave finished things as they
@@ -154,43 +127,37 @@ class Project:
         }
 
 
-def copied(folder: Path) -> Project:
-    folder.mkdir()
-    for name in ("workflow", "profiles"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "config.yaml").write_text(TINY)
-    return Project(folder)
+def tiny(folder: Path) -> StandInProject:
+    return StandInProject.create(folder, yaml.safe_load(TINY), **ENVIRONMENT)
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return copied(tmp_path / "project")
+def project(tmp_path: Path) -> StandInProject:
+    return tiny(tmp_path / "project")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StandInProject:
     """The project after its first study was built; not to be changed."""
-    project = copied(tmp_path_factory.mktemp("finished") / "project")
+    project = tiny(tmp_path_factory.mktemp("finished") / "project")
     assert project.jobs() == FIRST
     return project
 
 
 @pytest.fixture
-def done(finished: Project, tmp_path: Path) -> Project:
+def done(finished: StandInProject, tmp_path: Path) -> StandInProject:
     """A copy of the finished project, with its metadata and times."""
-    return Project(shutil.copytree(finished.folder, tmp_path / "done"))
+    return finished.copy(tmp_path / "done")
 
 
-def test_a_second_run_has_nothing_to_do(done: Project) -> None:
+def test_a_second_run_has_nothing_to_do(done: StandInProject) -> None:
     again = done.snakemake()
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout
     assert done.jobs() == set()
 
 
-def test_a_new_seed_adds_its_jobs_and_the_report(done: Project) -> None:
+def test_a_new_seed_adds_its_jobs_and_the_report(done: StandInProject) -> None:
     done.edit(lambda config: config["studies"]["first"].update(seeds=[0, 1]))
     assert done.jobs() == {
         "train results/runs/toy/sums/hard/seed1",
@@ -200,7 +167,7 @@ def test_a_new_seed_adds_its_jobs_and_the_report(done: Project) -> None:
     }
 
 
-def test_a_new_test_set_adds_one_evaluation_per_checkpoint_and_no_training(done: Project) -> None:
+def test_a_new_test_set_adds_one_evaluation_per_checkpoint_and_no_training(done: StandInProject) -> None:
     done.edit(lambda config: config["studies"]["first"].update(test_sets=["sums", "long-sums"]))
     assert done.jobs() == {
         "data results/data/test/long-sums.parquet",
@@ -210,7 +177,7 @@ def test_a_new_test_set_adds_one_evaluation_per_checkpoint_and_no_training(done:
     }
 
 
-def test_a_new_training_mode_adds_its_runs(done: Project) -> None:
+def test_a_new_training_mode_adds_its_runs(done: StandInProject) -> None:
     done.edit(lambda config: config["studies"]["first"].update(training_modes=["hard", "soft"]))
     assert done.jobs() == {
         "train results/runs/toy/sums/soft/seed0",
@@ -223,7 +190,7 @@ def test_a_new_training_mode_adds_its_runs(done: Project) -> None:
 EVALUATIONS = {job for job in FIRST if job.startswith("evaluate")}
 
 
-def test_a_new_inference_mode_opens_every_evaluation_and_nothing_else(done: Project) -> None:
+def test_a_new_inference_mode_opens_every_evaluation_and_nothing_else(done: StandInProject) -> None:
     done.edit(lambda config: config["inference_sets"]["all-modes"].append("soft-greedy"))
     assert done.jobs() == EVALUATIONS | {"report results/reports/first"}
     assert len(list((done.folder / "results/runs/toy/sums").glob("hard/*/eval/sums/*.parquet"))) == 2, (
@@ -231,7 +198,7 @@ def test_a_new_inference_mode_opens_every_evaluation_and_nothing_else(done: Proj
     )
 
 
-def test_a_changed_mode_makes_its_runs_anew_and_changing_it_back_makes_nothing(done: Project) -> None:
+def test_a_changed_mode_makes_its_runs_anew_and_changing_it_back_makes_nothing(done: StandInProject) -> None:
     done.edit(lambda config: config["training_modes"]["hard"].update(temperature=0.8))
     changed = {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}
     assert done.jobs() == changed
@@ -241,7 +208,7 @@ def test_a_changed_mode_makes_its_runs_anew_and_changing_it_back_makes_nothing(d
     assert done.jobs() == set()
 
 
-def test_studies_share_what_coincides(done: Project) -> None:
+def test_studies_share_what_coincides(done: StandInProject) -> None:
     assert done.jobs("second") == {
         "train results/runs/toy/sums/soft/seed0",
         "evaluate results/runs/toy/sums/soft/seed0/eval/sums/all-modes.parquet",
@@ -251,7 +218,7 @@ def test_studies_share_what_coincides(done: Project) -> None:
     assert done.jobs("first", "second") == set()
 
 
-def test_order_comments_and_machine_settings_change_nothing(done: Project) -> None:
+def test_order_comments_and_machine_settings_change_nothing(done: StandInProject) -> None:
     def turned(value: Any) -> Any:
         return {key: turned(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
 
@@ -265,14 +232,14 @@ def test_order_comments_and_machine_settings_change_nothing(done: Project) -> No
     assert done.jobs("--config", "data_root=.") == set()
 
 
-def test_a_new_order_of_a_studys_list_is_a_new_order_in_its_report(done: Project) -> None:
+def test_a_new_order_of_a_studys_list_is_a_new_order_in_its_report(done: StandInProject) -> None:
     done.edit(lambda config: config["inference_sets"]["all-modes"].reverse())
     why = [line for line in done.snakemake("-n").stdout.split("\n") if "reason: Params have changed" in line]
     assert re.search(r"before: '[0-9a-f]{8}' now: '[0-9a-f]{8}'", why[0]), "hashes, not two specs of many pages"
     assert done.jobs() == {"report results/reports/first"}
 
 
-def test_data_and_models_that_are_made_again_do_not_redo_what_was_made_of_them(done: Project) -> None:
+def test_data_and_models_that_are_made_again_do_not_redo_what_was_made_of_them(done: StandInProject) -> None:
     made = [str(path.relative_to(done.folder)) for path in (done.folder / "results").glob("data/*/*.parquet")]
     made += [str(path.relative_to(done.folder)) for path in (done.folder / "results").glob("models/*")]
     shutil.rmtree(done.folder / "results/data")
@@ -288,7 +255,7 @@ def test_data_and_models_that_are_made_again_do_not_redo_what_was_made_of_them(d
     }
 
 
-def test_a_lost_checkpoint_is_made_again_when_it_is_needed_and_measured_anew(done: Project) -> None:
+def test_a_lost_checkpoint_is_made_again_when_it_is_needed_and_measured_anew(done: StandInProject) -> None:
     run = next((done.folder / "results/runs/toy/sums/hard").iterdir())
     shutil.rmtree(run / "checkpoint")
     assert done.jobs() == set()
@@ -298,7 +265,7 @@ def test_a_lost_checkpoint_is_made_again_when_it_is_needed_and_measured_anew(don
     assert Counter(commands) == {"data": 1, "train": 1, "evaluate": 3, "choices": 1, "report": 1}
 
 
-def test_a_failed_job_says_why_and_the_rest_goes_on(project: Project) -> None:
+def test_a_failed_job_says_why_and_the_rest_goes_on(project: StandInProject) -> None:
     failed = project.snakemake(FAIL="base")
     assert failed.returncode == 1
     assert "softtok: error: no such thing" in failed.stdout
@@ -309,19 +276,19 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: Project) -> None:
     assert project.jobs() == {job for job in FIRST if "/base/" in job} | {"report results/reports/first"}
 
 
-def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: Project) -> None:
+def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandInProject) -> None:
     """A quarter: it may have been out of time, and twice the memory of a large node is not to be had."""
     tried = project.snakemake("--retries", "2", "--cores", "1", "--show-failed-logs", FAIL="train")
     asked = re.findall(r"^(?:local)?rule train:\n(?: .*\n)*?    resources: .*?mem_mb=(\d+)", tried.stdout, re.MULTILINE)
     assert asked == ["4000", "5000", "6000"]
 
 
-def test_network_rules_are_tried_again(project: Project) -> None:
+def test_network_rules_are_tried_again(project: StandInProject) -> None:
     assert project.snakemake(FAIL="data").returncode == 1
     assert (project.folder / "calls.txt").read_text().count("data results/data/choice/words") == 3
 
 
-def test_rules_use_the_python_of_the_environment_without_activation(finished: Project) -> None:
+def test_rules_use_the_python_of_the_environment_without_activation(finished: StandInProject) -> None:
     assert set((finished.folder / "pythons.txt").read_text().split()) == {str(BIN / "python")}
 
 
@@ -349,7 +316,7 @@ def test_rules_use_the_python_of_the_environment_without_activation(finished: Pr
     ],
 )
 def test_mistakes_stop_everything_with_one_line_though_all_outputs_exist(
-    done: Project, change: Callable[[dict[str, Any]], Any], message: str, words: list[str]
+    done: StandInProject, change: Callable[[dict[str, Any]], Any], message: str, words: list[str]
 ) -> None:
     done.edit(change)
     (done.folder / "calls.txt").unlink()
@@ -361,21 +328,20 @@ def test_mistakes_stop_everything_with_one_line_though_all_outputs_exist(
     assert not (done.folder / "calls.txt").exists()
 
 
-def test_repeated_keys_and_command_line_settings_are_seen(done: Project) -> None:
+def test_repeated_keys_and_command_line_settings_are_seen(done: StandInProject) -> None:
     assert done.snakemake("-n", "--config", "data_rot=x").stdout.strip().endswith("did you mean 'data_root'?")
-    (done.folder / "config.yaml").write_text(TINY + "  first: {}\n")
+    done.path.write_text(TINY + "  first: {}\n")
     assert "config: studies.first: this key stands twice in config.yaml" in done.snakemake("-n").stdout
 
 
-def test_another_configuration_replaces_the_shipped_one(project: Project) -> None:
-    config = project.config
-    (project.folder / "other.yaml").write_text(yaml.safe_dump({**config, "run": ["second"]}))
-    (project.folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+def test_another_configuration_replaces_the_shipped_one(project: StandInProject) -> None:
+    (project.folder / "other.yaml").write_text(yaml.safe_dump({**project.config, "run": ["second"]}))
+    project.config = shipped()
     listed = project.snakemake("-n", "--quiet", "rules", "--configfile", "other.yaml", "--replace-workflow-config")
     assert counts(listed) == {"dataset": 2, "model": 1, "base": 1, "train": 2, "evaluate": 3, "report": 1, "all": 1}
 
 
-def test_a_path_of_no_study_is_told(project: Project) -> None:
+def test_a_path_of_no_study_is_told(project: StandInProject) -> None:
     asked = project.snakemake("-n", "results/runs/toy/sums/hard/seed7-00000000/train.json")
     assert asked.returncode == 1
     assert "results/runs/toy/sums/hard/seed7-00000000: no study of this configuration has it" in asked.stdout
@@ -384,18 +350,8 @@ def test_a_path_of_no_study_is_told(project: Project) -> None:
 # The shipped workflow
 
 
-def shipped(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return Project(folder).snakemake(*words)
-
-
-def counts(listed: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    assert listed.returncode == 0, listed.stdout
-    table = listed.stdout.split("job ", 1)[1].split("total", 1)[0]
-    return {line.split()[0]: int(line.split()[1]) for line in table.split("\n")[2:] if line.strip()}
-
-
 def test_demo_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:
-    listed = shipped("-n", "--quiet", "rules", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"))
+    listed = dry_run(tmp_path, "--quiet", "rules")
     # 3 modes x 3 seeds = 9 runs, and the base; each on 2 test sets and 1 choice set; 1 train set.
     assert counts(listed) == {
         "dataset": 1 + 2 + 1, "model": 1, "base": 1, "train": 9,
@@ -406,7 +362,7 @@ def test_demo_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:
 
 def test_jobs_take_the_place_of_the_shells_that_start_them(tmp_path: Path) -> None:
     """A shell that waits dies of a signal to all processes of a job, and with it the job, before softtok has saved."""
-    listed = shipped("-n", "-p", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"))
+    listed = dry_run(tmp_path, "-p")
     commands = [line.strip() for line in listed.stdout.split("\n") if " --spec " in line]
     assert len(commands) == sum(counts(listed).values()) - 1
     assert all(command.startswith("Shell command: exec softtok ") for command in commands)
@@ -414,29 +370,28 @@ def test_jobs_take_the_place_of_the_shells_that_start_them(tmp_path: Path) -> No
 
 def test_the_rehearsal_means_the_jobs_one_counts_by_hand(tmp_path: Path) -> None:
     """Counted with data sets from the hub; local files make the same jobs."""
-    words = ["-n", "--quiet", "rules", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml"), "--"]
+    words = ["--quiet", "rules", "--"]
     # Models and train sets pair as in the paper: 3 + 1 + 1 pairs x 3 modes x 2 seeds = 30 runs, and 3 bases; each on 3
     # test sets and 3 choice sets. 3 train sets are cut against 3 test sets whole, of which a few problems are tested.
-    assert counts(shipped(*words, "rehearsal")) == {
+    assert counts(dry_run(tmp_path, *words, "rehearsal")) == {
         "dataset": 3 + 3 + 3 + 3, "model": 3, "base": 3, "train": 30,
         "evaluate": 33 * 3, "choices": 33 * 3, "report": 1, "rehearsal": 1,
     }  # fmt: skip
     # `make rehearsal` adds the ablations: 3 noise scales, 6 placements, 3 temperatures x 2 seeds, on 1 test set each.
     ablations = [f"rehearsal-{name}" for name in ("noise-scale", "noise-placement", "temperature")]
-    assert counts(shipped(*words, "rehearsal", *ablations)) == {
+    assert counts(dry_run(tmp_path, *words, "rehearsal", *ablations)) == {
         "dataset": 12, "model": 3, "base": 3, "train": 30 + 24, "evaluate": 99 + 24, "choices": 99,
         "report": 4, "rehearsal": 1, **dict.fromkeys(ablations, 1),
     }  # fmt: skip
     # 2 models x 1 mode x 1 seed, and 2 bases, on 1 test set and 1 choice set.
-    assert counts(shipped(*words, "rehearsal-small")) == {
+    assert counts(dry_run(tmp_path, *words, "rehearsal-small")) == {
         "dataset": 1 + 1 + 1 + 1, "model": 2, "base": 2, "train": 2,
         "evaluate": 4, "choices": 4, "report": 1, "rehearsal-small": 1,
     }  # fmt: skip
 
 
 def test_gsm8k_smoke_is_a_target_and_reads_local_files_when_told(tmp_path: Path) -> None:
-    words = ["-n", "-p", "--directory", str(tmp_path), "--configfile", str(ROOT / "config.yaml")]
-    hub = shipped(*words, "--", "gsm8k-smoke")
+    hub = dry_run(tmp_path, "-p", "--", "gsm8k-smoke")
     # The train set, the test set it is cut against, and the few problems that are tested.
     assert counts(hub) == {
         "dataset": 3,
@@ -451,16 +406,16 @@ def test_gsm8k_smoke_is_a_target_and_reads_local_files_when_told(tmp_path: Path)
     (tmp_path / "files/gsm8k").mkdir(parents=True)
     for name in ("train", "test"):
         (tmp_path / f"files/gsm8k/{name}.jsonl").write_text("{}\n")
-    files = shipped(*words, "--config", "data_root=files", "--", "gsm8k-smoke")
+    files = dry_run(tmp_path, "-p", "--config", "data_root=files", "--", "gsm8k-smoke")
     assert counts(files) == counts(hub)
     assert files.stdout.count("--data-root files") == 3
-    missing = shipped(*words, "--config", "data_root=.", "--", "gsm8k-smoke")
+    missing = dry_run(tmp_path, "-p", "--config", "data_root=.", "--", "gsm8k-smoke")
     assert missing.returncode == 1
     assert missing.stdout.strip().endswith("config: train_sets.gsm8k-few.file.path: no file 'gsm8k/train.jsonl' in .")
 
 
 def test_lint_and_format_are_clean() -> None:
-    linted = shipped("--lint")
+    linted = Project(ROOT).snakemake("--lint")
     assert linted.returncode == 0, linted.stdout
     assert "Lints for" not in linted.stdout
     formatted = subprocess.run(

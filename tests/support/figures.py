@@ -1,0 +1,22 @@
+"""Looks at drawn figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+
+def visible_texts(figure: Figure) -> Iterator[Text]:
+    """Yields titles, labels, annotations, tick labels and legend entries that can be seen."""
+    axes: Any  # titles at the left are private
+    for axes in (axes for axes in figure.axes if axes.get_visible()):
+        yield from (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts)
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            yield from (tick.label1 for tick in ticks if tick.label1.get_visible())
+    for legend in figure.legends:
+        yield from legend.get_texts()

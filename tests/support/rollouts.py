@@ -1,0 +1,39 @@
+"""Rollouts of tiny models in the paper's six inference modes, over padded prompts and several blocks of draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softtok.config.schema import TokenMode
+from softtok.method.draws import DRAW_BLOCK
+from softtok.method.rollout import rollout
+from softtok.method.trajectories import Limits, Rollout
+from softtok.models.language_model import LanguageModel
+from tests.support.tiny_models import TokenRules, token_mode
+
+MODES = {
+    "hard": TokenMode(tokens="hard", temperature=1.0),
+    "hard-greedy": TokenMode(tokens="hard", temperature=0.0),
+    "soft": TokenMode(tokens="soft", temperature=0.5, noise_scale=0.33),
+    "soft-greedy": TokenMode(tokens="soft", temperature=0.5),
+    "fuzzy": TokenMode(tokens="soft", temperature=1e-4, noise_scale=0.33),
+    "fuzzy-greedy": TokenMode(tokens="soft", temperature=1e-4),
+}
+# A soft CoT is fed its own mixtures: with larger random weights it is chaotic, and rounding soon grows to everything.
+SPREAD = {"hard": 0.3, "soft": 0.12, "fuzzy": 0.3}
+PROMPTS = [[3, 4, 5, 6, 7, 0, 2], [8, 9, 10], [1]]
+SAMPLES = 8
+KEYS = [f"row {row}" for row in range(len(PROMPTS) * SAMPLES)]
+LIMITS = Limits(max_cot_tokens=40, max_answer_tokens=6, answer_temperature=1.0, stop_on="shadow")
+assert LIMITS.max_cot_tokens > DRAW_BLOCK, "trajectories outlast a block of draws"
+
+
+def rules() -> TokenRules:
+    """Returns rules by which CoTs end by a phrase, by EOS and at the cap."""
+    return TokenRules(64, phrase=range(10, 14), eos=(40, 41), ends=(1, 20, 21, 22, 23, 24))
+
+
+def roll(lm: LanguageModel, mode: str, **changes: Any) -> Rollout:
+    """Returns a recorded rollout in one of `MODES`; arguments by name change it."""
+    settings = {"prompts": PROMPTS, "samples": SAMPLES, "keys": KEYS, "limits": LIMITS, "record": True} | changes
+    return rollout(lm, rules(), token_mode(lm, MODES[mode]), **settings)
