@@ -18,7 +18,7 @@ from softtok.models.devices import announce, choose_device, gpu_names, say, take
 JOB = """
 import sys
 from pathlib import Path
-from softtok.devices import take_free
+from softtok.models.devices import take_free
 names = ("0", "1")
 print(take_free(names, Path(sys.argv[1])), take_free(names, Path(sys.argv[1])), flush=True)
 sys.stdin.read()

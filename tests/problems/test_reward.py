@@ -207,7 +207,7 @@ def test_check_golds(judge: Judge) -> None:
 def test_plain_numbers_need_no_worker_and_no_sympy() -> None:
     script = """
 import sys
-from softtok.reward import Judge
+from softtok.problems.reward import Judge
 with Judge() as judge:
     verdicts = judge.grade([(" \\\\boxed{%d}." % n, ["42"]) for n in range(64)] + [(" \\\\boxed{42.0}", ["1,042"])])
 assert [v.status for v in verdicts] == ["correct" if n == 42 else "wrong" for n in range(65)], verdicts
@@ -492,7 +492,7 @@ def test_an_interrupted_call_leaves_no_process() -> None:
 PARENT = """
 import os, sys, threading, time
 import psutil
-from softtok.reward import Judge
+from softtok.problems.reward import Judge
 
 def report():
     time.sleep(1)
@@ -537,7 +537,7 @@ def test_workers_hold_math_verify_but_no_torch() -> None:
 
 def test_workers_that_cannot_start_are_an_error_not_a_reward(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
-    script.write_text("from softtok.reward import Judge\nJudge().grade([(' \\\\boxed{1/2}', ['3'])])\n")
+    script.write_text("from softtok.problems.reward import Judge\nJudge().grade([(' \\\\boxed{1/2}', ['3'])])\n")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]

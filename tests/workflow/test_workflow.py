@@ -435,7 +435,7 @@ def test_every_caption_is_there() -> None:
 
 
 def test_parsing_imports_nothing_heavy() -> None:
-    code = "import sys, softtok.grid; print(*sys.modules)"
+    code = "import sys, softtok.config.grid; print(*sys.modules)"
     listed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert "pydantic" in listed.stdout.split()
     assert not {"torch", "pandas", "transformers", "datasets", "sympy", "pyarrow"} & set(listed.stdout.split())
