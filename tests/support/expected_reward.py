@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method.objective import accumulate_gradients, leave_one_out
 from softtok.method.rollout import rollout
 from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Limits
 from softtok.models.language_model import LanguageModel
+from tests.support.gradients import take_gradients
 from tests.support.tiny_models import TokenRules, tiny_model, token_mode
 
 VOCABULARY, WIDTH, COT_CAP = 6, 8, 3
@@ -65,7 +66,9 @@ def estimates(problem: Problem, name: str, batches: int, groups: int = 1000, sam
     Each is of `groups` x `samples` trajectories. `name` tells their randomness apart.
     """
     lm, rules, limits = problem.lm, problem.rules, problem.limits
-    settings = TrainingSettings(answer_temperature=limits.answer_temperature, stop_on=limits.stop_on)
+    settings = TrainingSettings.model_validate(
+        {"answer_temperature": limits.answer_temperature, "stop_on": limits.stop_on}
+    )
     runtime = RuntimeSettings(micro_batch_tokens=50_000, tile_tokens=10_000)
     gradients, values = [], REWARD_OF_TOKEN.tolist()
     for batch in range(batches):
@@ -79,7 +82,7 @@ def estimates(problem: Problem, name: str, batches: int, groups: int = 1000, sam
         advantages = leave_one_out(torch.tensor(rewards).view(groups, samples)).flatten().numpy()
         lm.model.zero_grad()
         accumulate_gradients(lm, problem.tokens, out, advantages, settings, runtime)
-        gradients.append(-torch.cat([parameter.grad.flatten() for parameter in lm.model.parameters()]))
+        gradients.append(-torch.cat([gradient.flatten() for gradient in take_gradients(lm).values()]))
     return torch.stack(gradients)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from softtok.config.schema import TokenMode, TrainingSettings
+from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.rollout import rollout
 from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Limits, Rollout
@@ -58,7 +58,7 @@ def naive_loss(
     embedding, total = lm.embedding_VD, torch.zeros((), dtype=lm.dtype)
     for row, answer in enumerate(out.answers):
         prompt, cot, words = out.prompts[row // out.samples], out.cot(row), out.prefills[out.stops[row]]
-        x = out.x_NTD[row, : len(cot)].to(embedding) if tokens.soft else embedding[cot]
+        x = embedding[cot] if out.x_NTD is None else out.x_NTD[row, : len(cot)].to(embedding)
         inputs = torch.cat([embedding[prompt], x, embedding[words], embedding[answer]])
         logits = lm.model(inputs_embeds=inputs[None]).logits[0]
         before_cot = logits[len(prompt) - 1 :][: len(cot)] / tokens.mode.temperature
@@ -112,7 +112,8 @@ class LargestOfVocabulary(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            shape = tensor.shape if isinstance(tensor, torch.Tensor) else ()
-            if self.vocabulary in shape and set(shape) != self.parameter:
-                self.rows = max(self.rows, shape.numel() // self.vocabulary)
+            if not isinstance(tensor, torch.Tensor) or set(tensor.shape) == self.parameter:
+                continue
+            if self.vocabulary in tensor.shape:
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary)
         return result

@@ -75,7 +75,7 @@ class Project:
 
     def grid(self, data_root: Path | None = None) -> Grid:
         """Returns the grid of the configuration."""
-        return Grid(read(self.path, (), data_root and str(data_root)))
+        return Grid(read(self.path, (), str(data_root) if data_root else None))
 
     def write(self, *paths: str, text: str = "1234") -> None:
         """Writes small files below the folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from softtok.config.schema import TokenMode
+from softtok.config.settings import TokenMode
 from softtok.method.draws import DRAW_BLOCK
 from softtok.method.rollout import rollout
 from softtok.method.trajectories import Limits, Rollout
@@ -35,5 +35,11 @@ def rules() -> TokenRules:
 
 def roll(lm: LanguageModel, mode: str, **changes: Any) -> Rollout:
     """Returns a recorded rollout in one of `MODES`; arguments by name change it."""
-    settings = {"prompts": PROMPTS, "samples": SAMPLES, "keys": KEYS, "limits": LIMITS, "record": True} | changes
+    settings: dict[str, Any] = {
+        "prompts": PROMPTS,
+        "samples": SAMPLES,
+        "keys": KEYS,
+        "limits": LIMITS,
+        "record": True,
+    } | changes
     return rollout(lm, rules(), token_mode(lm, MODES[mode]), **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from softtok.config.schema import GenerationSettings, TrainingSettings
+from softtok.config.settings import GenerationSettings, TrainingSettings
 
 TEMPLATE = "User: {question} Assistant:"
 HARD: dict[str, Any] = {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0}

@@ -27,7 +27,7 @@ _ENTROPY = {"base": 0.9, "hard": 0.35, "soft": 0.8, "fuzzy": 0.75}
 
 
 def rates(mode: str, inference_mode: str, test_set: str, problems: int) -> np.ndarray:
-    """Chance of success of each problem, the same for all seeds."""
+    """Returns the chance of success of each problem, the same for all seeds."""
     shift = -2.2 if test_set.startswith("long") else 0.0
     shift += {"soft": -0.4, "fuzzy": -0.2}.get(inference_mode.split("-")[0], 0.0) if mode != "base" else 0.0
     shift += 1.0 if inference_mode.endswith("greedy") else 0.0
@@ -52,8 +52,10 @@ def write_study(
     diverged: tuple[tuple[str, int], ...] = (),
     wobble: float = 0.12,
 ) -> dict[str, Any]:
-    """Writes runs, evaluations and choices below `root`; returns the spec for `report.make_report`. `wobble` is the
-    standard deviation of a seed's logit around the known rates."""
+    """Writes runs, evaluations and choices below `root` and returns the spec for `make_report`.
+
+    `wobble` is the standard deviation of a seed's logit around the known rates.
+    """
     rng = np.random.default_rng(7)
     runs = []
     for model in models:
@@ -97,7 +99,7 @@ def write_study(
 
 
 def write_data(root: Path, spec: dict[str, Any]) -> None:
-    """Prepared data sets of a spec, as far as a report reads them, with questions of their own."""
+    """Writes the prepared data sets of a spec, as far as a report reads them, with questions of their own."""
     for kind, paths in spec["data"].items():
         for name, path in paths.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)

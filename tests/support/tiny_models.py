@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from softtok.config.schema import TokenMode
+from softtok.config.settings import TokenMode
+from softtok.method.stopping import TextRules
 from softtok.method.token_modes import CotTokens, embedding_rms
 from softtok.models.language_model import LanguageModel
 
@@ -26,8 +27,10 @@ def tiny_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
-    """A random model with two key and value heads of two query heads each. `spread`, the standard deviation of its
-    weights, is large, so that its states really depend on what it is fed."""
+    """Returns a random model with two key and value heads of two query heads each.
+
+    `spread`, the standard deviation of its weights, is large, so that its states really depend on what it is fed.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(
@@ -51,13 +54,13 @@ def tiny_model(
 
 
 def token_mode(lm: LanguageModel, mode: TokenMode) -> CotTokens:
-    """The mode bound to the model's E, with sigma from this E, as a trainer does it."""
+    """Returns the mode bound to the model's E, with sigma from this E, as a trainer does it."""
     noise_std = mode.noise_scale * embedding_rms(lm.embedding_VD)
     return CotTokens(mode, lm.embedding_VD.detach(), noise_std)
 
 
-class TokenRules:
-    """Stands in for `TextRules`: single tokens end a CoT (as phrase or as EOS) or an answer."""
+class TokenRules(TextRules):
+    """Rules without text: single tokens end a CoT, as phrase or as EOS, or an answer."""
 
     def __init__(
         self,
@@ -68,19 +71,19 @@ class TokenRules:
         ends: Collection[int] = (),
         prefill_after_phrase: Sequence[int] = (5,),
         prefill_after_cut: Sequence[int] = (6, 7),
-    ):
+    ) -> None:
         self.phrase, self.eos, self.ends = set(phrase), set(eos), set(ends) | set(eos)
         self.may_stop = np.isin(np.arange(vocabulary), [*phrase, *eos])
         self.prefill_after_phrase, self.prefill_after_cut = list(prefill_after_phrase), list(prefill_after_cut)
 
     def stop(self, ids: np.ndarray) -> str | None:
-        """As `TextRules.stop`."""
+        """Returns why a CoT that now has these ids ends, or None."""
         if int(ids[-1]) in self.eos:
             return "eos"
         return "phrase" if int(ids[-1]) in self.phrase else None
 
     def answer_ends(self, ids: list[int]) -> bool:
-        """As `TextRules.answer_ends`."""
+        """Returns whether an answer ends with its newest id."""
         return ids[-1] in self.ends
 
 
