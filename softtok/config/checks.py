@@ -28,8 +28,21 @@ SECTIONS = {
     "inference_sets": "inference set",
     "studies": "study",
 }
-RULES = ("all", "dataset", "model", "base", "train", "evaluate", "choices", "report")
-FOLDERS = ("results", "models", "data", "runs", "reports", "logs", "benchmarks", "test", "choice", "none", "eval")
+RULES = ("all", "dataset", "model", "base", "train", "evaluate", "choices", "report_spec", "report")
+FOLDERS = (
+    "results",
+    "models",
+    "data",
+    "runs",
+    "reports",
+    "specs",
+    "logs",
+    "benchmarks",
+    "test",
+    "choice",
+    "none",
+    "eval",
+)
 RESERVED = frozenset(RULES + FOLDERS)
 """Names with a meaning in paths (`none` and `base` are train set and mode of untouched models) or as Snakemake
 targets."""

@@ -36,10 +36,26 @@ def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Se
     return config
 
 
-def read(path: Path, requested: Sequence[str] = (), data_root: str | None = None) -> Config:
-    """The checked configuration of a YAML file, outside of Snakemake; `data_root` goes before the file's. `requested`
-    as in `load`. Raises UserError."""
-    return load(read_yaml(path) | ({"data_root": data_root} if data_root else {}), [path], requested)
+def read(paths: Path | Sequence[Path], requested: Sequence[str] = (), data_root: str | None = None) -> Config:
+    """Returns the checked configuration of a YAML file, outside of Snakemake. Raises UserError.
+
+    Of several files a later one goes before an earlier one key by key, as with Snakemake's `--configfile`. `data_root`
+    goes before the files'. `requested` as in `load`.
+    """
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    raw: dict[str, Any] = {}
+    for file in files:
+        _update(raw, read_yaml(file))
+    return load(raw | ({"data_root": data_root} if data_root else {}), files, requested)
+
+
+def _update(raw: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Updates `raw` in place, nested mappings key by key."""
+    for key, value in own.items():
+        if isinstance(value, dict) and isinstance(raw.get(key), dict):
+            _update(raw[key], value)
+        else:
+            raw[key] = value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""A user's mistake in `config.yaml` as one line: where it is, what is wrong, and the nearest name that would be
-right."""
+"""A mistake in `config.yaml`, or in a job's spec, as one line: where it is, what is wrong, and the nearest name that
+would be right."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def at(*path: str | int) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def mistake(where: str, what: str) -> UserError:
-    return UserError(f"config: {where}: {' '.join(what.split())}")
+def mistake(where: str, what: str, source: str = "config") -> UserError:
+    """The error to raise; `source` is what holds the mistake."""
+    return UserError(": ".join(filter(None, (source, where, " ".join(what.split())))))
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
@@ -38,8 +39,8 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names[:SHOWN]) or 'none'}{', ...' if len(names) > SHOWN else ''}"
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> UserError:
-    """The first of pydantic's findings in plain words, and how many more there are."""
+def explain(error: ValidationError, root: type[BaseModel], source: str = "config") -> UserError:
+    """Returns the first of pydantic's findings in plain words, with how many more there are."""
     found, *more = error.errors()
     path, expected, below = _follow(found["loc"], root)
     kind, value = found["type"], found["input"]
@@ -64,6 +65,8 @@ def explain(error: ValidationError, root: type[BaseModel]) -> UserError:
             what += f": {', '.join(below[:SHOWN])}{', ...' if len(below) > SHOWN else ''}"
     elif kind == "too_short":
         what = "this is empty; it needs at least one entry" if not value else found["msg"]
+    elif kind == "json_invalid":
+        what = f"is not JSON ({found['ctx']['error']})"
     elif kind == "value_error":
         what = found["msg"].removeprefix("Value error, ")
         if key := re.match(r"(\w+): ", what):  # our own validators name the key first
@@ -71,7 +74,8 @@ def explain(error: ValidationError, root: type[BaseModel]) -> UserError:
     else:
         what = f"{found['msg'].replace('Input should', 'the value should')}, not {shown}"
     others = {_follow(other["loc"], root)[0] for other in more} - {path}
-    return mistake(at(*path), what + (f" (and {len(others)} more mistake{'s' * (len(others) > 1)})" if others else ""))
+    more_of_them = f" (and {len(others)} more mistake{'s' * (len(others) > 1)})" if others else ""
+    return mistake(at(*path), what + more_of_them, source)
 
 
 def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str | int, ...], list[str], list[str]]:
@@ -83,6 +87,9 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
     for part in loc:
         kind = _plain(kind)
         if part == "[key]":  # the name itself is wrong
+            continue
+        if get_origin(kind) in (Union, types.UnionType):  # of models, where pydantic names the one that it tried
+            kind = next(member for member in get_args(kind) if part in (member.__name__, _tag(member)))
             continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             known = list(kind.model_fields)
@@ -97,11 +104,19 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
 
 
 def _plain(kind: Any) -> Any:
-    """`X | None` and `Annotated[X, ...]` as X; of a wider union, the member that holds others."""
+    """Returns X for `X | None` and `Annotated[X, ...]`; for a wider union, the member that holds others (a union of
+    models stays one)."""
     while (origin := get_origin(kind)) in (Annotated, Union, types.UnionType):
         members = [member for member in get_args(kind) if member is not type(None)]
+        if origin is not Annotated and len(members) > 1 and not any(map(get_origin, members)):
+            break
         kind = members[0] if origin is Annotated or len(members) == 1 else next(m for m in members if get_origin(m))
     return kind
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    """Returns the value of `kind` by which a model is told from the others of its union."""
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
 
 
 def refuse_repeated_keys(path: Path) -> None:

@@ -21,6 +21,7 @@ from softtok.config.settings import (
     GenerationSettings,
     Name,
     RuntimeSettings,
+    SampledMode,
     Settings,
     TokenMode,
     ToySettings,
@@ -28,6 +29,7 @@ from softtok.config.settings import (
 )
 from softtok.errors import UserError
 from softtok.problems.prepare import FORMATS
+from softtok.problems.spec import GoldRule, OptionsRule
 
 # Named entries. Those with `like` start from another entry of their kind (`inherit.py`), so the schema lets them leave
 # out what it gives.
@@ -59,10 +61,26 @@ class Part(Settings):
     model_config = ConfigDict(json_schema_extra=_optional)
 
 
+class ToyModel(ToySettings):
+    """A toy model of the configuration, which names the train set that it learns."""
+
+    text: Name | None = Field(
+        default=None, description="train set whose text the bpe tokenizer and the body learn; none: the toy problems"
+    )
+
+    @model_validator(mode="after")
+    def _can_read_its_text(self) -> ToyModel:
+        if self.text is not None and self.tokenizer == "words":
+            raise ValueError(
+                "tokenizer: 'words' knows the words of the toy problems only; for other text set tokenizer: bpe"
+            )
+        return self
+
+
 class Model(Entry):
     """A base model: exactly one of `toy`, `hub` and `path`."""
 
-    toy: ToySettings | None = Field(default=None, description="trained here, from scratch")
+    toy: ToyModel | None = Field(default=None, description="trained here, from scratch")
     hub: str | None = Field(default=None, description="Hugging Face id")
     path: str | None = Field(default=None, description="Hugging Face folder")
     revision: str | None = Field(
@@ -82,12 +100,8 @@ class Model(Entry):
         return self
 
 
-class Gold(Part):
+class Gold(Part, GoldRule):
     """Where the right answer stands: a field, the text after a marker in it, or its last balanced box."""
-
-    field: str
-    after: str | None = None
-    boxed: bool = False
 
     @model_validator(mode="after")
     def _one_rule(self) -> Gold:
@@ -96,10 +110,9 @@ class Gold(Part):
         return self
 
 
-class Options(Part):
+class Options(Part, OptionsRule):
     """Where the options of a multiple-choice question stand: one field with a list, or one field each."""
 
-    field: str | None = None
     fields: list[str] | None = Field(default=None, min_length=2)
     labels: str | None = Field(default=None, description="field with the options' labels, where they are not A, B, ...")
 
@@ -217,9 +230,7 @@ class TrainingMode(Entry, TokenMode):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
 
 
-class InferenceMode(Entry, TokenMode):
-    samples: int = Field(default=1, ge=1, description="per problem; pass@k is known for k up to this")
-
+class InferenceMode(Entry, SampledMode):
     @model_validator(mode="after")
     def _worth_sampling(self) -> InferenceMode:
         if self.samples > 1 and self.deterministic:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from softtok.storage.records import Record
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -21,11 +23,8 @@ Number = Annotated[
 ]
 
 
-class Settings(BaseModel):
-    """Base of every configuration class: unknown keys are errors, types are not guessed, values do not change after
-    validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+class Settings(Record):
+    """Base of every configuration class."""
 
     def given(self) -> dict[str, Any]:
         """The settings that were written down, without defaults."""
@@ -111,6 +110,12 @@ class TokenMode(Settings):
         return self.model_copy(update=quiet | ({"temperature": 0.0} if self.tokens == "hard" else {}))
 
 
+class SampledMode(TokenMode):
+    """A token mode of inference, and how often it is drawn from."""
+
+    samples: int = Field(default=1, ge=1, description="per problem; pass@k is known for k up to this")
+
+
 class TrainingSettings(Settings):
     """Settings of one training run; the defaults are the paper's where it states them (docs/choices.md)."""
 
@@ -177,7 +182,6 @@ class SchedulerSettings(Settings):
     """What a job asks the scheduler for."""
 
     threads: int = Field(default=1, ge=1, description="CPU threads of one job")
-    gpus: int = Field(default=0, ge=0, le=1, description="GPUs that training and evaluation ask the scheduler for")
     memory_mb: int = Field(
         default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
     )
@@ -187,6 +191,7 @@ class SchedulerSettings(Settings):
 class DeviceSettings(Settings):
     """Where a model runs, and in which precision."""
 
+    gpus: int = Field(default=0, ge=0, le=1, description="GPUs that training and evaluation ask the scheduler for")
     device: str = Field(default="auto", description="auto (a GPU where `gpus` asks for one, else the CPU), cpu, cuda:0")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="working copy of the weights; auto: bf16 on GPU, fp32 on CPU"
@@ -245,9 +250,6 @@ class ToySettings(Settings):
         default="words", description="made here, or a published model's, at its full vocabulary (extra `tokenizers`)"
     )
     vocabulary: int = Field(default=2048, ge=1, description="tokens of the bpe tokenizer")
-    text: Name | None = Field(
-        default=None, description="train set whose text the bpe tokenizer and the body learn; none: the toy problems"
-    )
     steps: int = Field(default=500, ge=0, description="0 leaves the weights random")
     batch: int = Field(default=32, ge=1)
     learning_rate: Number = Field(default=2e-3, gt=0)
@@ -263,9 +265,5 @@ class ToySettings(Settings):
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width: {self.width} is not a multiple of 2 x heads ({self.heads}), which rotary positions need"
-            )
-        if self.text is not None and self.tokenizer == "words":
-            raise ValueError(
-                "tokenizer: 'words' knows the words of the toy problems only; for other text set tokenizer: bpe"
             )
         return self

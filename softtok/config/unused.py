@@ -9,8 +9,15 @@ from pathlib import Path
 
 from softtok.config.grid import Grid
 
-# Where what has a spec's hash in its name stands in results/ (the patterns in grid.py), folders before what they hold.
-PLACES = ("data/*/*", "models/*", "runs/*/*/*/seed*", "runs/*/*/*/seed*/eval/*/*", "runs/*/*/*/seed*/choices/*")
+# Where what has a spec's hash in its name stands in results/ (the patterns in jobs.py), folders before what they hold.
+PLACES = (
+    "data/*/*",
+    "models/*",
+    "specs/*",
+    "runs/*/*/*/seed*",
+    "runs/*/*/*/seed*/eval/*/*",
+    "runs/*/*/*/seed*/choices/*",
+)
 HASHED = re.compile(r"([A-Za-z0-9].*)-[0-9a-f]{8}(\.parquet|\.json|\.entropy\.csv)?")
 
 
@@ -21,8 +28,8 @@ def unused(grid: Grid, results: Path) -> Iterator[Path]:
     files are not to be found now, or lies below such a name: what those files would lead to is not known.
     """
     wanted = {results / Path(path).relative_to("results") for path in _paths(grid)}
-    made = [*grid.data.values(), *grid.models.values()]
-    unknown = {item.name for item in made if '"sha256":null' in item.json}
+    unknown = {data.name for data in grid.data.values() if data.spec.unknown}
+    unknown |= {model.name for model in grid.models.values() if model.text and model.text.spec.unknown}
     listed: set[Path] = set()
     for place in PLACES:
         for path in sorted(results.glob(place)):
@@ -39,6 +46,7 @@ def _paths(grid: Grid) -> Iterator[str]:
         yield from (f"{data.stem}.parquet", f"{data.stem}.json")
     yield from grid.models
     for study in grid.studies.values():
+        yield study.spec_path
         yield from study.runs
         yield from (*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
         yield from study.choice_files(".parquet")

@@ -1,25 +1,8 @@
 """From a data set as published to problems: a parquet file and its manifest.
 
 Train and test sets become (id, question, gold: any one of a list is right), choice sets (id, question, choices, answer:
-index). A data spec says where the rows are and which fields mean what:
-
-    kind      train, test or choice
-    source    {"toy": {"task", "steps", "split", "problems", "seed"}},
-              {"hub": {"path", "name", "split", "revision"}} or
-              {"file": {"path", "format", "columns"}}: path may be a list or a pattern; columns are those of a bare csv
-    question  field with the question; dots go down into nested values ("prompt.0.content")
-    id        field with a name for the problem; without it, the row's number in the source
-    gold      {"field"}: a text, a number, or a list of which any one is right;
-              {"field", "after": MARKER}: the text behind the last marker;
-              {"field", "boxed": true}: the content of the last balanced box
-    choices   {"field": LIST} or {"fields": [one field per option]};
-              "labels": field with the options' labels, where they are not A, B, ...
-    answer    field of a choice set: an index, a letter, or one of the labels
-    limit     at most so many problems, the first ones that remain
-    exclude   (train) test sets whose questions must not occur, by name
-
-Toy sources need kind and source alone. A train set drops what it cannot use and what a test set holds; a test or choice
-set never loses a problem. The manifest tells what was dropped and what looks odd.
+index). A `DataSpec` says where the rows are and which fields mean what. A train set drops what it cannot use and what a
+test set holds; a test or choice set never loses a problem. The manifest tells what was dropped and what looks odd.
 """
 
 from __future__ import annotations
@@ -40,6 +23,7 @@ from softtok.errors import UserError
 from softtok.problems import toy
 from softtok.problems.boxed import last_boxed
 from softtok.problems.prompt import normalise
+from softtok.problems.spec import ChoiceFields, DataSpec, FileRows, GoldRule, HubRows, OpenFields, OptionsRule, ToyRows
 from softtok.storage.files import atomic, canonical_json, file_sha256, read_columns, write_json
 from softtok.storage.hub import reason, why
 
@@ -55,16 +39,9 @@ GOLD_FAULTS = {
     "timeout": f"takes more than {GOLD_TIMEOUT_S:.0f} s to parse",
     "error": "breaks the parser",
 }
-TOY_MAPPING: Row = {
-    "id": "id",
-    "question": "question",
-    "gold": {"field": "gold"},
-    "choices": {"field": "choices"},
-    "answer": "answer",
-}
 
 
-def prepare(spec: Row, out: Path, exclude: dict[str, Path], data_root: Path | None) -> None:
+def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path | None) -> None:
     """Writes the parquet file `out` and, beside it, its manifest. Raises UserError, and then nothing is written.
 
     `exclude`: prepared test sets by name. `data_root`: where the paths of file sources start.
@@ -72,14 +49,13 @@ def prepare(spec: Row, out: Path, exclude: dict[str, Path], data_root: Path | No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    where = describe(spec["source"])
-    rows, origin = read_rows(spec["source"], data_root)
-    mapping = TOY_MAPPING | spec if "toy" in spec["source"] else spec
-    if spec["kind"] == "choice":
-        problems, dropped, flagged = choice_problems(mapping, rows, where)
+    where = describe(spec.source)
+    rows, origin = read_rows(spec.source, data_root)
+    if isinstance(spec.fields, ChoiceFields):
+        problems, dropped, flagged = choice_problems(spec.fields, rows[: spec.limit], where)
         columns = {"choices": pa.list_(pa.string()), "answer": pa.int64()}
     else:
-        problems, dropped, flagged = open_problems(mapping, rows, where, exclude)
+        problems, dropped, flagged = open_problems(spec, spec.fields, rows, where, exclude)
         columns = {"gold": pa.list_(pa.string())}
     if not problems:
         raise UserError(f"{where}: no problem is left of {len(rows)} rows ({len(dropped)} dropped)")
@@ -93,7 +69,7 @@ def prepare(spec: Row, out: Path, exclude: dict[str, Path], data_root: Path | No
         "dropped": dropped,
         "flagged": flagged,
     }
-    write_json(out.with_suffix(".json"), {"source": spec["source"], **origin, **counts, "spec": spec})
+    write_json(out.with_suffix(".json"), {**origin, **counts, "spec": spec.model_dump(mode="json")})
 
 
 def questions(path: Path) -> list[str]:
@@ -101,27 +77,33 @@ def questions(path: Path) -> list[str]:
     return read_columns(path, ["question"]).column("question").to_pylist()
 
 
-def describe(source: Row) -> str:
+def describe(source: ToyRows | HubRows | FileRows) -> str:
     """How messages name a source."""
-    kind, value = next(iter(source.items()))
-    return f"data set {value['path']}" if "path" in value else f"{kind} data set {canonical_json(value)}"
+    if isinstance(source, ToyRows):
+        return f"toy data set {canonical_json(source.model_dump(exclude={'kind'}))}"
+    return f"data set {source.path}"
+
+
+def rule_text(rule: GoldRule | OptionsRule) -> str:
+    """How messages show a rule: as it was written."""
+    return canonical_json(rule.model_dump(exclude_defaults=True))
 
 
 # Problems
 
 
 def open_problems(
-    spec: Row, rows: Sequence[Row], where: str, exclude: dict[str, Path]
+    spec: DataSpec, fields: OpenFields, rows: Sequence[Row], where: str, exclude: dict[str, Path]
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """(problems, dropped, flagged) of a train or test set; each of the latter has id and reason."""
-    train = spec["kind"] == "train"
+    train = spec.kind == "train"
     held_out = {normalise(question): name for name, path in exclude.items() for question in questions(path)}
     problems: list[Row] = []
     dropped: list[Row] = []
     flagged: list[Row] = []
     first: dict[str, Row] = {}
-    for problem, faults in checked(read_problems(spec, rows, where), block=min(spec.get("limit") or BLOCK, BLOCK)):
-        if len(problems) == spec.get("limit"):
+    for problem, faults in checked(read_problems(fields, rows, where), block=min(spec.limit or BLOCK, BLOCK)):
+        if len(problems) == spec.limit:
             break
         key = normalise(problem["question"])
         if key in held_out:
@@ -131,8 +113,7 @@ def open_problems(
             continue
         if not problem["gold"]:
             raise UserError(
-                f"{where}: {problem['id']} has no gold by the rule {canonical_json(spec['gold'])}; "
-                "a test problem needs one"
+                f"{where}: {problem['id']} has no gold by the rule {rule_text(fields.gold)}; a test problem needs one"
             )
         before = first.setdefault(key, problem)
         if before["gold"] != problem["gold"]:
@@ -146,13 +127,13 @@ def open_problems(
     return problems, dropped, flagged
 
 
-def read_problems(spec: Row, rows: Sequence[Row], where: str) -> Iterator[Row]:
+def read_problems(fields: OpenFields, rows: Sequence[Row], where: str) -> Iterator[Row]:
     """(id, question, gold) of each row; gold is empty where the rule finds none."""
-    identify = Ids(spec.get("id"), where)
+    identify = Ids(fields.id, where)
     for number, row in enumerate(rows):
         at = f"{where}, row {number}"
-        question = as_text(field(row, spec["question"], at))
-        yield {"id": identify(row, number), "question": question, "gold": golds(row, spec["gold"], at)}
+        question = as_text(field(row, fields.question, at))
+        yield {"id": identify(row, number), "question": question, "gold": golds(row, fields.gold, at)}
 
 
 def checked(problems: Iterator[Row], block: int) -> Iterator[tuple[Row, list[str]]]:
@@ -175,27 +156,24 @@ def checked(problems: Iterator[Row], block: int) -> Iterator[tuple[Row, list[str
                 yield problem, faults
 
 
-def choice_problems(spec: Row, rows: Sequence[Row], where: str) -> tuple[list[Row], list[Row], list[Row]]:
+def choice_problems(fields: ChoiceFields, rows: Sequence[Row], where: str) -> tuple[list[Row], list[Row], list[Row]]:
     """(problems, nothing dropped, flagged) of a choice set; a row without options or answer is an error, not a gap."""
-    identify = Ids(spec.get("id"), where)
+    identify, rule = Ids(fields.id, where), fields.choices
     problems: list[Row] = []
     flagged: list[Row] = []
-    for number, row in enumerate(rows[: spec.get("limit")]):
+    for number, row in enumerate(rows):
         at = f"{where}, row {number}"
-        rule = spec["choices"]
-        listed = (
-            [field(row, name, at) for name in rule["fields"]] if "fields" in rule else field(row, rule["field"], at)
-        )
+        listed = [field(row, name, at) for name in rule.fields] if rule.fields else field(row, rule.field or "", at)
         if not isinstance(listed, list) or len(listed) < 2:
-            raise UserError(f"{at}: choices: {canonical_json(rule)} gives no list of options but {listed!r}")
+            raise UserError(f"{at}: choices: {rule_text(rule)} gives no list of options but {listed!r}")
         options = [as_text(option) for option in listed]
-        labels = [as_text(label) for label in field(row, rule["labels"], at)] if "labels" in rule else None
-        answer = answer_index(field(row, spec["answer"], at), labels or list(ascii_uppercase[: len(options)]))
+        labels = [as_text(label) for label in field(row, rule.labels, at)] if rule.labels is not None else None
+        answer = answer_index(field(row, fields.answer, at), labels or list(ascii_uppercase[: len(options)]))
         if answer is None or not 0 <= answer < len(options):
-            raise UserError(f"{at}: answer {field(row, spec['answer'], at)!r} is none of the {len(options)} options")
+            raise UserError(f"{at}: answer {field(row, fields.answer, at)!r} is none of the {len(options)} options")
         problem = {
             "id": identify(row, number),
-            "question": as_text(field(row, spec["question"], at)),
+            "question": as_text(field(row, fields.question, at)),
             "choices": options,
             "answer": answer,
         }
@@ -251,13 +229,13 @@ def as_text(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-def golds(row: Row, rule: Row, where: str) -> list[str]:
-    """All right answers of a row by the gold rule (module docstring); empty if the rule finds none."""
-    value = field(row, rule["field"], where)
+def golds(row: Row, rule: GoldRule, where: str) -> list[str]:
+    """All right answers of a row by the gold rule; empty if the rule finds none."""
+    value = field(row, rule.field, where)
     texts = [as_text(one) for one in (value if isinstance(value, list) else [value])]
-    if "after" in rule:
-        texts = [text.rpartition(rule["after"])[2].strip() for text in texts if rule["after"] in text]
-    elif rule.get("boxed"):
+    if rule.after is not None:
+        texts = [text.rpartition(rule.after)[2].strip() for text in texts if rule.after in text]
+    elif rule.boxed:
         texts = [(last_boxed(text) or "").strip() for text in texts]
     return [text for text in map(undollared, texts) if text]
 
@@ -278,15 +256,11 @@ def answer_index(answer: Any, labels: Sequence[str]) -> int | None:
 # Sources
 
 
-def read_rows(source: Row, data_root: Path | None) -> tuple[list[Row], Row]:
+def read_rows(source: ToyRows | HubRows | FileRows, data_root: Path | None) -> tuple[list[Row], Row]:
     """Rows of a source, and {"revision", "source_sha256"} for the manifest. Raises UserError."""
-    kind, value = next(iter(source.items()))
-    if kind == "file":
-        return read_files(value, data_root)
-    if kind == "hub":
-        rows, revision = read_hub(value)
-    else:
-        rows, revision = toy_rows(**value), None
+    if isinstance(source, FileRows):
+        return read_files(source, data_root)
+    rows, revision = read_hub(source) if isinstance(source, HubRows) else (toy_rows(source), None)
     # Columns that nothing maps may hold dates or images, which are no JSON.
     lines = (json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str) for row in rows)
     return rows, {"revision": revision, "source_sha256": sha256_of(f"{line}\n" for line in lines)}
@@ -299,21 +273,22 @@ def sha256_of(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def toy_rows(task: str, split: toy.Split, problems: int, steps: Sequence[int] = (2, 4), seed: int = 0) -> list[Row]:
+def toy_rows(source: ToyRows) -> list[Row]:
     """Rows of the embedded task `sums` (of `steps`) or `choice`; ids name their text."""
-    if task == "sums":
-        rows: list[Row] = [{"question": p.question, "gold": p.gold} for p in toy.problems(steps, split, problems, seed)]
+    if source.task == "sums":
+        problems = toy.problems(source.steps, source.split, source.problems, source.seed)
+        rows: list[Row] = [{"question": p.question, "gold": p.gold} for p in problems]
     else:
         rows = [
             {"question": c.question, "choices": list(c.choices), "answer": c.answer}
-            for c in toy.choices(split, problems, seed)
+            for c in toy.choices(source.split, source.problems, source.seed)
         ]
     return [{"id": sha256_of([canonical_json(row)])[:12]} | row for row in rows]
 
 
-def read_files(value: Row, data_root: Path | None) -> tuple[list[Row], Row]:
+def read_files(source: FileRows, data_root: Path | None) -> tuple[list[Row], Row]:
     """Rows of local files through `datasets`; the digest is the file's own, or one over all files' digests."""
-    named = value["path"] if isinstance(value["path"], list) else [value["path"]]
+    named = source.path if isinstance(source.path, list) else [source.path]
     paths: list[Path] = []
     for name in named:
         pattern = Path(data_root or ".") / Path(name).expanduser()
@@ -324,12 +299,12 @@ def read_files(value: Row, data_root: Path | None) -> tuple[list[Row], Row]:
     for path in paths:
         if not path.stat().st_size:
             raise UserError(f"data set {path}: the file is empty")
-    kinds = {value.get("format") or FORMATS.get(path.suffix, path.suffix) for path in paths}
+    kinds = {source.format or FORMATS.get(path.suffix, path.suffix) for path in paths}
     if len(kinds) > 1 or not kinds <= set(FORMATS.values()):
         raise UserError(
-            f"{describe({'file': value})}: wants files of one format, json, csv or parquet; these are {sorted(kinds)}"
+            f"{describe(source)}: wants files of one format, json, csv or parquet; these are {sorted(kinds)}"
         )
-    rows = load(kinds.pop(), [str(path) for path in paths], value.get("columns"))
+    rows = load(kinds.pop(), [str(path) for path in paths], source.columns)
     digests = [file_sha256(path) for path in paths]
     return rows, {"revision": None, "source_sha256": digests[0] if len(digests) == 1 else sha256_of(digests)}
 
@@ -353,13 +328,13 @@ def load(format: str, files: list[str], columns: list[str] | None) -> list[Row]:
             raise UserError(f"data set {', '.join(files)}: cannot be read as {format}: {reason(error)}") from error
 
 
-def read_hub(value: Row) -> tuple[list[Row], str | None]:
+def read_hub(source: HubRows) -> tuple[list[Row], str | None]:
     """Rows of a hub data set (or of a local folder of the hub's shape), and the commit that its revision means now."""
     import datasets
     from huggingface_hub import HfApi
 
     datasets.disable_progress_bars()
-    path, split, name, revision = value["path"], value["split"], value.get("name"), value.get("revision")
+    path, split, name, revision = source.path, source.split, source.name, source.revision
     try:
         if Path(path).is_dir():
             # A folder may change under its name, and the usual cache would go on giving what it held before.

@@ -28,7 +28,12 @@ def canonical_json(value: Any) -> str:
 
 def content_hash(value: Any, digits: int = 8) -> str:
     """First `digits` hex digits of the SHA-256 of `canonical_json(value)`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:digits]
+    return text_hash(canonical_json(value), digits)
+
+
+def text_hash(text: str, digits: int = 8) -> str:
+    """Returns the first `digits` hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def file_sha256(path: Path) -> str:

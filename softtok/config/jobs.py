@@ -1,0 +1,156 @@
+"""What jobs make, each with its spec and its path.
+
+The first 8 digits of a spec's hash stand in the path. "The file exists" therefore means "this exact thing is done": an
+edited default never mixes with what it was before, going back finds the old results, and studies share what
+coincides. Import-light: the Snakefile reads it at every start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from softtok.config.schema import Config
+from softtok.config.schema import Study as StudySettings
+from softtok.config.specs import ChoicesSpec, EvaluationSpec, ModelSpec, RunSpec, ToySource
+from softtok.problems.spec import DataSpec
+from softtok.storage.files import text_hash
+from softtok.storage.records import Record
+
+# Places of results. `spec` is the hash of a data set, model or run, `cell_spec` that of what is measured on a run.
+DATA = "results/data/{kind}/{name}-{spec}"
+MODEL = "results/models/{model}-{spec}"
+RUN = "results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}"
+BASE = RUN.format(model="{model}", train_set="none", mode="base", seed=0, spec="{spec}")
+EVALUATION = "eval/{test_set}/{inference_set}-{cell_spec}"
+CHOICES = "choices/{choice_set}-{cell_spec}"
+REPORT = "results/reports/{study}"
+REPORT_SPEC = "results/specs/{study}-{report_spec}.json"
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, eq=False)
+class Made(Generic[R]):
+    """What a job makes: a name, and the spec that decides its content."""
+
+    name: str
+    spec: R
+
+    @cached_property
+    def json(self) -> str:
+        return self.spec.as_json()
+
+    @cached_property
+    def hash(self) -> str:
+        return text_hash(self.json)
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Made[DataSpec]):
+    """A prepared data set. `exclude`: the test sets that a train set must not overlap."""
+
+    exclude: tuple[Data, ...]
+
+    @cached_property
+    def stem(self) -> str:
+        return DATA.format(kind=self.spec.kind, name=self.name, spec=self.hash)
+
+    @property
+    def path(self) -> str:
+        return f"{self.stem}.parquet"
+
+    @property
+    def exclude_paths(self) -> list[str]:
+        return [test_set.path for test_set in self.exclude]
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Made[ModelSpec]):
+    """A base model. `text`: the train set that a toy model learns, if it is to learn one."""
+
+    text: Data | None
+
+    @property
+    def text_paths(self) -> list[str]:
+        return [self.text.path] if self.text else []
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the job that makes it. A toy's are part of its settings: they decide how sums are rounded."""
+        return self.spec.source.toy.threads if isinstance(self.spec.source, ToySource) else 1
+
+    @cached_property
+    def folder(self) -> str:
+        return MODEL.format(model=self.name, spec=self.hash)
+
+
+@dataclass(frozen=True, eq=False)
+class Run(Made[RunSpec]):
+    """A trained checkpoint, named by its training mode; or a model's untouched base (mode `base`, no train set, seed
+    0)."""
+
+    model: Model
+    train_set: Data | None
+
+    @property
+    def seed(self) -> int:
+        return self.spec.seed
+
+    @property
+    def train_set_name(self) -> str:
+        return self.train_set.name if self.train_set else "none"
+
+    @cached_property
+    def folder(self) -> str:
+        names = {"model": self.model.name, "train_set": self.train_set_name, "mode": self.name}
+        return RUN.format(**names, seed=self.seed, spec=self.hash)
+
+    @property
+    def untouched_model(self) -> list[str]:
+        """The model's folder, if the checkpoint is not a model of its own but refers to that."""
+        return [] if self.train_set else [self.model.folder]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Made[EvaluationSpec]):
+    """All inference modes of an inference set (whose name it has) on one test set; made once per run."""
+
+    data: Data
+
+    @cached_property
+    def stem(self) -> str:
+        return EVALUATION.format(test_set=self.data.name, inference_set=self.name, cell_spec=self.hash)
+
+
+@dataclass(frozen=True, eq=False)
+class Choices(Made[ChoicesSpec]):
+    """A multiple-choice set; made once per run."""
+
+    data: Data
+
+    @cached_property
+    def stem(self) -> str:
+        return CHOICES.format(choice_set=self.data.name, cell_spec=self.hash)
+
+
+@dataclass
+class Plan:
+    """What a study wants: runs by folder, with the stems of each one's evaluations and choice sets."""
+
+    name: str
+    settings: StudySettings
+    config: Config
+    runs: dict[str, Run] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    choices: dict[str, dict[str, Choices]] = field(default_factory=dict)
+
+    def run_files(self, name: str) -> list[str]:
+        return [f"{folder}/{name}" for folder in self.runs]
+
+    def evaluation_files(self, suffix: str) -> list[str]:
+        return [f"{folder}/{stem}{suffix}" for folder, stems in self.evaluations.items() for stem in stems]
+
+    def choice_files(self, suffix: str) -> list[str]:
+        return [f"{folder}/{stem}{suffix}" for folder, stems in self.choices.items() for stem in stems]

@@ -1,0 +1,154 @@
+"""What a job is told: one record for each kind of job, built by the grid and parsed by the job.
+
+A spec holds all that decides a result, and no name, no machine setting and no folder (but for the report's, which says
+where everything is). On the way it is JSON: `as_json` on one side, `parse` on the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from softtok.config.messages import explain
+from softtok.config.settings import (
+    ChoiceFormat,
+    GenerationSettings,
+    SampledMode,
+    Settings,
+    TokenMode,
+    ToySettings,
+    TrainingSettings,
+)
+from softtok.errors import UserError
+from softtok.problems.spec import DataSpec
+from softtok.storage.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+class ToySource(Settings):
+    """A toy model, trained here. `text` is the train set that it learns, if not the toy problems."""
+
+    kind: Literal["toy"] = "toy"
+    toy: ToySettings
+    text: DataSpec | None
+
+
+class HubSource(Settings):
+    """A model of the hub; without a revision the newest, which is locked when it is fetched."""
+
+    kind: Literal["hub"] = "hub"
+    hub: str
+    revision: str | None
+
+
+class FolderSource(Settings):
+    """A Hugging Face folder of the user."""
+
+    kind: Literal["path"] = "path"
+    path: str
+
+
+class ModelSpec(Record):
+    """A base model and the template of its prompts."""
+
+    source: ToySource | HubSource | FolderSource = Field(discriminator="kind")
+    prompt: str
+    version: int
+
+
+class RunSpec(Record):
+    """A training run; or, without a train set, a mode and settings, the run of the untouched model."""
+
+    model: ModelSpec
+    train_set: DataSpec | None
+    mode: TokenMode | None
+    training: TrainingSettings | None
+    seed: int
+    version: int
+
+    @model_validator(mode="after")
+    def _trained_or_untouched(self) -> RunSpec:
+        if len({part is None for part in (self.train_set, self.mode, self.training)}) > 1:
+            raise ValueError("mode: train_set, mode and training are given together, or all null (untouched model)")
+        return self
+
+
+class EvaluationSpec(Record):
+    """Inference modes by name on one test set."""
+
+    test_set: DataSpec
+    inference_modes: dict[str, SampledMode]
+    evaluation: GenerationSettings
+    version: int
+
+
+class ChoicesSpec(Record):
+    """A multiple-choice set and how it is scored."""
+
+    choice_set: DataSpec
+    choice_format: ChoiceFormat
+    version: int
+
+
+class ReportRun(Record):
+    """A run of a report by its names, with its folder, its resolved settings (none of the untouched model), and the
+    hashes of its evaluations, by test set and inference set, and of its choice sets."""
+
+    model: str
+    train_set: str
+    training_mode: str
+    seed: int
+    path: str
+    mode: TokenMode | None
+    training: TrainingSettings | None
+    tests: dict[str, dict[str, str]]
+    choices: dict[str, str]
+
+
+class ReportSpec(Record):
+    """A study's report: its runs, and everything in the order in which it is shown.
+
+    `k` is of pass@k (none: powers of two). `order` has the entries of each section as the study lists them, `paper`
+    their names in the paper's results, `data` the prepared train and test sets by kind and name. `config` is what the
+    report shows of the configuration.
+    """
+
+    study: str
+    title: str
+    k: list[int] | None
+    runs: list[ReportRun]
+    data: dict[Literal["train", "test"], dict[str, str]]
+    inference_modes: dict[str, SampledMode]
+    inference_sets: dict[str, list[str]]
+    order: dict[str, list[str]]
+    paper: dict[str, dict[str, str]]
+    config: dict[str, Any]
+    version: int
+
+    def as_json(self) -> str:
+        """One line of JSON in the order of the study's lists, unlike other specs: the order decides what is made."""
+        return self.model_dump_json()
+
+
+def part(kind: type[R], entry: BaseModel) -> R:
+    """Returns the part of a configuration entry that jobs are told, without what names and completes it."""
+    return kind(**entry.model_dump(include=set(kind.model_fields)))
+
+
+def parse(kind: type[R], given: str, option: str = "spec") -> R:
+    """The record in a command's option: JSON if the text starts with `{`, else a file of it. Raises UserError."""
+    where, text = f"--{option}", given
+    if not given.lstrip().startswith("{"):
+        where = given
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"--{option} {given}: cannot be read ({why}); give a file or JSON") from None
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise explain(error, kind, where) from None

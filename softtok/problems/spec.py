@@ -1,0 +1,112 @@
+"""What a data set is made of: where its rows are, and which of their fields mean what.
+
+The configuration builds a `DataSpec` and the job that prepares the set reads it. It is defined here, because
+`prepare.py` needs it and the configuration, which comes after the problems in the order of the rooms, may use it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from softtok.problems.toy import Split
+from softtok.storage.records import Record
+
+Kind = Literal["train", "test", "choice"]
+
+
+class GoldRule(Record):
+    """Where the right answer stands: a field with a text, a number or a list of which any one is right; the text after
+    the last `after` in it; or, if `boxed`, the content of its last balanced box."""
+
+    field: str
+    after: str | None = None
+    boxed: bool = False
+
+
+class OptionsRule(Record):
+    """Where the options of a multiple-choice question stand: in one `field` with a list, or in one of `fields` each.
+    `labels` is the field with their labels, where these are not A, B, ..."""
+
+    field: str | None = None
+    fields: list[str] | None = None
+    labels: str | None = None
+
+
+class OpenFields(Record):
+    """Fields of train and test problems. Dots go down into nested values ("prompt.0.content"); without `id`, the row's
+    number names a problem."""
+
+    id: str | None
+    question: str
+    gold: GoldRule
+
+
+class ChoiceFields(Record):
+    """Fields of multiple-choice questions; `answer` holds an index, a letter, or one of the labels."""
+
+    id: str | None
+    question: str
+    choices: OptionsRule
+    answer: str
+
+
+class ToyRows(Record):
+    """Generated problems, of one side of the generator."""
+
+    kind: Literal["toy"] = "toy"
+    task: Literal["sums", "choice"]
+    split: Split
+    problems: int
+    steps: list[int] = [2, 4]
+    seed: int = 0
+
+
+class HubRows(Record):
+    """A data set of the hub, or a local folder of the hub's shape."""
+
+    kind: Literal["hub"] = "hub"
+    path: str
+    name: str | None
+    split: str
+    revision: str | None
+
+
+class FileRows(Record):
+    """Local files: `path` may be a list or a pattern; `columns` are those of a csv file without a header line. The
+    digests are the identity of files that may change under their names; None where no study needs the files now."""
+
+    kind: Literal["file"] = "file"
+    path: str | list[str]
+    format: Literal["json", "csv", "parquet"] | None
+    columns: list[str] | None
+    sha256: list[str] | None
+
+
+TOY_SUMS = OpenFields(id="id", question="question", gold=GoldRule(field="gold"))
+TOY_CHOICES = ChoiceFields(id="id", question="question", choices=OptionsRule(field="choices"), answer="answer")
+
+
+class DataSpec(Record):
+    """A prepared data set. `limit`: at most so many problems, the first ones that remain. `exclude`: test sets, by
+    name, whose questions a train set must not hold."""
+
+    kind: Kind
+    source: ToyRows | HubRows | FileRows = Field(discriminator="kind")
+    fields: OpenFields | ChoiceFields
+    limit: int | None
+    exclude: dict[str, DataSpec]
+    version: int
+
+    @model_validator(mode="after")
+    def _fields_of_the_kind(self) -> DataSpec:
+        if (self.kind == "choice") != isinstance(self.fields, ChoiceFields):
+            raise ValueError(f"fields: a {self.kind} set needs {'choices' if self.kind == 'choice' else 'gold'}")
+        return self
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it depends on local files that were not there when the configuration was read."""
+        files = isinstance(self.source, FileRows) and self.source.sha256 is None
+        return files or any(data.unknown for data in self.exclude.values())
