@@ -29,21 +29,9 @@ SECTIONS = {
     "studies": "study",
 }
 RULES = ("all", "dataset", "model", "base", "train", "evaluate", "choices", "report_spec", "report")
-FOLDERS = (
-    "results",
-    "models",
-    "data",
-    "runs",
-    "reports",
-    "specs",
-    "logs",
-    "benchmarks",
-    "test",
-    "choice",
-    "none",
-    "eval",
-)
-RESERVED = frozenset(RULES + FOLDERS)
+FOLDERS = ("results", "models", "data", "runs", "reports", "specs", "logs", "benchmarks")
+PARTS_OF_PATHS = ("test", "choice", "none", "eval")
+RESERVED = frozenset(RULES + FOLDERS + PARTS_OF_PATHS)
 """Names with a meaning in paths (`none` and `base` are train set and mode of untouched models) or as Snakemake
 targets."""
 FIELDS = {"train": ("question", "gold"), "test": ("question", "gold"), "choice": ("question", "choices", "answer")}

@@ -1,4 +1,4 @@
-"""What a job is told: one record for each kind of job, built by the grid and parsed by the job.
+"""What a job is told: one record for each kind of job, built by the grid and parsed by the job; and a run's manifest.
 
 A spec holds all that decides a result, and no name, no machine setting and no folder (but for the report's, which says
 where everything is). On the way it is JSON: `as_json` on one side, `parse` on the other.
@@ -74,6 +74,27 @@ class RunSpec(Record):
         if len({part is None for part in (self.train_set, self.mode, self.training)}) > 1:
             raise ValueError("mode: train_set, mode and training are given together, or all null (untouched model)")
         return self
+
+
+class Divergence(Record):
+    """Where a run diverged, and how that showed."""
+
+    step: int
+    reason: str
+
+
+class RunManifest(Record):
+    """What a finished run says of itself, in its manifest.json: what it was told, what came out, and what made it."""
+
+    spec: RunSpec
+    steps: int
+    best_step: int | None
+    best_validation: float | None
+    diverged: Divergence | None
+    checkpoint_sha256: str
+    wall_s: float
+    attempts: list[dict[str, Any]]
+    provenance: dict[str, Any]
 
 
 class EvaluationSpec(Record):

@@ -10,14 +10,8 @@ from pathlib import Path
 from softtok.config.grid import Grid
 
 # Where what has a spec's hash in its name stands in results/ (the patterns in jobs.py), folders before what they hold.
-PLACES = (
-    "data/*/*",
-    "models/*",
-    "specs/*",
-    "runs/*/*/*/seed*",
-    "runs/*/*/*/seed*/eval/*/*",
-    "runs/*/*/*/seed*/choices/*",
-)
+RUNS = "runs/*/*/*/seed*"
+PLACES = ("data/*/*", "models/*", "specs/*", RUNS, f"{RUNS}/eval/*/*", f"{RUNS}/choices/*")
 HASHED = re.compile(r"([A-Za-z0-9].*)-[0-9a-f]{8}(\.parquet|\.json|\.entropy\.csv)?")
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import torch
 
 from softtok.config.settings import RuntimeSettings
+from softtok.config.specs import ChoicesSpec
 from softtok.models.devices import announce
 from softtok.models.language_model import LanguageModel, causal_mask, in_fp32, left_pad, logits_fp32, refuse_longer
 from softtok.models.loading import load
@@ -47,14 +47,14 @@ class Question:
     answer: int
 
 
-def choices(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
+def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
     with attempt(run / ".state" / "choices.jsonl"):
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]
         questions = [Question(**row) for row in read_columns(data, columns).to_pylist()]
-        score = _letters if spec["evaluation"]["choice_format"] == "letters" else _cloze
+        score = _letters if spec.choice_format == "letters" else _cloze
         records = []
         size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
         room = runtime.rollout_tokens

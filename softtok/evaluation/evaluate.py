@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from softtok.config.grid import settled
-from softtok.config.settings import GenerationSettings, RuntimeSettings, TokenMode
+from softtok.config.settings import RuntimeSettings, TokenMode
+from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts
 from softtok.method.rollout import rollout
@@ -52,21 +52,17 @@ SCHEMA = pa.schema(
 )
 
 
-def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
+def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Runs all inference modes of `spec` and writes `out` (parquet) and, beside it, the entropy profile
     (`.entropy.csv`)."""
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
-        settings = GenerationSettings(**spec["evaluation"])
+        settings = spec.evaluation
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm)
         problems = read_problems(data, lm, checkpoint["prompt"])
-        modes = {
-            name: TokenMode(**{field: mode[field] for field in TokenMode.model_fields if field in mode})
-            for name, mode in spec["inference_modes"].items()
-        }
-        rms = noise_rms(lm, checkpoint, modes.values(), problems)
+        rms = noise_rms(lm, checkpoint, spec.inference_modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
         refuse_longer(lm, max(len(p.prompt) for p in problems) + most_steps(rules, limits), f"test set {data}")
         # Ids such as "row7" are of many test sets, and draws that these share would make their results go together.
@@ -74,18 +70,17 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
         keys = f"evaluate|{digest[:16]}|{checkpoint['seed']}"
         shards: dict[str, Shard] = {}
         with Judge(workers=runtime.reward_workers) as judge:
-            for name, mode in spec["inference_modes"].items():
+            for name, mode in spec.inference_modes.items():
                 header = {
-                    "checkpoint": checkpoint["sha256"], "data": digest,
-                    "mode": settled(modes[name].model_dump()), "samples": mode["samples"],
-                    "evaluation": spec["evaluation"], "seed": checkpoint["seed"], "version": spec["version"],
+                    "checkpoint": checkpoint["sha256"], "data": digest, "mode": mode.model_dump(mode="json"),
+                    "evaluation": settings.model_dump(mode="json"), "seed": checkpoint["seed"], "version": spec.version,
                 }  # fmt: skip
                 shard = content_hash(header, 16)
                 with alone(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     _complete(
-                        name, shards[name], lm, rules, judge, bind(modes[name], lm, rms), problems,
-                        int(mode["samples"]), limits, keys, made_on, runtime, interruption,
+                        name, shards[name], lm, rules, judge, bind(mode, lm, rms), problems,
+                        mode.samples, limits, keys, made_on, runtime, interruption,
                     )  # fmt: skip
         _write(shards, out)
 
@@ -96,7 +91,7 @@ def noise_rms(
     """The RMS that noise is measured in, by its place. A trained checkpoint carries its base model's. A base has no
     train set: its states are measured behind prompts of the test set, where a mode asks for it."""
     rms = {"embedding": checkpoint["embedding_rms"] or embedding_rms(lm.embedding_VD)}
-    rms |= checkpoint.get("state_rms") or {}
+    rms |= checkpoint["state_rms"]
     if any(mode.noise_scale > 0 and mode.noise_at not in rms for mode in modes):
         rms |= state_rms(lm, rms_prompts(problems))
     return rms
@@ -168,7 +163,7 @@ def _write(shards: dict[str, Shard], out: Path) -> None:
     for name, shard in shards.items():
         total, count = np.zeros(0), np.zeros(0, np.int64)
         for line in sorted(shard.lines, key=lambda line: line["problem_id"]):
-            shared = {"inference_mode": name, "problem_id": line["problem_id"], "made_on": line.get("made_on")}
+            shared = {"inference_mode": name, "problem_id": line["problem_id"], "made_on": line["made_on"]}
             records += [{**shared, "sample": sample, **record} for sample, record in enumerate(line["samples"])]
             longer = max(len(total), len(line["entropy_sum"]))
             total = np.pad(total, (0, longer - len(total)))

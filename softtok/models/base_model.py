@@ -1,4 +1,4 @@
-"""Base models: the toy is trained here, a hub model is fetched and its revision locked, a folder of the user's is
+"""Makes base models: a toy is trained here, a hub model is fetched and its revision locked, a user's folder is
 referred to."""
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from softtok.config.settings import RuntimeSettings, ToySettings
+from softtok.config.settings import DeviceSettings
+from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunManifest, RunSpec, ToySource
 from softtok.errors import UserError
 from softtok.models.references import weight_stamps
 from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, read_manifest, write_json, write_text
@@ -15,85 +16,85 @@ from softtok.storage.hub import fetch
 from softtok.storage.provenance import provenance
 
 
-def make_model(spec: dict[str, Any], runtime: RuntimeSettings, out: Path, text: Path | None) -> None:
-    """Makes the folder `out` with its manifest model.json, written last. Hub models and folders get a reference, not a
-    copy.
+def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | None) -> None:
+    """Makes the folder `out` with its manifest model.json, written last.
 
+    Hub models and folders get a reference, not a copy.
     `text` is a prepared train set for a toy that learns its text. Raises UserError when a model is not to be had.
     """
-    manifest: dict[str, Any]
-    if "toy" in spec:
-        manifest = _toy(spec, out, text)
+    if isinstance(spec.source, ToySource):
+        manifest = _toy(spec.source, spec.prompt, out, text)
+        made_on = "cpu"
     else:
-        manifest = _referred(spec)
-        _probe(manifest, runtime, out)
-    made_on = "cpu" if "toy" in spec else None
-    write_json(out / "model.json", manifest | {"spec": spec, "provenance": provenance(made_on)})
+        manifest = _referred(spec.source)
+        _probe(manifest, device, out)
+        made_on = None
+    facts = {"spec": spec.model_dump(mode="json"), "provenance": provenance(made_on)}
+    write_json(out / "model.json", manifest | facts)
 
 
-def _referred(spec: dict[str, Any]) -> dict[str, Any]:
+def _referred(source: HubSource | FolderSource) -> dict[str, Any]:
     """Manifest of a hub model, fetched and locked, or of a folder."""
-    if "hub" in spec:
-        reference = {"hub": spec["hub"], "revision": fetch(spec["hub"], spec.get("revision")).name}
+    if isinstance(source, HubSource):
+        reference = {"hub": source.hub, "revision": fetch(source.hub, source.revision).name}
         return {"reference": reference, "sha256": content_hash(reference, 64)}
-    folder = Path(spec["path"]).resolve()
+    folder = Path(source.path).resolve()
     if not any(folder.glob(WEIGHTS)):
         raise UserError(
             f"model folder {folder}: holds no {WEIGHTS} file; give a Hugging Face folder with safetensors weights"
         )
-    reference = {"path": str(folder), "weights": weight_stamps(folder)}
-    return {"reference": reference, "sha256": folder_sha256(folder, WEIGHTS)}
+    referred = {"path": str(folder), "weights": weight_stamps(folder)}
+    return {"reference": referred, "sha256": folder_sha256(folder, WEIGHTS)}
 
 
-def _probe(manifest: dict[str, Any], runtime: RuntimeSettings, out: Path) -> None:
+def _probe(manifest: dict[str, Any], device: DeviceSettings, out: Path) -> None:
     """Loads the model that a manifest refers to: an unsupported family is refused now, not after hours of waiting.
-    Without a GPU, so that models can be fetched where there is a network and no more."""
+
+    This needs no GPU, so that models can be fetched where there is a network and nothing else.
+    """
     from softtok.models.loading import load
 
-    if runtime.gpus or runtime.device.startswith("cuda"):
-        half = "bf16" if runtime.precision == "auto" else runtime.precision
-        runtime = runtime.model_copy(update={"device": "cpu", "precision": half, "cuda_graphs": False})
-
+    if device.gpus or device.device.startswith("cuda"):
+        device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:
         write_json(Path(trial) / "model.json", manifest)
-        load(Path(trial), runtime)
+        load(Path(trial), device)
 
 
-def _toy(spec: dict[str, Any], out: Path, text: Path | None) -> dict[str, Any]:
+def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, Any]:
     import pandas as pd
 
     from softtok.models.toy_model import make
 
-    settings = ToySettings(**{name: value for name, value in spec["toy"].items() if name != "text"})
     pairs = None
     if text is not None:
         table = pd.read_parquet(text, columns=["question", "gold"])
         pairs = [(question, gold[0]) for question, gold in table.itertuples(index=False)]
     with atomic(out) as temporary:
-        facts = make(settings, temporary, pairs, spec["prompt"])
+        facts = make(source.toy, temporary, pairs, prompt)
     return {"sha256": folder_sha256(out, WEIGHTS), "facts": facts}
 
 
-def base_run(spec: dict[str, Any], model: Path, out: Path) -> None:
-    """The run of the untouched model: a checkpoint that refers to `model`, so that nothing downstream needs a special
-    case."""
+def base_run(spec: RunSpec, model: Path, out: Path) -> None:
+    """Makes the run of the untouched model: a checkpoint that refers to `model`.
+
+    Nothing downstream needs a special case.
+    """
     manifest = read_manifest(model / "model.json")
     reference = manifest.get("reference") or {"path": str(model)}
-    facts = {"sha256": manifest["sha256"], "reference": reference, "embedding_rms": None}
-    write_json(
-        out / "checkpoint" / "checkpoint.json", facts | {"prompt": spec["model"]["prompt"], "seed": spec["seed"]}
+    facts = {"sha256": manifest["sha256"], "reference": reference, "embedding_rms": None, "state_rms": {}}
+    write_json(out / "checkpoint" / "checkpoint.json", facts | {"prompt": spec.model.prompt, "seed": spec.seed})
+    write_text(out / "metrics.jsonl", "")
+    run = RunManifest(
+        spec=spec,
+        steps=0,
+        best_step=None,
+        best_validation=None,
+        diverged=None,
+        checkpoint_sha256=manifest["sha256"],
+        wall_s=0.0,
+        attempts=[],
+        provenance=provenance(),
     )
-    write_text(out / "train.jsonl", "")
-    nothing: dict[str, Any] = {
-        "steps": 0,
-        "best_step": None,
-        "best_validation": None,
-        "diverged": None,
-        "wall_s": 0.0,
-        "attempts": [],
-    }
-    write_json(
-        out / "train.json",
-        nothing | {"spec": spec, "checkpoint_sha256": manifest["sha256"], "provenance": provenance()},
-    )
+    write_json(out / "manifest.json", run.model_dump(mode="json"))

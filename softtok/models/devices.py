@@ -15,17 +15,19 @@ from pathlib import Path
 
 import torch
 
-from softtok.config.settings import RuntimeSettings
+from softtok.config.settings import DeviceSettings
 from softtok.errors import UserError
 from softtok.storage.provenance import device_name
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.precision` names them
 
 
-def choose_device(runtime: RuntimeSettings) -> torch.device:
-    """The device that `runtime.device` names; `auto` is `cuda` for a job that asks for a GPU, else the CPU; `cuda` a
-    free GPU (the first, where none is free). Raises UserError for a device that is not there."""
-    name = ("cuda" if runtime.gpus else "cpu") if runtime.device == "auto" else runtime.device
+def choose_device(settings: DeviceSettings) -> torch.device:
+    """Returns the device that the settings name. Raises UserError for a device that is not there.
+
+    `auto` is `cuda` for a job that asks for a GPU, else the CPU; `cuda` is a free GPU (the first, where none is free).
+    """
+    name = ("cuda" if settings.gpus else "cpu") if settings.device == "auto" else settings.device
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"runtime: a job asks for a GPU (device: {name}), and PyTorch sees none here; use device: cpu")

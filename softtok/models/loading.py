@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softtok.config.settings import RuntimeSettings
+from softtok.config.settings import DeviceSettings
 from softtok.errors import UserError
 from softtok.models.decoding import Decoder
 from softtok.models.devices import choose_device
@@ -17,15 +17,15 @@ from softtok.problems.prompt import PREFILL_AFTER_CUT, decode
 from softtok.storage.hub import locked
 
 
-def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
+def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     """Loads tokenizer and weights in the working precision, in evaluation mode (no dropout), and probes the family.
 
     Raises UserError when the folder holds no causal language model or the family is not supported.
     """
-    device = choose_device(runtime)
-    if runtime.cuda_graphs and device.type != "cuda":
+    device = choose_device(settings)
+    if settings.cuda_graphs and device.type != "cuda":
         raise UserError(f"runtime.cuda_graphs: asked for, but the device is {device}; set it to false or use a GPU")
-    precision = runtime.precision if runtime.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
+    precision = settings.precision if settings.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
     if device.type == "cuda":
         _prepare_gpu()
     name, commit = resolve(folder)
@@ -45,7 +45,7 @@ def load(folder: Path, runtime: RuntimeSettings) -> LanguageModel:
     words = decode(tokenizer, tokenizer.encode(PREFILL_AFTER_CUT, add_special_tokens=False))
     if words.strip() != PREFILL_AFTER_CUT.strip():
         raise UserError(f"model {name}: its tokenizer writes {words!r} for {PREFILL_AFTER_CUT!r}; are its files there?")
-    lm = LanguageModel(model.eval(), tokenizer, name, runtime.cuda_graphs)
+    lm = LanguageModel(model.eval(), tokenizer, name, settings.cuda_graphs)
     probe(lm)
     return lm
 

@@ -59,8 +59,8 @@ class ToyRows(Record):
     task: Literal["sums", "choice"]
     split: Split
     problems: int
-    steps: list[int] = [2, 4]
-    seed: int = 0
+    steps: list[int]
+    seed: int
 
 
 class HubRows(Record):

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from softtok.config.schema import TokenMode, TrainingSettings
 from softtok.report.palette import MOST_LINES, MUTED, PAPER, SERIES
 from softtok.report.panels import (
     BAND,
@@ -35,7 +34,7 @@ from softtok.report.panels import (
     subject,
     value_range,
 )
-from softtok.report.study import Family, Study
+from softtok.report.study import Family, Row, Study
 
 WIDEST = 4.0  # inches, of panels side by side
 LOG_RATIO = 8  # largest / smallest value from which on an axis is logarithmic
@@ -116,11 +115,10 @@ def find_varied(study: Study, model: str, train_set: str) -> Varied | None:
     """What the training modes of one model and train set differ in: one number, else the modes themselves if they
     differ in the place of the noise or are too many for lines; else None."""
     modes = modes_of(study, model, train_set)
-    known = study.config.get("training_modes", {})
     many = len(modes) > MOST_LINES
-    if len(modes) < 2 or any(mode not in known for mode in modes):
-        return by_name(modes) if many else None
-    settings = {mode: _settings(study, model, train_set, mode) for mode in modes}
+    if len(modes) < 2:
+        return None
+    settings = {mode: study.settings(Row(model, train_set, mode)) for mode in modes}
     names = dict.fromkeys(name for of_mode in settings.values() for name in of_mode)
     differing = [name for name in names if len({str(of_mode.get(name)) for of_mode in settings.values()}) > 1]
     if len(differing) == 1:
@@ -128,18 +126,6 @@ def find_varied(study: Study, model: str, train_set: str) -> Varied | None:
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values()):
             return Varied(differing[0], dict(sorted(values.items(), key=lambda item: float(item[1] or 0))))
     return by_name(modes) if many or "noise_at" in differing else None
-
-
-def _settings(study: Study, model: str, train_set: str, mode: str) -> dict[str, Any]:
-    """Token mode and training settings of a run, with the precedence of the configuration."""
-    sections = (("models", model), ("train_sets", train_set), ("training_modes", mode))
-    entries = [study.config.get(section, {}).get(name, {}) for section, name in sections]
-    tokens = {name: field.default for name, field in TokenMode.model_fields.items()}
-    tokens |= {name: value for name, value in entries[-1].items() if name not in ("like", "paper", "training")}
-    training = {name: field.default for name, field in TrainingSettings.model_fields.items()}
-    for layer in (study.config, *entries):
-        training |= layer.get("training", {})
-    return tokens | training
 
 
 def _draw(

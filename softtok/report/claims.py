@@ -1,4 +1,4 @@
-"""The paper's claims C1 to C7 as tests that were fixed before any run: functions of a report spec and tidy metrics.
+"""The paper's claims C1 to C7 as tests that were fixed before any run: functions of a study and tidy metrics.
 
 The training run (model x train set x seed) is the unit: its effect is a difference on the same problems, averaged over
 the run's test sets, and a Student t interval over runs says what is known. Which entries of a study play which part is
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from softtok.report.metrics import t_interval_of
 from softtok.report.paper import REPRINTED
 from softtok.report.significance import holm, p_value, spread
-from softtok.report.study import Row, Study
+from softtok.report.study import Study, row_of
 
 LEVEL = 0.05
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
@@ -230,10 +230,12 @@ class NotRunError(Exception):
     """A test cannot be run; the message is the reason."""
 
 
-def verdicts(spec: Mapping[str, Any], metrics: pd.DataFrame) -> list[Verdict]:
-    """The verdict on every contrast, from a report spec and its tidy metrics (`collect.METRIC_COLUMNS`). Which runs a
-    test needs is the spec's to say, so that what is missing in `metrics` is noticed."""
-    design, values = Design(spec), _values(metrics)
+def verdicts(study: Study, metrics: pd.DataFrame) -> list[Verdict]:
+    """Returns the verdict on every contrast, from a study and its tidy metrics (`collect.METRIC_COLUMNS`).
+
+    The study says which runs a test needs, so that what is missing in `metrics` is noticed.
+    """
+    design, values = Design(study), _values(metrics)
     ablation = any(design.entries("training_modes", name) for name in NOISE_THAT_FAILS)
     decided: dict[Contrast, Verdict] = {}
     for claim in CLAIMS:
@@ -275,20 +277,18 @@ def judge(found: Mapping[Contrast, Sequence[float]], steps: Mapping[Contrast, fl
 
 
 class Design:
-    """What a report spec plans: its runs, where and how each is tested, and which entry plays which part."""
+    """What a study plans: its runs, where and how each is tested, and which entry plays which part."""
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        self.study = Study.from_spec(spec)
-        self.names: Mapping[str, Mapping[str, str]] = spec.get("paper", {})
-        self.order: Mapping[str, Iterable[str]] = {**spec["order"], "inference_modes": spec["inference_modes"]}
-        modes = spec["config"].get("inference_sets", {})
+    def __init__(self, study: Study) -> None:
+        self.study, self.names = study, study.paper
+        self.order: Mapping[str, Iterable[str]] = {**study.spec.order, "inference_modes": study.inference_modes}
         self.cells: dict[RunKey, set[tuple[str, str]]] = {}  # run -> (test or choice set, inference mode or "")
-        for run in sorted(spec["runs"], key=lambda run: (self.study.rows.index(_row(run)), run["seed"])):
-            cells = self.cells.setdefault((*_row(run), run["seed"]), set())
-            cells |= {(choice_set, "") for choice_set in run.get("choices", spec["choices"])}
-            for test_set, inference_sets in run.get("tests", spec["tests"]).items():
+        for run in study.runs:
+            cells = self.cells.setdefault((*row_of(run), run.seed), set())
+            cells |= {(choice_set, "") for choice_set in run.choices}
+            for test_set, inference_sets in run.tests.items():
                 for name in inference_sets:
-                    cells |= {(test_set, mode) for mode in modes.get(name, self.study.inference_modes)}
+                    cells |= {(test_set, mode) for mode in study.spec.inference_sets[name]}
 
     def entries(self, section: str, name: str) -> list[str]:
         """The study's entries that have this name in the paper; an entry without a `paper:` name goes by its own."""
@@ -319,10 +319,6 @@ class Design:
             drawn = self.study.samples(mode)
             raise NotRunError(f"pass@{samples} needs {samples} samples per problem, {mode} draws {drawn}")
         return mode
-
-
-def _row(run: Mapping[str, Any]) -> Row:
-    return Row(run["model"], run["train_set"], run["mode"])
 
 
 def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
+from softtok.config.messages import explain
+from softtok.config.specs import ReportRun, RunManifest
 from softtok.errors import UserError
 from softtok.problems.boxed import last_boxed, normalised
 from softtok.problems.prompt import normalise
 from softtok.report.metrics import bootstrap_interval, ks, majority, pass_at_k
-from softtok.report.study import Row, Study
+from softtok.report.study import Row, Study, row_of
 from softtok.storage import files as state
 
 # n_samples is samples per problem; for entropy, the generations that are still in their CoT at `index`.
@@ -42,7 +45,7 @@ UNJUDGED = ("timeout", "error")  # reward statuses that say nothing about the an
 class Run:
     row: Row
     seed: int
-    manifest: Mapping[str, Any]  # train.json
+    manifest: RunManifest
 
     def __str__(self) -> str:
         return f"{row_text(self.row)}, seed {self.seed}"
@@ -85,12 +88,11 @@ class Results:
     overlaps: list[Overlap]
 
 
-def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = None) -> Results:
-    """Reads all runs of a report spec, whose paths are relative to `root`. Results are in the order of its names.
+def collect(study: Study, root: Path, absent: list[Absent] | None = None) -> Results:
+    """Reads all runs of a study, whose paths are relative to `root`. Results are in the order of its names.
 
     What is missing or malformed is a UserError; with a list `absent` it is noted there and left out.
     """
-    study = Study.from_spec(spec)
     runs: list[Run] = []
     metrics: list[pd.DataFrame] = []
     training: list[pd.DataFrame] = []
@@ -98,33 +100,31 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
     problems: dict[str, tuple[Path, frozenset[str]]] = {}  # set -> the first file on it and its problems
     statuses: Counter[str] = Counter()
     made_on: Counter[str] = Counter()
-    sets = spec["config"].get("inference_sets", {})
 
     @contextlib.contextmanager
-    def noting(entry: Mapping[str, Any], what: str) -> Iterator[None]:
+    def noting(entry: ReportRun, what: str) -> Iterator[None]:
         try:
             yield
         except UserError as error:
             if absent is None:
                 raise
-            absent.append(Absent(_row(entry), entry["seed"], root / entry["path"], what, error))
+            absent.append(Absent(row_of(entry), entry.seed, root / entry.path, what, error))
 
-    for entry in sorted(spec["runs"], key=lambda run: (study.rows.index(_row(run)), run["seed"])):
-        folder, row = root / entry["path"], _row(entry)
-        names = {**row._asdict(), "seed": entry["seed"]}
+    for entry in study.runs:
+        folder, row = root / entry.path, row_of(entry)
+        names = {**row._asdict(), "seed": entry.seed}
         history = None
         with noting(entry, ""):
-            run = Run(row, entry["seed"], _read_manifest(folder / "train.json"))
-            history = _read_training(folder / "train.jsonl").assign(**names)
+            run = Run(row, entry.seed, _read_manifest(folder / "manifest.json"))
+            history = _read_training(folder / "metrics.jsonl").assign(**names)
         if history is None:
             continue
         runs.append(run)
         training.append(history)
-        tests = entry.get("tests", spec["tests"])  # grid blocks may give runs different sets
-        for test_set in filter(tests.__contains__, study.test_sets):
+        for test_set in filter(entry.tests.__contains__, study.test_sets):
             cells: dict[str, pd.DataFrame] = {}
             profiles: dict[str, pd.DataFrame] = {}
-            for inference_set, h8 in tests[test_set].items():
+            for inference_set, h8 in entry.tests[test_set].items():
                 path = folder / "eval" / test_set / f"{inference_set}-{h8}.parquet"
                 with noting(entry, f"{test_set} ({inference_set})"):
                     counted, seen = _read_cells(path, study)
@@ -136,18 +136,17 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
                     )  # a mode that two inference sets share is the same in both: the first counts
                     statuses += seen
                     made_on.update(_made_on(path))
-            planned = (mode for name in tests[test_set] for mode in sets.get(name, study.inference_modes))
+            planned = (mode for name in entry.tests[test_set] for mode in study.spec.inference_sets[name])
             if absent is None and (missing := [mode for mode in planned if mode not in cells]):
                 raise UserError(f"{folder / 'eval' / test_set} has no rows of inference mode '{missing[0]}'")
             greedy = study.hard_family().greedy
             if greedy in cells:
                 noise.setdefault(test_set, []).append(_problem_noise(cells[greedy], study.samples(greedy)))
             for mode in filter(cells.__contains__, study.inference_modes):
-                measured = _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode), spec.get("k"))
+                measured = _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode), study.spec.k)
                 metrics.append(measured.assign(**names, test_set=test_set, inference_mode=mode))
-        choice_sets = entry.get("choices", spec["choices"])
-        for choice_set in filter(choice_sets.__contains__, study.choice_sets):
-            path = folder / "choices" / f"{choice_set}-{choice_sets[choice_set]}.parquet"
+        for choice_set in filter(entry.choices.__contains__, study.choice_sets):
+            path = folder / "choices" / f"{choice_set}-{entry.choices[choice_set]}.parquet"
             with noting(entry, choice_set):
                 choices = _read_columns(path, ["id", "correct", "nll", "tokens"]).to_pandas().sort_values("id")
                 _check_problems(problems, f"choice set {choice_set}", path, choices["id"])
@@ -162,20 +161,20 @@ def collect(spec: Mapping[str, Any], root: Path, absent: list[Absent] | None = N
         answers=statuses.total(),
         unjudged=sum(statuses[status] for status in UNJUDGED),
         made_on=made_on,
-        overlaps=_overlaps(spec, root, tolerant=absent is not None),
+        overlaps=_overlaps(study, root, tolerant=absent is not None),
     )
 
 
-def _overlaps(spec: Mapping[str, Any], root: Path, tolerant: bool) -> list[Overlap]:
+def _overlaps(study: Study, root: Path, tolerant: bool) -> list[Overlap]:
     """Where test problems were trained on: a train set keeps out those of the test sets that its `exclude:` names, and
     no others. `tolerant` of prepared data sets that are not there."""
     questions = {
         (kind, name): {normalise(text) for text in _read_columns(root / path, ["question"])["question"].to_pylist()}
-        for kind, paths in spec["data"].items()
+        for kind, paths in study.spec.data.items()
         for name, path in paths.items()
         if not tolerant or (root / path).exists()
     }
-    pairs = ((test_set, run["train_set"]) for run in spec["runs"] for test_set in run.get("tests", spec["tests"]))
+    pairs = ((test_set, run.train_set) for run in study.spec.runs for test_set in run.tests)
     found = []
     for test_set, train_set in dict.fromkeys(pairs):
         tested = questions.get(("test", test_set), set())
@@ -192,10 +191,6 @@ def write_metrics(metrics: pd.DataFrame, path: Path) -> None:
 
 def row_text(row: Row) -> str:
     return ", ".join(name for name in row if name != "none")
-
-
-def _row(entry: Mapping[str, Any]) -> Row:
-    return Row(entry["model"], entry["train_set"], entry["mode"])
 
 
 def _mode_metrics(
@@ -250,20 +245,17 @@ def _check_problems(known: dict[str, tuple[Path, frozenset[str]]], name: str, pa
         raise _bad(path, f"does not have the problems of {name} (compare {first})")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> RunManifest:
     try:
-        manifest = state.read_json(path)
+        return RunManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise _missing(path) from None
-    except ValueError as error:
-        raise _bad(path, f"is not JSON ({error})") from None
-    if not isinstance(manifest, dict):
-        raise _bad(path, "is not a JSON object")
-    return manifest
+    except ValidationError as error:
+        raise _bad(path, f"is not a run's manifest ({explain(error, RunManifest, '')})") from None
 
 
 def _read_training(path: Path) -> pd.DataFrame:
-    """train.jsonl: step, validation, `MEASURES`; empty for a base run."""
+    """metrics.jsonl: step, validation, `MEASURES`; empty for a base run."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -299,10 +291,8 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def _made_on(path: Path) -> set[str]:
-    """On what the rows of a file that has been read were made; nothing for files from before they said so."""
-    with pq.ParquetFile(path) as file:
-        known = "made_on" in file.schema_arrow.names
-        return set(file.read(columns=["made_on"])["made_on"].drop_null().unique().to_pylist()) if known else set()
+    """Returns the devices and precisions that the rows of a file were made with."""
+    return set(_read_columns(path, ["made_on"])["made_on"].unique().to_pylist())
 
 
 def _read_cells(path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:

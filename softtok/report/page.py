@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 
+from softtok.config.specs import ReportSpec, ToySource
 from softtok.errors import UserError
 from softtok.report import palette
 from softtok.report.palette import DIVERGED_MARK
@@ -40,7 +41,7 @@ TOY_NOTE = (
 )
 
 
-def make_report(spec: dict[str, Any], out: Path, root: Path) -> None:
+def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     """Writes metrics.csv, claims.csv, tables/, figures/ and report.html to `out`; the spec's run paths are relative to
     `root`.
 
@@ -52,11 +53,11 @@ def make_report(spec: dict[str, Any], out: Path, root: Path) -> None:
     from softtok.report.study import Study
     from softtok.report.tables import FORMATS, make_tables
 
-    study = Study.from_spec(spec)
-    results = collect.collect(spec, root)
-    diverged = [run.row for run in results.runs if run.manifest.get("diverged")]
+    study = Study(spec)
+    results = collect.collect(study, root)
+    diverged = [run.row for run in results.runs if run.manifest.diverged]
     tables = make_tables(study, results.metrics, diverged)
-    verdicts = claims.verdicts(spec, results.metrics)
+    verdicts = claims.verdicts(study, results.metrics)
     collect.write_metrics(results.metrics, out / "metrics.csv")
     state.write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = set()
@@ -72,11 +73,10 @@ def make_report(spec: dict[str, Any], out: Path, root: Path) -> None:
     for path in [*out.glob("tables/*"), *out.glob("figures/*")]:
         if path.name not in made:
             path.unlink()
-    state.write_text(out / "report.html", _page(spec, study, results, tables, plots, claims.by_claim(verdicts)))
+    state.write_text(out / "report.html", _page(study, results, tables, plots, claims.by_claim(verdicts)))
 
 
 def _page(
-    spec: Mapping[str, Any],
     study: Study,
     results: Results,
     tables: Mapping[str, Table],
@@ -97,8 +97,8 @@ def _page(
     looks = palette.looks(row.training_mode for row in study.rows)
     notes_of = notes(results)
     return template.render(
-        name=spec["study"],
-        title=spec.get("title") or spec["study"],
+        name=study.spec.study,
+        title=study.spec.title,
         themes=palette.themes(),
         dots={mode: look.dot for mode, look in looks.items()},
         study=study,
@@ -117,7 +117,7 @@ def _page(
         runs=[_run_line(run) for run in results.runs],
         several_models=len({row.model for row in study.rows}) > 1,
         provenance=provenance(results.runs),
-        config=yaml.safe_dump(spec["config"], sort_keys=False, allow_unicode=True, width=100),
+        config=yaml.safe_dump(study.spec.config, sort_keys=False, allow_unicode=True, width=100),
     )
 
 
@@ -130,18 +130,18 @@ def _facts(study: Study, results: Results, problems: int) -> list[tuple[str, str
         (f"{len(study.inference_modes)}", "inference modes"),
         (f"{problems:,}", "test problems"),
         (f"{results.answers:,}", "answers graded"),
-        (duration(sum(run.manifest.get("wall_s") or 0 for run in results.runs)), "training time"),
+        (duration(sum(run.manifest.wall_s for run in results.runs)), "training time"),
     ]
 
 
 def notes(results: Results) -> list[tuple[str, str]]:
     """What a reader must know before the numbers: (kind, sentences), kind "note" or "warning"."""
     found, runs = [], results.runs
-    if any("toy" in run.manifest.get("spec", {}).get("model", {}) for run in runs):
+    if any(isinstance(run.manifest.spec.model.source, ToySource) for run in runs):
         found.append(("note", TOY_NOTE))
-    lost = {str(run): run.manifest["diverged"] for run in runs if run.manifest.get("diverged")}
+    lost = {str(run): run.manifest.diverged for run in runs if run.manifest.diverged}
     if lost:
-        listed = "; ".join(f"{run} at step {what['step']} ({what['reason']})" for run, what in lost.items())
+        listed = "; ".join(f"{run} at step {what.step} ({what.reason})" for run, what in lost.items())
         found.append(("warning", f"Diverged, counted in all means, rows marked {DIVERGED_MARK}: {listed}."))
     if mixed := mixture(runs):
         found.append(("warning", mixed))
@@ -175,7 +175,7 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
     """What made the runs: (key, [(value, runs with it)]), the most frequent value first."""
     found: dict[str, Counter[str]] = {}
     for run in runs:
-        for key, value in run.manifest.get("provenance", {}).items():
+        for key, value in run.manifest.provenance.items():
             if key not in HIDDEN_PROVENANCE:
                 found.setdefault(key, Counter())[str(value)] += 1
     return [(key, counter.most_common()) for key, counter in found.items()]
@@ -184,17 +184,17 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
 def _run_line(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     trained = run.row.training_mode != "base"
-    starts = sum(event.get("event") == "start" for event in manifest.get("attempts", []))
-    best = manifest.get("best_validation")
+    starts = sum(event["event"] == "start" for event in manifest.attempts)
+    best = manifest.best_validation
     return {
         "row": run.row,
         "seed": run.seed if trained else "–",
-        "steps": manifest.get("steps") if trained else "–",
-        "best_step": manifest.get("best_step") if trained else "–",
+        "steps": manifest.steps if trained else "–",
+        "best_step": manifest.best_step if trained else "–",
         "best": f"{best:.1f}" if trained and best is not None else "–",
-        "time": duration(manifest.get("wall_s") or 0) if trained else "–",
+        "time": duration(manifest.wall_s) if trained else "–",
         "attempts": starts if trained else "–",
-        "diverged": manifest.get("diverged"),
+        "diverged": manifest.diverged,
     }
 
 

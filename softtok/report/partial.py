@@ -1,4 +1,4 @@
-"""A study's tables at any time, outside of the workflow: of all of its runs, or of what has finished.
+"""Partial tables: a study's tables at any time, outside of the workflow, of all of its runs or of what has finished.
 
 Nothing is written to the study's report. What is missing, failed or diverged is named; a table of runs that differ in
 commit, device or library versions says so.
@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softtok.config.grid import REPORT, Grid
+from softtok.config.grid import Grid
+from softtok.config.jobs import REPORT
 from softtok.config.load import read
 from softtok.config.messages import nearest
+from softtok.config.specs import ReportSpec
 from softtok.errors import UserError
 from softtok.report.collect import Absent, MissingError, Run, collect, row_text
 from softtok.report.page import mixture, notes
-from softtok.report.study import Row, Study
+from softtok.report.study import Study, row_of
 from softtok.report.tables import FORMATS, Table, make_tables
 from softtok.storage import files as state
 from softtok.storage.provenance import attempts
@@ -27,55 +29,58 @@ LONGEST_ERROR = 200  # characters of a job's last error
 
 
 @dataclass(frozen=True)
-class Interim:
-    """`text`: all of it as markdown, with what must be known before the tables."""
+class PartialTables:
+    """Tables by name; `text` is all of it as markdown, with what must be known before the tables."""
 
     tables: dict[str, Table]
     text: str
 
 
-def report_spec(config: Path, study: str, results: Path, data_root: Path | None) -> dict[str, Any]:
-    """The report spec of a study of the configuration, its runs' paths below the folder `results`. Raises UserError."""
+def report_spec(config: Sequence[Path], study: str, results: Path, data_root: Path | None) -> ReportSpec:
+    """Returns the report spec of a study of the configuration, with paths below the folder `results`. Raises
+    UserError."""
     checked = read(config, [study], str(data_root) if data_root else None)
     if study not in checked.studies:
-        raise UserError(f"there is no study {study!r} in {config}{nearest(study, checked.studies)}")
+        files = ", ".join(map(str, config))
+        raise UserError(f"there is no study {study!r} in {files}{nearest(study, checked.studies)}")
     spec = Grid(checked).studies[study].spec
 
     def moved(path: str) -> str:
         return str(results / Path(path).relative_to(Path(REPORT).parts[0]))
 
-    data = {kind: {name: moved(path) for name, path in paths.items()} for kind, paths in spec["data"].items()}
-    return spec | {"runs": [run | {"path": moved(run["path"])} for run in spec["runs"]], "data": data}
+    data = {kind: {name: moved(path) for name, path in paths.items()} for kind, paths in spec.data.items()}
+    runs = [run.model_copy(update={"path": moved(run.path)}) for run in spec.runs]
+    return spec.model_copy(update={"runs": runs, "data": data})
 
 
-def study_tables(spec: Mapping[str, Any], partial: bool) -> Interim:
-    """Tables of what has finished. Without `partial`, anything that is missing is a UserError."""
-    study = Study.from_spec(spec)
+def study_tables(spec: ReportSpec, partial: bool) -> PartialTables:
+    """Makes tables of what has finished. Without `partial`, anything that is missing is a UserError."""
+    study = Study(spec)
     absent: list[Absent] = []
-    results = collect(spec, Path(), absent)
+    results = collect(study, Path(), absent)
     missing = _missing_lines(absent)
     if absent and not partial:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        what = f"study '{spec['study']}' is not complete: {missing[0]}{more}"
+        what = f"study '{spec.study}' is not complete: {missing[0]}{more}"
         raise UserError(f"{what}; `--partial` makes tables of what has finished")
-    diverged = [run.row for run in results.runs if run.manifest.get("diverged")]
+    diverged = [run.row for run in results.runs if run.manifest.diverged]
     tables = make_tables(study, results.metrics, diverged)
     if absent:
-        plan = _plan_phrase(spec)
+        plan = _plan_phrase(study)
         tables = {name: replace(table, caption=f"{table.caption} {plan}") for name, table in tables.items()}
     for name, table in tables.items():
         if mixed := mixture(_runs_of(table, results.runs, results.metrics)):
             tables[name] = replace(table, caption=f"{table.caption} {mixed}")
-    lines = [f"# {spec['study']}: {'what has finished' if absent else 'all runs have finished'}", ""]
+    lines = [f"# {spec.study}: {'what has finished' if absent else 'all runs have finished'}", ""]
     for kind, text in notes(results):
         lines += [f"> **{kind.capitalize()}.** {text}", ""]
     if absent:
-        lines += [f"**Missing** ({len(results.runs)} of {len(spec['runs'])} runs have finished):", ""]
+        lines += [f"**Missing** ({len(results.runs)} of {len(spec.runs)} runs have finished):", ""]
         lines += [*(f"- {line}" for line in missing), ""]
-    return Interim(tables, "\n".join(lines + [FORMATS["md"](table) for table in tables.values()]))
+    return PartialTables(tables, "\n".join(lines + [FORMATS["md"](table) for table in tables.values()]))
 
 
-def write(made: Interim, out: Path, results: Path) -> None:
+def write(made: PartialTables, out: Path, results: Path) -> None:
     """`out`/tables.md with everything, and each table in each format. Raises UserError for a folder of reports, which
     are the workflow's."""
     reports = (results / Path(REPORT).parts[1]).resolve()
@@ -95,8 +100,8 @@ def _runs_of(table: Table, runs: Sequence[Run], metrics: Any) -> list[Run]:
     return [run for run in runs if (*run.row, run.seed) in known]
 
 
-def _plan_phrase(spec: Mapping[str, Any]) -> str:
-    planned = Counter(Row(run["model"], run["train_set"], run["mode"]) for run in spec["runs"])
+def _plan_phrase(study: Study) -> str:
+    planned = Counter(map(row_of, study.runs))
     trained = sorted({count for row, count in planned.items() if row.training_mode != "base"}) or [1]
     words = "–".join(map(str, sorted({trained[0], trained[-1]})))
     return f"Partial: n is what has finished of {words} planned runs per row (base 1)."

@@ -1,12 +1,15 @@
-"""A study as tables and figures see it."""
+"""A study as its report sees it: what it plans, made once from the report's spec."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from softtok.config.settings import SampledMode
+from softtok.config.specs import ReportRun, ReportSpec
 from softtok.report.paper import Names
 
 
@@ -26,49 +29,77 @@ class Family(NamedTuple):
     sample: str | None = None
 
 
+def row_of(run: ReportRun) -> Row:
+    return Row(run.model, run.train_set, run.training_mode)
+
+
 @dataclass(frozen=True)
 class Study:
-    """A report spec as tables and figures see it: names in the order in which they are shown."""
+    """A study as its report's spec plans it; names are in the order in which they are shown."""
 
-    rows: tuple[Row, ...]
-    test_sets: tuple[str, ...]
-    choice_sets: tuple[str, ...]
-    inference_modes: Mapping[str, Mapping[str, Any]]
-    paper: Names = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)  # its sections as the report shows them
-    planned: Mapping[str, Collection[str]] = field(default_factory=dict)  # test set -> the inference modes met there
+    spec: ReportSpec
 
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Study:
-        order = spec["order"]
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        order = self.spec.order
         places = [
             {name: place for place, name in enumerate(names)}
             for names in (order["models"], ["none", *order["train_sets"]], ["base", *order["training_modes"]])
         ]
-        rows = {Row(run["model"], run["train_set"], run["mode"]) for run in spec["runs"]}
-        modes = spec.get("config", {}).get("inference_sets")
-        return cls(
-            rows=tuple(sorted(rows, key=lambda row: [place[name] for place, name in zip(places, row, strict=True)])),
-            test_sets=tuple(name for name in order["test_sets"] if name in spec["tests"]),
-            choice_sets=tuple(name for name in order["choice_sets"] if name in spec["choices"]),
-            inference_modes=spec["inference_modes"],
-            paper=spec.get("paper", {}),
-            config=spec.get("config", {}),
-            planned={}
-            if modes is None
-            else {
-                test_set: {mode for inference_set in sets for mode in modes[inference_set]}
-                for test_set, sets in spec["tests"].items()
-            },
-        )
+        rows = {row_of(run) for run in self.spec.runs}
+        return tuple(sorted(rows, key=lambda row: [place[name] for place, name in zip(places, row, strict=True)]))
+
+    @cached_property
+    def runs(self) -> tuple[ReportRun, ...]:
+        """The runs in the order of their rows, then by seed."""
+        return tuple(sorted(self.spec.runs, key=lambda run: (self.rows.index(row_of(run)), run.seed)))
+
+    @cached_property
+    def planned(self) -> dict[str, set[str]]:
+        """The inference modes that any run is tested in on each test set: grid blocks may give sets modes of their
+        own."""
+        planned: dict[str, set[str]] = {}
+        for run in self.spec.runs:
+            for test_set, inference_sets in run.tests.items():
+                for name in inference_sets:
+                    planned.setdefault(test_set, set()).update(self.spec.inference_sets[name])
+        return planned
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        return tuple(self.spec.order["test_sets"])
+
+    @property
+    def choice_sets(self) -> tuple[str, ...]:
+        return tuple(self.spec.order["choice_sets"])
+
+    @property
+    def inference_modes(self) -> Mapping[str, SampledMode]:
+        return self.spec.inference_modes
+
+    @property
+    def paper(self) -> Names:
+        return self.spec.paper
+
+    @cached_property
+    def _settings(self) -> dict[Row, dict[str, Any]]:
+        return {
+            row_of(run): run.mode.model_dump() | run.training.model_dump()
+            for run in self.spec.runs
+            if run.mode is not None and run.training is not None
+        }
+
+    def settings(self, row: Row) -> Mapping[str, Any]:
+        """The token mode and training settings of a row's runs; none of an untouched model."""
+        return self._settings.get(row, {})
 
     def samples(self, inference_mode: str) -> int:
         """Samples per problem."""
-        return int(self.inference_modes[inference_mode]["samples"])
+        return self.inference_modes[inference_mode].samples
 
     def plans(self, test_set: str, inference_mode: str) -> bool:
-        """Whether any run is tested in this mode on this test set: grid blocks may give sets modes of their own."""
-        return inference_mode in self.planned.get(test_set, self.inference_modes)
+        """Whether any run is tested in this mode on this test set."""
+        return inference_mode in self.planned.get(test_set, ())
 
     def families(self) -> dict[str, Family]:
         """Families of inference modes by name, in the configuration's order."""
@@ -91,9 +122,11 @@ class Study:
 
     def _plain_hard(self, mode: str | None, sampled: bool) -> bool:
         """Whether a mode feeds hard tokens and nothing mixed with them, and draws them (`sampled`) or does not."""
-        settings = self.inference_modes[mode] if mode else {}
-        hard = settings.get("tokens") == "hard" and settings.get("inputs_beta") is None
-        return hard and (settings.get("temperature", 0) > 0) == sampled
+        if mode is None:
+            return False
+        settings = self.inference_modes[mode]
+        hard = settings.tokens == "hard" and settings.inputs_beta is None
+        return hard and (settings.temperature > 0) == sampled
 
     def hard_family(self) -> Family:
         """The family whose CoT tokens are hard: the one called so, else the first such; empty when there is none."""
@@ -101,7 +134,7 @@ class Study:
         hard = [
             family
             for family in families.values()
-            if any(mode and self.inference_modes[mode]["tokens"] == "hard" for mode in family)
+            if any(mode and self.inference_modes[mode].tokens == "hard" for mode in family)
         ]
         return families.get("hard") or (hard[0] if hard else Family())
 

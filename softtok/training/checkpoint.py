@@ -78,11 +78,13 @@ def write_weights(folder: Path, lm: LanguageModel) -> str:
         return folder_sha256(temporary, WEIGHTS)
 
 
-def checked_sha256(folder: Path, expected: str | None) -> str:
-    """The hash of the weights in `folder`, which must be `expected` where that is known. The weights lie there under a
-    second name of the checkpoint's files: what damages one damages both."""
+def checked_sha256(folder: Path, expected: str) -> str:
+    """Returns the hash of the weights in `folder`, which must be `expected`.
+
+    They are hard links to the checkpoint's files: what damages one damages both.
+    """
     found = folder_sha256(folder, WEIGHTS)
-    if not folder.is_dir() or found != (expected or found):
+    if found != expected:
         raise UserError(
             f"{folder}: these are not the weights that were saved, so the checkpoint cannot be made of them;"
             f" remove {folder.parent / 'progress.pt'} and run snakemake again, which trains this run anew"

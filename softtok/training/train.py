@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TrainingSettings
+from softtok.config.specs import Divergence, RunManifest, RunSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts, shuffled
 from softtok.method.objective import PassStatistics, accumulate_gradients, group_advantages
@@ -58,23 +59,25 @@ def prompts_of_step(step: int, problems: list[Problem], settings: TrainingSettin
 class Trainer:
     """One run in progress: its model, optimizer, data and best checkpoint so far."""
 
-    def __init__(self, spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Path, out: Path):
+    def __init__(self, spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path):
+        if spec.mode is None or spec.training is None:
+            raise UserError(
+                "this is the spec of an untouched model, which is not trained; `softtok base` makes its run"
+            )
         self.started, self.spent_s = time.monotonic(), 0.0  # of this attempt; what earlier ones took
         self.spec, self.runtime, self.out, self.state = spec, runtime, out, out / ".state"
-        self.settings = TrainingSettings(**spec["training"])
-        self.seed = int(spec["seed"])
-        mode = TokenMode(**{name: spec["mode"][name] for name in TokenMode.model_fields if name in spec["mode"]})
+        self.settings, self.seed = spec.training, spec.seed
         base = read_manifest(model / "model.json")
         self.lm = load(model, runtime)
         announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # stays as it is
-        problems = read_problems(data, self.lm, spec["model"]["prompt"])
+        problems = read_problems(data, self.lm, spec.model.prompt)
         # Of the base, before any step, whatever the mode: tests may place noise where training did not.
         self.rms = {
             "embedding": embedding_rms(self.lm.embedding_VD), **state_rms(self.lm, rms_prompts(problems)),
         }  # fmt: skip
-        self.tokens = bind(mode, self.lm, self.rms)
-        self.greedy = bind(mode.without_noise(), self.lm, self.rms)
+        self.tokens = bind(spec.mode, self.lm, self.rms)
+        self.greedy = bind(spec.mode.without_noise(), self.lm, self.rms)
         self.rules = TextRules(self.lm)
         longest = max(len(problem.prompt) for problem in problems) + most_steps(self.rules, self.limits(0.0))
         refuse_longer(self.lm, longest, f"train set {data}")
@@ -93,12 +96,13 @@ class Trainer:
             reward_correct=self.settings.reward_correct,
             reward_boxed=self.settings.reward_boxed,
         )
-        self.key = content_hash({"spec": spec, "model": base.get("sha256"), "data": file_sha256(data)}, 64)
+        made_of = {"spec": spec.model_dump(mode="json"), "model": base["sha256"], "data": file_sha256(data)}
+        self.key = content_hash(made_of, 64)
         self.step = 0
         self.best: dict[str, Any] = {"step": None, "validation": -math.inf}
         self.spoken_of: Path | None = None  # the weights that `progress.pt` takes for the best
         self.lines: list[dict[str, Any]] = []
-        self.diverged: dict[str, Any] | None = None
+        self.diverged: Divergence | None = None
 
     def limits(self, answer_temperature: float) -> Limits:
         s = self.settings
@@ -202,7 +206,7 @@ class Trainer:
                 try:
                     line = self.take_step(self.step + 1)
                 except FloatingPointError as error:
-                    self.diverged = {"step": self.step + 1, "reason": str(error)}
+                    self.diverged = Divergence(step=self.step + 1, reason=str(error))
                     break
                 self.step += 1
                 last = self.step == self.settings.steps
@@ -238,7 +242,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "lines": self.lines,
-            "diverged": self.diverged,
+            "diverged": self.diverged and self.diverged.model_dump(),
             "wall_s": self.wall_s,
         }
         state, needed = (None, 0) if done else (self.optimizer.state(), 12 * self.lm.model.num_parameters())
@@ -273,9 +277,9 @@ class Trainer:
             saved["step"],
             saved["best"],
             saved["lines"],
-            saved["diverged"],
+            saved["diverged"] and Divergence(**saved["diverged"]),
         )
-        self.spent_s = saved.get("wall_s", 0.0)
+        self.spent_s = saved["wall_s"]
         if saved["optimizer"] is not None:
             self.optimizer.load_state(saved["optimizer"])
         if saved["optimizer"] is None or self.best["step"] is not None:
@@ -289,7 +293,7 @@ class Trainer:
         .state/ (the weights as second names of the checkpoint's files)."""
         if self.best["step"] is None and not self.best_folder.exists():
             self.save_weights()  # diverged before the first validation: what there is
-        sha256 = checked_sha256(self.best_folder, self.best.get("sha256"))
+        sha256 = checked_sha256(self.best_folder, self.best["sha256"])
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
         second_names(self.best_folder, checkpoint)
@@ -299,31 +303,31 @@ class Trainer:
                 "sha256": sha256,
                 "embedding_rms": self.rms["embedding"],
                 "state_rms": {name: self.rms[name] for name in ("hidden", "logits")},
-                "prompt": self.spec["model"]["prompt"],
+                "prompt": self.spec.model.prompt,
                 "seed": self.seed,
             },
         )
-        write_text(self.out / "train.jsonl", "".join(canonical_json(line) + "\n" for line in self.lines))
-        write_json(
-            self.out / "train.json",
-            {
-                "spec": self.spec,
-                "steps": self.step,
-                "best_step": self.best["step"],
-                "best_validation": self.best["validation"] if self.best["step"] is not None else None,
-                "diverged": self.diverged,
-                "checkpoint_sha256": sha256,
-                "wall_s": self.wall_s,
-                "attempts": attempts(self.state / "attempts.jsonl"),
-                "provenance": provenance(str(self.lm.device), PRECISIONS[self.lm.dtype]),
-            },
+        write_text(self.out / "metrics.jsonl", "".join(canonical_json(line) + "\n" for line in self.lines))
+        manifest = RunManifest(
+            spec=self.spec,
+            steps=self.step,
+            best_step=self.best["step"],
+            best_validation=self.best["validation"] if self.best["step"] is not None else None,
+            diverged=self.diverged,
+            checkpoint_sha256=sha256,
+            wall_s=self.wall_s,
+            attempts=attempts(self.state / "attempts.jsonl"),
+            provenance=provenance(str(self.lm.device), PRECISIONS[self.lm.dtype]),
         )
+        write_json(self.out / "manifest.json", manifest.model_dump(mode="json"))
 
 
-def train(spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
-    """Trains one run (`spec` as `config/grid.py` builds it) and writes checkpoint/, train.jsonl and train.json into
-    the folder `out`. Where another process is at this very run (a job outlives the Snakemake that started it), it
-    waits, and then finds the run finished, or goes on with it."""
+def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
+    """Trains one run and writes checkpoint/, metrics.jsonl and manifest.json into the folder `out`.
+
+    Where another process is at this very run (a job may outlive the Snakemake that started it), it waits, and then
+    finds the run finished, or goes on with it.
+    """
     state = out / ".state"
     with (
         Interruption() as interruption,
