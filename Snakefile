@@ -28,7 +28,7 @@ include: "workflow/rules/common.smk"
 rule all:
     default_target: True
     input:
-        [f"results/reports/{study}/report.html" for study in grid.config.run],
+        [f"{REPORT}/report.html".format(study=study) for study in grid.config.run],
 
 
 include: "workflow/rules/data.smk"
@@ -52,4 +52,4 @@ for study in grid.studies:
         name:
             study
         input:
-            f"results/reports/{study}/report.html",
+            f"{REPORT}/report.html".format(study=study),

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import errno
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -68,10 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         for option in names:
-            kind: Any = json.loads if option in ("spec", "runtime") else Path
+            record = option in ("spec", "runtime")
             place = "run_folder" if option == "run" else option  # `run` is the command itself
-            shape = "JSON" if kind is json.loads else "PATH"
-            command.add_argument(f"--{option}", required=True, type=kind, dest=place, metavar=shape)
+            shape, text = ("FILE|JSON", "a file of JSON, or the JSON itself") if record else ("PATH", "")
+            kind: Any = str if record else Path
+            command.add_argument(f"--{option}", required=True, type=kind, dest=place, metavar=shape, help=text or None)
         return command
 
     make = add("model", _model, "make or refer to a base model", "spec", "runtime", "out")
@@ -98,7 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--out", type=Path, metavar="PATH", help="write them to this folder instead (md, csv, tex)")
     rest = add("unused", _unused, "list what in results/ no study of config.yaml leads to any more, with its size")
     for command in (tables, rest):
-        command.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="PATH")
+        command.add_argument(
+            "--config",
+            type=Path,
+            nargs="+",
+            default=[Path("config.yaml")],
+            metavar="PATH",
+            help="of several, a later one goes before an earlier one, as in `snakemake --configfile`",
+        )
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
         command.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
     add("schema", _schema, "print the JSON schema of config.yaml")
@@ -122,53 +129,70 @@ def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     import torch
 
     from softtok.config.settings import RuntimeSettings
+    from softtok.config.specs import parse
 
-    runtime = RuntimeSettings(**options.runtime)
+    runtime = parse(RuntimeSettings, options.runtime, "runtime")
     torch.set_num_threads(runtime.threads)
     return runtime
 
 
 def _model(options: argparse.Namespace) -> None:
+    from softtok.config.specs import ModelSpec, parse
+
+    spec = parse(ModelSpec, options.spec)
     with _importing():
         from softtok.models.base_model import make_model
-    make_model(options.spec, _runtime(options), options.out, options.text)
+    make_model(spec, _runtime(options), options.out, options.text)
 
 
 def _data(options: argparse.Namespace) -> None:
+    from softtok.config.specs import parse
     from softtok.problems.prepare import prepare
+    from softtok.problems.spec import DataSpec
 
     exclude = {name: Path(path) for name, _, path in (item.partition("=") for item in options.exclude)}
-    prepare(options.spec, options.out, exclude, options.data_root)
+    prepare(parse(DataSpec, options.spec), options.out, exclude, options.data_root)
 
 
 def _base(options: argparse.Namespace) -> None:
+    from softtok.config.specs import RunSpec, parse
     from softtok.models.base_model import base_run
 
-    base_run(options.spec, options.model, options.out)
+    base_run(parse(RunSpec, options.spec), options.model, options.out)
 
 
 def _train(options: argparse.Namespace) -> None:
+    from softtok.config.specs import RunSpec, parse
+
+    spec = parse(RunSpec, options.spec)
     with _importing():
         from softtok.training.train import train
-    train(options.spec, _runtime(options), options.model, options.data, options.out)
+    train(spec, _runtime(options), options.model, options.data, options.out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from softtok.config.specs import EvaluationSpec, parse
+
+    spec = parse(EvaluationSpec, options.spec)
     with _importing():
         from softtok.evaluation.evaluate import evaluate
-    evaluate(options.spec, _runtime(options), options.run_folder, options.data, options.out)
+    evaluate(spec, _runtime(options), options.run_folder, options.data, options.out)
 
 
 def _choices(options: argparse.Namespace) -> None:
+    from softtok.config.specs import ChoicesSpec, parse
+
+    spec = parse(ChoicesSpec, options.spec)
     with _importing():
         from softtok.evaluation.choices import choices
-    choices(options.spec, _runtime(options), options.run_folder, options.data, options.out)
+    choices(spec, _runtime(options), options.run_folder, options.data, options.out)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from softtok.config.specs import ReportSpec, parse
     from softtok.report.page import make_report
 
-    make_report(options.spec, options.out, options.root)
+    make_report(parse(ReportSpec, options.spec), options.out, options.root)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -203,8 +227,9 @@ def _unused(options: argparse.Namespace) -> None:
         held = size(path)
         count, total = count + 1, total + held
         print(f"{held / 1e6:10.1f} MB\t{path}")
+    files = ", ".join(map(str, options.config))
     found = f"{count} places, {total / 1e9:.1f} GB" if count else "nothing"
-    print(f"{found} in {options.results} that no study of {options.config} leads to; none was removed", file=sys.stderr)
+    print(f"{found} in {options.results} that no study of {files} leads to; none was removed", file=sys.stderr)
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -1,13 +1,23 @@
-# The configuration expanded to jobs, and what rules ask of it. Specs and paths are made in softtok/config/grid.py.
+# The configuration expanded to jobs, and what rules ask of it. Specs are made in softtok/config/grid.py, paths in jobs.py.
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from softtok.config.grid import Grid
+from softtok.config.jobs import (
+    BASE,
+    CHOICES,
+    DATA,
+    EVALUATION,
+    MODEL,
+    REPORT,
+    REPORT_SPEC,
+    RUN,
+)
 from softtok.config.load import load
 from softtok.errors import UserError
-from softtok.config.grid import CHOICES, DATA, EVALUATION, MODEL, RUN, Grid
 
 # Snakemake swallows errors of input functions where the output exists, so every mistake is told here, and not as a WorkflowError,
 # which prints a traceback. Targets are known to Snakemake only after parsing; `load` looks for them among the command line's words.
@@ -37,12 +47,18 @@ wildcard_constraints:
     choice_set=NAME,
     inference_set=NAME,
     cell_spec=HASH,
+    report_spec=HASH,
     study=NAME,
 
 
-def job(jobs, pattern, wildcards, **fixed):
+def aside(kind, path):
+    """Where the log (`logs`) or the timing (`benchmarks`) of a job stands that makes this path."""
+    return path.replace("results/", f"results/{kind}/", 1)
+
+
+def job(jobs, pattern, wildcards):
     """The job that makes what these wildcards name."""
-    path = pattern.format(**{**dict(wildcards.items()), **fixed})
+    path = pattern.format(**dict(wildcards.items()))
     if path not in jobs:
         raise WorkflowError(
             f"{path}: no study of this configuration has it; `snakemake STUDY` builds a study"
@@ -63,15 +79,15 @@ def run_of(wildcards):
 
 
 def base_of(wildcards):
-    return job(grid.runs, RUN, wildcards, train_set="none", mode="base", seed=0)
+    return job(grid.runs, BASE, wildcards)
 
 
 def evaluation_of(wildcards):
-    return job(grid.evaluations, EVALUATION, wildcards, spec=wildcards.cell_spec)
+    return job(grid.evaluations, EVALUATION, wildcards)
 
 
 def choices_of(wildcards):
-    return job(grid.choices, CHOICES, wildcards, spec=wildcards.cell_spec)
+    return job(grid.choices, CHOICES, wildcards)
 
 
 def study_of(wildcards):
@@ -83,14 +99,14 @@ def data_options(wildcards, input):
     data = data_of(wildcards)
     names = [test_set.name for test_set in data.exclude]
     options = [f"--exclude {name}={path}" for name, path in zip(names, input.exclude)]
-    if "file" in data.spec["source"] and grid.config.data_root is not None:
+    if data.spec.source.kind == "file" and grid.config.data_root is not None:
         options.append(f"--data-root {shlex.quote(grid.config.data_root)}")
     return " ".join(options)
 
 
 def report_root(wildcards, input):
     """Where the report spec's relative paths start, if not here: with remote storage, inputs are local copies elsewhere."""
-    first = study_of(wildcards).run_files("train.json")[0]
+    first = study_of(wildcards).run_files("manifest.json")[0]
     root = input.manifests[0].removesuffix(first)
     return f"--root {shlex.quote(root)}" if root else ""
 

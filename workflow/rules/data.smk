@@ -2,10 +2,10 @@ rule dataset:
     input:
         exclude=ancient(lambda wildcards: data_of(wildcards).exclude_paths),
     output:
-        problems="results/data/{kind}/{name}-{spec}.parquet",
-        manifest="results/data/{kind}/{name}-{spec}.json",
+        problems=f"{DATA}.parquet",
+        manifest=f"{DATA}.json",
     log:
-        "results/logs/data/{kind}/{name}-{spec}.log",
+        aside("logs", f"{DATA}.log"),
     retries: 2  # the hub may be busy
     conda:
         "../../environment.yml"

@@ -1,16 +1,16 @@
 # One job runs all inference modes of a set on one test set: loading a model costs more than a small cell.
 rule evaluate:
     input:
-        checkpoint="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/checkpoint",
+        checkpoint=f"{RUN}/checkpoint",
         model=ancient(lambda wildcards: run_of(wildcards).untouched_model),
         problems=ancient(lambda wildcards: evaluation_of(wildcards).data.path),
     output:
-        samples="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/eval/{test_set}/{inference_set}-{cell_spec}.parquet",
-        entropy="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/eval/{test_set}/{inference_set}-{cell_spec}.entropy.csv",
+        rows=f"{RUN}/{EVALUATION}.parquet",
+        entropy=f"{RUN}/{EVALUATION}.entropy.csv",
     log:
-        "results/logs/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/eval/{test_set}/{inference_set}-{cell_spec}.log",
+        aside("logs", f"{RUN}/{EVALUATION}.log"),
     benchmark:
-        "results/benchmarks/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/eval/{test_set}/{inference_set}-{cell_spec}.tsv"
+        aside("benchmarks", f"{RUN}/{EVALUATION}.tsv")
     conda:
         "../../environment.yml"
     threads: lambda wildcards: machine(wildcards).threads
@@ -19,36 +19,26 @@ rule evaluate:
         runtime=lambda wildcards: machine(wildcards).runtime_min,
         gpu=lambda wildcards: machine(wildcards).gpus or None,
     params:
+        command="evaluate",
         spec=lambda wildcards: evaluation_of(wildcards).json,
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         run=lambda wildcards, input: str(Path(input.checkpoint).parent),
     shell:
-        "exec softtok evaluate --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
-        " --data {input.problems:q} --out {output.samples:q} > {log:q} 2>&1"
+        "exec softtok {params.command} --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
+        " --data {input.problems:q} --out {output.rows:q} > {log:q} 2>&1"
 
 
-rule choices:
+use rule evaluate as choices with:
     input:
-        checkpoint="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/checkpoint",
+        checkpoint=f"{RUN}/checkpoint",
         model=ancient(lambda wildcards: run_of(wildcards).untouched_model),
         problems=ancient(lambda wildcards: choices_of(wildcards).data.path),
     output:
-        scores="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/choices/{choice_set}-{cell_spec}.parquet",
+        rows=f"{RUN}/{CHOICES}.parquet",
     log:
-        "results/logs/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/choices/{choice_set}-{cell_spec}.log",
+        aside("logs", f"{RUN}/{CHOICES}.log"),
     benchmark:
-        "results/benchmarks/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/choices/{choice_set}-{cell_spec}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: lambda wildcards: machine(wildcards).threads
-    resources:
-        mem_mb=memory_mb,
-        runtime=lambda wildcards: machine(wildcards).runtime_min,
-        gpu=lambda wildcards: machine(wildcards).gpus or None,
+        aside("benchmarks", f"{RUN}/{CHOICES}.tsv")
     params:
+        command="choices",
         spec=lambda wildcards: choices_of(wildcards).json,
-        runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
-        run=lambda wildcards, input: str(Path(input.checkpoint).parent),
-    shell:
-        "exec softtok choices --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
-        " --data {input.problems:q} --out {output.scores:q} > {log:q} 2>&1"

@@ -2,15 +2,15 @@ rule model:
     input:
         text=ancient(lambda wildcards: model_of(wildcards).text_paths),
     output:
-        folder=directory("results/models/{model}-{spec}"),
+        folder=directory(MODEL),
     log:
-        "results/logs/models/{model}-{spec}.log",
+        aside("logs", f"{MODEL}.log"),
     benchmark:
-        "results/benchmarks/models/{model}-{spec}.tsv"
+        aside("benchmarks", f"{MODEL}.tsv")
     retries: 2  # the hub may be busy
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: model_of(wildcards).spec.get("toy", {}).get("threads", 1)
+    threads: lambda wildcards: model_of(wildcards).threads
     resources:
         mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
@@ -27,11 +27,11 @@ rule base:
     input:
         model=ancient(lambda wildcards: base_of(wildcards).model.folder),
     output:
-        manifest="results/runs/{model}/none/base/seed0-{spec}/train.json",
-        metrics="results/runs/{model}/none/base/seed0-{spec}/train.jsonl",
-        checkpoint=directory("results/runs/{model}/none/base/seed0-{spec}/checkpoint"),
+        manifest=f"{BASE}/manifest.json",
+        metrics=f"{BASE}/metrics.jsonl",
+        checkpoint=directory(f"{BASE}/checkpoint"),
     log:
-        "results/logs/runs/{model}/none/base/seed0-{spec}/base.log",
+        aside("logs", f"{BASE}/base.log"),
     conda:
         "../../environment.yml"
     resources:

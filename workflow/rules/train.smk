@@ -5,15 +5,13 @@ rule train:
         model=ancient(lambda wildcards: run_of(wildcards).model.folder),
         problems=ancient(lambda wildcards: run_of(wildcards).train_set.path),
     output:
-        manifest="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/train.json",
-        metrics="results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/train.jsonl",
-        checkpoint=directory(
-            "results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/checkpoint"
-        ),
+        manifest=f"{RUN}/manifest.json",
+        metrics=f"{RUN}/metrics.jsonl",
+        checkpoint=directory(f"{RUN}/checkpoint"),
     log:
-        "results/logs/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/train.log",
+        aside("logs", f"{RUN}/train.log"),
     benchmark:
-        "results/benchmarks/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}/train.tsv"
+        aside("benchmarks", f"{RUN}/train.tsv")
     wildcard_constraints:
         train_set=f"(?!none/){NAME}",  # runs of untouched models are made by rule base
     conda:
