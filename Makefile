@@ -19,7 +19,7 @@ run: .venv/installed ## build the studies that config.yaml names under `run:` (t
 rehearsal: ## the paper's grid with tiny random models and real data: make rehearsal DATA=FOLDER
 	@test -d "$(DATA)" || { echo "the real data sets are needed: make rehearsal DATA=FOLDER, a folder with gsm8k/, math/, ..."; exit 1; }
 	@$(MAKE) --no-print-directory .venv/installed-tokenizers
-	@$(BIN)/snakemake --cores $(CORES) rehearsal $(addprefix rehearsal-,noise-scale noise-placement temperature) --config data_root="$(DATA)"
+	@$(BIN)/snakemake --cores $(CORES) --configfile workflow/rehearsal.yaml --config data_root="$(DATA)" -- rehearsal $(addprefix rehearsal-,noise-scale noise-placement temperature)
 
 test: .venv/installed-dev ## the whole test suite, on two cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
