@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from tests.support.specs import TEMPLATE
+from tests.support.specs import data_spec, toy_model
 
 # A shell starts background jobs with SIGINT ignored, and so CI may start this suite; its tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,7 +38,7 @@ def tiny_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ToySettings(
         width=32, layers=2, heads=2, mlp_width=64, steps=150, batch=16, learning_rate=4e-3, threads=1
     )
-    make_model({"toy": settings.model_dump(), "prompt": TEMPLATE}, RuntimeSettings(), folder, None)
+    make_model(toy_model(**settings.model_dump()), RuntimeSettings(), folder, None)
     return folder
 
 
@@ -49,9 +49,8 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("data")
     for kind, task, count in (("train", "sums", 40), ("test", "sums", 6), ("choice", "choice", 8)):
-        source = {"task": task, "split": "train" if kind == "train" else "test", "problems": count, "seed": 0}
-        toy = source | ({"steps": [1, 2]} if task == "sums" else {})
-        prepare({"kind": kind, "source": {"toy": toy}}, folder / f"{kind}.parquet", {}, None)
+        toy = {"task": task, "problems": count} | ({"steps": [1, 2]} if task == "sums" else {})
+        prepare(data_spec(kind, {"toy": toy}), folder / f"{kind}.parquet", {}, None)
     return {kind: folder / f"{kind}.parquet" for kind in ("train", "test", "choice")}
 
 

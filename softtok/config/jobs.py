@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from softtok.config.schema import Config
 from softtok.config.schema import Study as StudySettings
 from softtok.config.specs import ChoicesSpec, EvaluationSpec, ModelSpec, RunSpec, ToySource
-from softtok.problems.spec import DataSpec
+from softtok.problems.spec import DataSpec, Kind
 from softtok.storage.files import text_hash
 from softtok.storage.records import Record
 
@@ -53,9 +53,13 @@ class Data(Made[DataSpec]):
 
     exclude: tuple[Data, ...]
 
+    @property
+    def kind(self) -> Kind:
+        return self.spec.kind
+
     @cached_property
     def stem(self) -> str:
-        return DATA.format(kind=self.spec.kind, name=self.name, spec=self.hash)
+        return DATA.format(kind=self.kind, name=self.name, spec=self.hash)
 
     @property
     def path(self) -> str:

@@ -26,6 +26,7 @@ from softtok.evaluation.choices import choices, log_likelihoods
 from softtok.models.language_model import LanguageModel
 from softtok.models.toy_model import bpe_tokenizer
 from softtok.problems.prompt import choice_prompt, cloze_prompt
+from tests.support.specs import choices_spec
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 RANDOM = np.random.default_rng(0)
@@ -129,7 +130,7 @@ def run(
     pd.DataFrame([vars(q) for q in questions]).to_parquet(folder / "data.parquet")
     runtime = RuntimeSettings(device="cpu", rollout_rows=rows)
     out = folder / f"{choice_format}-{rows}.parquet"
-    choices({"evaluation": {"choice_format": choice_format}}, runtime, folder, folder / "data.parquet", out)
+    choices(choices_spec(choice_format), runtime, folder, folder / "data.parquet", out)
     table = pd.read_parquet(out)
     assert table.columns.tolist() == ["id", "correct", "predicted", "nll", "tokens", "made_on"]
     assert table["id"].tolist() == [q.id for q in questions]

@@ -20,13 +20,13 @@ from softtok.models.base_model import base_run
 from softtok.storage.files import read_json
 from softtok.storage.locks import Interruption, alone
 from softtok.storage.shards import Shard
-from tests.support.specs import EVALUATION, EVALUATION_MODES, TEMPLATE
+from tests.support.specs import EVALUATION_MODES, base_spec, choices_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_toy: Path) -> Path:
-    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, tmp_path / "run")
+    base_run(base_spec(toy_model()), tiny_toy, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -51,7 +51,7 @@ def test_records(run, toy_sets, tmp_path):
     table = pd.read_parquet(out)
     assert list(table.columns) == module.SCHEMA.names
     assert table.groupby("inference_mode").size().to_dict() == {
-        name: 6 * mode["samples"] for name, mode in EVALUATION_MODES.items()
+        name: 6 * mode.samples for name, mode in EVALUATION_MODES.items()
     }
     assert not table.duplicated(["inference_mode", "problem_id", "sample"]).any()
     assert set(table.stop) <= {"phrase", "eos", "cap"}
@@ -64,7 +64,7 @@ def test_records(run, toy_sets, tmp_path):
     assert (pick.loc["hard-greedy"].cot == pick.loc["fuzzy-greedy"].cot).all()
     profile = pd.read_csv(out.with_suffix(".entropy.csv"))
     first = profile[profile["index"] == 0].set_index("inference_mode")["count"]
-    assert first.to_dict() == {name: 6 * mode["samples"] for name, mode in EVALUATION_MODES.items()}, (
+    assert first.to_dict() == {name: 6 * mode.samples for name, mode in EVALUATION_MODES.items()}, (
         "every generation has a first token"
     )
     lengths = table[table.inference_mode == "hard-sample"].cot_tokens
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_manifest_is_one_line(run, toy_sets, tmp_path):
 
 def test_records_do_not_depend_on_the_batch(run, toy_sets, tmp_path, tiny_toy):
     other = tmp_path / "other"
-    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, other)
+    base_run(base_spec(toy_model()), tiny_toy, other)
     evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
     evaluate(spec(*EVALUATION_MODES), RuntimeSettings(rollout_rows=1), other, toy_sets["test"], tmp_path / "b.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), pd.read_parquet(tmp_path / "b.parquet"))
@@ -124,7 +124,7 @@ def test_another_checkpoint_or_setting_has_shards_of_its_own(run, toy_sets, tmp_
     checkpoint = run / "checkpoint" / "checkpoint.json"
     checkpoint.write_text(json.dumps(read_json(checkpoint) | {"sha256": "of other weights"}))
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "b.parquet")
-    shorter = spec("hard-sample") | {"evaluation": EVALUATION | {"max_cot_tokens": 8}}
+    shorter = spec("hard-sample", max_cot_tokens=8)
     evaluate(shorter, RuntimeSettings(), run, toy_sets["test"], tmp_path / "c.parquet")
     assert sum(generated) == 3 * 24
 
@@ -170,7 +170,7 @@ def test_shard_refuses_another_header(tmp_path):
 @pytest.mark.parametrize("choice_format", ["letters", "cloze"])
 def test_choices_are_scored_once_each(run, toy_sets, tmp_path, choice_format):
     out = tmp_path / "choices.parquet"
-    choices({"evaluation": {"choice_format": choice_format}}, RuntimeSettings(), run, toy_sets["choice"], out)
+    choices(choices_spec(choice_format), RuntimeSettings(), run, toy_sets["choice"], out)
     table, questions = pd.read_parquet(out), pd.read_parquet(toy_sets["choice"])
     assert table.id.tolist() == questions.id.tolist()
     assert (table.correct == (table.predicted.to_numpy() == questions.answer.to_numpy())).all()

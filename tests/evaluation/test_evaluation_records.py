@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,15 +15,15 @@ from softtok.evaluation import evaluate as module
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.models.base_model import base_run
 from softtok.problems.reward import Judge
-from softtok.storage.files import canonical_json, read_json, write_json
-from tests.support.specs import EVALUATION, EVALUATION_MODES, TEMPLATE
+from softtok.storage.files import read_json, write_json
+from tests.support.specs import EVALUATION_MODES, base_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 from tests.support.tiny_models import tiny_model
 
 
 @pytest.fixture
 def run(tmp_path, tiny_toy):
-    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, tmp_path / "run")
+    base_run(base_spec(toy_model()), tiny_toy, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -57,21 +56,8 @@ def test_each_row_says_what_it_was_made_on_also_after_a_move(run, toy_sets, tmp_
     assert here.startswith("cpu") and here.endswith(", fp32")
 
 
-def test_samples_from_before_rows_said_what_they_were_made_on_are_kept(run, toy_sets, tmp_path, rollouts):
-    settings, out = spec("hard-greedy"), tmp_path / "out.parquet"
-    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], out)
-    (shard,) = (run / ".state/shards").iterdir()
-    head, *lines = shard.read_text().splitlines()
-    older = [json.loads(line) for line in lines]
-    assert all(line.pop("made_on") for line in older)
-    shard.write_text("".join(f"{line}\n" for line in [head, *map(canonical_json, older)]))
-    rollouts.clear()
-    evaluate(settings, RuntimeSettings(), run, toy_sets["test"], out)
-    assert not rollouts and pd.read_parquet(out).made_on.isna().all()
-
-
 def test_answers_are_greedy_and_end_as_the_settings_say(run, toy_sets, tmp_path, rollouts):
-    settings = spec("hard-sample", "soft-sample") | {"evaluation": EVALUATION | {"stop_on": "nearest"}}
+    settings = spec("hard-sample", "soft-sample", stop_on="nearest")
     evaluate(settings, RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
     assert len(rollouts) == 2
     for asked in rollouts:
@@ -99,18 +85,19 @@ def test_no_two_samples_of_an_evaluation_draw_the_same_noise(run, toy_sets, tmp_
 
 def test_a_shard_belongs_to_its_data_mode_samples_and_version(run, toy_sets, tmp_path, rollouts):
     """Each of them changed, nothing of the shard is used; changed back, all of it is."""
-    data, out = tmp_path / "test.parquet", tmp_path / "out.parquet"
+    data, out, runtime = tmp_path / "test.parquet", tmp_path / "out.parquet", RuntimeSettings()
     shutil.copy(toy_sets["test"], data)
     settings, mode = spec("hard-sample"), EVALUATION_MODES["hard-sample"]
 
-    def rows_made(**changed):
+    def rows_made(version=1, **changed):
         rollouts.clear()
-        evaluate(settings | changed, RuntimeSettings(), run, data, out)
+        modes = {"hard-sample": mode.model_copy(update=changed)}
+        evaluate(settings.model_copy(update={"inference_modes": modes, "version": version}), runtime, run, data, out)
         return sum(len(asked.keys) for asked in rollouts)
 
     assert rows_made() == 24
-    assert rows_made(inference_modes={"hard-sample": mode | {"temperature": 0.5}}) == 24
-    assert rows_made(inference_modes={"hard-sample": mode | {"samples": 6}}) == 36
+    assert rows_made(temperature=0.5) == 24
+    assert rows_made(samples=6) == 36
     assert rows_made(version=2) == 24
     assert rows_made() == 0
     replace_golds(data, ["-1"])
@@ -126,7 +113,7 @@ def replace_golds(data: Path, gold: list[str]) -> None:
 
 def test_noise_of_a_trained_model_is_measured_in_units_of_its_base():
     lm = tiny_model()
-    rms = noise_rms(lm, {"embedding_rms": 7.0, "state_rms": None}, [], [])
+    rms = noise_rms(lm, {"embedding_rms": 7.0, "state_rms": {}}, [], [])
     assert rms["embedding"] == 7.0
-    base = noise_rms(lm, {"embedding_rms": None, "state_rms": None}, [], [])
+    base = noise_rms(lm, {"embedding_rms": None, "state_rms": {}}, [], [])
     assert base["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())

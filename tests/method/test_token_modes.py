@@ -15,8 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from softtok.config.grid import settled
-from softtok.config.schema import GenerationSettings, RuntimeSettings, TokenMode
+from softtok.config.schema import RuntimeSettings, SampledMode, TokenMode
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.method.batches import read_problems, rms_prompts
 from softtok.method.draws import Draws
@@ -40,7 +39,7 @@ from tests.support.gradients import (
     take_gradients,
 )
 from tests.support.gradients import make_rollout as roll
-from tests.support.specs import TEMPLATE, train_spec
+from tests.support.specs import TEMPLATE, base_spec, evaluation_spec, toy_model, train_spec
 from tests.support.tiny_models import random_logits, tiny_model
 
 HIDDEN = TokenMode(tokens="soft", temperature=0.5, noise_scale=0.4, noise_at="hidden")
@@ -443,7 +442,7 @@ def test_gumbel_noise_has_one_spelling() -> None:
 def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
     """Two steps with save and stop between them equal two steps; the checkpoint keeps the base's RMS, with which other
     modes are tested."""
-    spec = train_spec(MODES[name].model_dump(), steps=2, max_cot_tokens=8)
+    spec = train_spec(MODES[name], steps=2, max_cot_tokens=8)
     train(spec, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     train(spec, RuntimeSettings(micro_batch_tokens=100, tile_tokens=7), tiny_toy, toy_sets["train"], tmp_path / "other")
     rows = [read_lines(tmp_path / run) for run in ("run", "other")]
@@ -461,23 +460,22 @@ def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: P
 
 
 def read_lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_every_mode_is_evaluated(tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
     """On a base, which has no units of its own yet; a mode's shard is not made again."""
-    base_run({"model": {"prompt": TEMPLATE}, "seed": 0}, tiny_toy, tmp_path / "run")
+    base_run(base_spec(toy_model()), tiny_toy, tmp_path / "run")
     modes = MODES | {
         "inputs": TokenMode(tokens="hard", temperature=1.0, inputs_beta=1.0),
         "thinking": TokenMode(tokens="soft", temperature=0.6, top_k=5, end_entropy=3.0, end_entropy_steps=2),
     }
-    spec = {
-        "inference_modes": {name: settled(mode.model_dump()) | {"samples": 2} for name, mode in modes.items()},
-        "evaluation": GenerationSettings(max_cot_tokens=16, max_answer_tokens=4).model_dump(),
-        "version": 1,
+    sampled = {
+        name: SampledMode(**mode.model_dump(), samples=1 if name == "thinking" else 2) for name, mode in modes.items()
     }
-    spec["inference_modes"]["thinking"]["samples"] = 1
-    evaluate(spec, RuntimeSettings(), tmp_path / "run", toy_sets["test"], tmp_path / "out.parquet")
+    evaluate(
+        evaluation_spec(modes=sampled), RuntimeSettings(), tmp_path / "run", toy_sets["test"], tmp_path / "out.parquet"
+    )
     table = pd.read_parquet(tmp_path / "out.parquet")
     assert table.groupby("inference_mode").size().to_dict() == {
         name: 6 * (1 if name == "thinking" else 2) for name in modes

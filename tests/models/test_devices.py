@@ -14,6 +14,7 @@ from softtok.config.schema import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import make_model
 from softtok.models.devices import announce, choose_device, gpu_names, say, take_free
+from tests.support.specs import folder_model
 
 JOB = """
 import sys
@@ -106,8 +107,7 @@ def test_models_are_fetched_and_probed_without_a_gpu(
     weights.write_text("weights")
     seen: list[RuntimeSettings] = []
     monkeypatch.setattr("softtok.models.loading.load", lambda folder, runtime: seen.append(runtime))
-    spec = {"path": str(weights.parent), "prompt": "{question}", "version": 1}
-    make_model(spec, RuntimeSettings(**asked, cuda_graphs=bool(asked)), tmp_path / "made", None)
+    make_model(folder_model(weights.parent), RuntimeSettings(**asked, cuda_graphs=bool(asked)), tmp_path / "made", None)
     (runtime,) = seen
     assert choose_device(runtime) == torch.device("cpu")
     assert runtime.precision == precision and not runtime.cuda_graphs

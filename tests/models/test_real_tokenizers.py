@@ -32,6 +32,7 @@ from softtok.models.real_tokenizers import PUBLISHED, read_ranks, real_tokenizer
 from softtok.problems.boxed import last_boxed
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, PROMPT, STOP_PHRASE, decode, render
 from tests.support.answers import closes
+from tests.support.specs import toy_model
 from tests.support.tiny_models import tiny_model, token_mode
 
 ROWS = {"llama-3": 128_256, "qwen-2.5": 151_936}
@@ -74,7 +75,7 @@ def toy(name: str, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
         width=16, layers=1, heads=2, mlp_width=32, tokenizer=name, architecture=FAMILY[name], steps=0, threads=1
     )
     folder = tmp_path_factory.mktemp("models") / name
-    make_model({"toy": settings.model_dump(), "prompt": PROMPT}, RuntimeSettings(), folder, None)
+    make_model(toy_model(PROMPT, **settings.model_dump()), RuntimeSettings(), folder, None)
     return load(folder, RuntimeSettings())
 
 

@@ -16,6 +16,7 @@ from softtok.errors import UserError
 from softtok.problems.prepare import prepare
 from softtok.problems.prompt import normalise
 from softtok.problems.toy import OPTIONS
+from tests.support.specs import data_spec
 
 Row = dict[str, Any]
 PLAIN = {"question": "q", "gold": {"field": "a"}}
@@ -46,7 +47,7 @@ def prepared(
 ) -> tuple[list[Row], Row]:
     """(rows, manifest) of a prepared set."""
     out = Path(out)
-    prepare({"kind": kind, "source": source, "version": 1, **spec}, out, exclude or {}, None)
+    prepare(data_spec(kind, source, **spec), out, exclude or {}, None)
     return pq.read_table(out).to_pylist(), json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 
 
@@ -87,7 +88,7 @@ class TestFiles:
     def test_paths_start_at_data_root_and_need_not_exist_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "root").mkdir()
         write(tmp_path / "root" / "x.jsonl", [{"q": "x", "a": 1}])
-        spec = {"kind": "test", "source": {"file": {"path": "x.jsonl"}}, **PLAIN}
+        spec = data_spec("test", {"file": {"path": "x.jsonl"}}, **PLAIN)
         prepare(spec, Path("a.parquet"), {}, tmp_path / "root")
         with pytest.raises(UserError, match=r"x\.jsonl: no such file"):
             prepare(spec, Path("b.parquet"), {}, None)

@@ -74,7 +74,7 @@ def test_a_finished_study_gives_the_tables_of_its_report(
 
 def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
     hard0, hard1, soft0, soft1 = (project.run(mode, seed) for mode in ("hard", "soft") for seed in (0, 1))
-    (hard0 / "train.json").unlink()
+    (hard0 / "manifest.json").unlink()
     failed = {"event": "failed", "time": "T", "error": "RuntimeError('no\nmemory')"}
     log(hard0, "attempts", {"event": "start", "time": "T"}, failed)
     shutil.rmtree(hard1)
@@ -138,8 +138,8 @@ def test_without_partial_it_refuses_and_names_what_is_missing(
 def test_a_table_that_mixes_devices_says_so_and_one_that_does_not_is_silent(
     project: StudyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(project.run("soft", 0) / "train.json", lambda manifest: manifest["provenance"].update(device="gpu"))
-    edit(project.run("soft", 0) / "train.json", lambda manifest: manifest["provenance"].update(torch="9.9"))
+    edit(project.run("soft", 0) / "manifest.json", lambda manifest: manifest["provenance"].update(device="gpu"))
+    edit(project.run("soft", 0) / "manifest.json", lambda manifest: manifest["provenance"].update(torch="9.9"))
     next(project.run("soft", 0).glob("eval/sums/*.parquet")).unlink()
     assert project.tables("--partial") == 0
     captions = {line.split(".")[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("**")}

@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("study")
     spec = write_study(root, modes=MODES, problems=40, steps=60, diverged=(("soft_noise1", 1),))
     edit_json(
-        root / spec["runs"][1]["path"] / "train.json", lambda manifest: manifest["provenance"].update(device="gpu")
+        root / spec["runs"][1]["path"] / "manifest.json", lambda manifest: manifest["provenance"].update(device="gpu")
     )
     out = root / "results/reports/demo"
     make_report(spec, out, root)
@@ -717,12 +717,12 @@ CHOICES = "choices/order-cdef0123.parquet"
         (ENTROPY, lambda path: path.write_text("a,b\n1,2\n"), "not an entropy profile"),
         (ENTROPY, lambda path: path.write_text(""), "not an entropy profile"),
         (ENTROPY, lambda path: path.write_text(path.read_text() * 2), "entropy"),
-        ("train.json", Path.unlink, "is missing"),
-        ("train.json", lambda path: path.write_text("{"), "is not JSON"),
-        ("train.json", lambda path: path.write_text("[]"), "is not a JSON object"),
-        ("train.jsonl", Path.unlink, "is missing"),
-        ("train.jsonl", lambda path: path.write_text('{"step": 0}\n{"step": 1}\n'), "line 2"),
-        ("train.jsonl", lambda path: path.write_text("[]\n"), "line 1"),
+        ("manifest.json", Path.unlink, "is missing"),
+        ("manifest.json", lambda path: path.write_text("{"), "is not JSON"),
+        ("manifest.json", lambda path: path.write_text("[]"), "is not a JSON object"),
+        ("metrics.jsonl", Path.unlink, "is missing"),
+        ("metrics.jsonl", lambda path: path.write_text('{"step": 0}\n{"step": 1}\n'), "line 2"),
+        ("metrics.jsonl", lambda path: path.write_text("[]\n"), "line 1"),
     ],
 )
 def test_a_bad_file_is_one_clear_line_and_harms_nothing(

@@ -35,6 +35,7 @@ from softtok.models.loading import load
 from softtok.problems.prepare import prepare
 from softtok.storage.files import read_json
 from tests.support.project import ROOT
+from tests.support.specs import base_spec, data_spec, hub_model
 
 CPU = RuntimeSettings(device="cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -215,21 +216,21 @@ def test_a_shipped_set_is_read_from_the_hubs_layout_and_locked(
     prepare(data.spec, Path("set.parquet"), {}, None)
     manifest = read_json(Path("set.json"))
     assert pq.read_table("set.parquet").to_pylist() == EXPECTED[kind, name]
-    assert hub == [(data.spec["source"]["hub"]["path"], COMMIT)]
+    assert hub == [(data.spec.source.path, COMMIT)]
     assert manifest["revision"] == COMMIT
     assert len(manifest["source_sha256"]) == 64
 
 
 def test_every_shipped_hub_set_is_among_them(shipped: dict[tuple[str, str], Data]) -> None:
-    whole = {key for key, data in shipped.items() if "hub" in data.spec["source"] and data.spec["limit"] is None}
+    whole = {key for key, data in shipped.items() if data.spec.source.kind == "hub" and data.spec.limit is None}
     assert whole == EXPECTED.keys(), "sets with a limit are the first problems of these"
 
 
 def test_columns_that_nothing_maps_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     parquet(tmp_path / "set/train-00000-of-00001.parquet", [{"q": "x", "a": "1", "written": date(2025, 1, 1)}])
-    spec = {"kind": "test", "source": {"hub": {"path": str(tmp_path / "set"), "split": "train"}}}
-    prepare(spec | {"question": "q", "gold": {"field": "a"}}, Path("set.parquet"), {}, None)
+    source = {"hub": {"path": str(tmp_path / "set"), "split": "train"}}
+    prepare(data_spec("test", source, question="q", gold={"field": "a"}), Path("set.parquet"), {}, None)
     assert read_json(Path("set.json"))["rows"] == 1
 
 
@@ -281,7 +282,7 @@ def test_a_refused_model_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError) as caught:
-        make_model({"hub": "org/model", "revision": "v9", "prompt": "{question}"}, CPU, tmp_path / "out/model", None)
+        make_model(hub_model("org/model", "v9"), CPU, tmp_path / "out/model", None)
     assert str(caught.value).startswith("model org/model (revision v9) cannot be fetched: ")
     assert words.format(page="org/model") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -300,9 +301,14 @@ def test_a_refused_data_set_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": COMMIT}))
     monkeypatch.setattr(huggingface_hub.HfApi if step == "dataset_info" else datasets, step, refuse)
-    spec = {"kind": "test", "source": {"hub": {"path": "org/set", "split": "test", "revision": "v9"}}}
+    spec = data_spec(
+        "test",
+        {"hub": {"path": "org/set", "split": "test", "revision": "v9"}},
+        question="q",
+        gold={"field": "a"},
+    )
     with pytest.raises(UserError) as caught:
-        prepare(spec | {"question": "q", "gold": {"field": "a"}}, tmp_path / "out/set.parquet", {}, None)
+        prepare(spec, tmp_path / "out/set.parquet", {}, None)
     assert str(caught.value).startswith("data set org/set (revision v9) cannot be fetched: ")
     assert words.format(page="datasets/org/set") in str(caught.value)
     assert str(caught.value).endswith(", or give local files with data_root")
@@ -329,13 +335,13 @@ def repository(tiny_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_hub_model_stays_at_its_locked_commit_when_main_moves_on(repository: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / "models/tiny", tmp_path / "runs/base"
-    spec = {"hub": "org/tiny", "revision": None, "prompt": "{question}"}
+    spec = hub_model("org/tiny")
     make_model(spec, CPU, folder, None)
-    base_run({"model": spec, "seed": 0}, folder, run)
+    base_run(base_spec(spec), folder, run)
     manifest = read_json(folder / "model.json")
     assert manifest["reference"] == {"hub": "org/tiny", "revision": COMMIT}
     assert {path.name for path in tmp_path.rglob("*.json") if "cache" not in path.parts} == {
-        "model.json", "checkpoint.json", "train.json",
+        "model.json", "checkpoint.json", "manifest.json",
     }, "a reference, no copy"  # fmt: skip
 
     moved = shutil.copytree(repository / "snapshots" / COMMIT, repository / "snapshots" / COMMIT[::-1])
@@ -351,7 +357,7 @@ def test_a_hub_model_stays_at_its_locked_commit_when_main_moves_on(repository: P
     assert torch.equal(old, base)
     assert torch.allclose(new, old + 1.0)
     assert read_json(newest / "model.json")["sha256"] != manifest["sha256"]
-    make_model(spec | {"revision": COMMIT}, CPU, tmp_path / "models/pinned", None)
+    make_model(hub_model("org/tiny", COMMIT), CPU, tmp_path / "models/pinned", None)
     assert torch.equal(load(tmp_path / "models/pinned", CPU).embedding_VD, old)
 
 
@@ -359,7 +365,7 @@ def test_what_the_cache_holds_is_loaded_without_a_word_to_the_hub(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred jobs load a model; transformers, given its name, would ask for files that are not there each time."""
-    make_model({"hub": "org/tiny", "revision": None, "prompt": "{question}"}, CPU, tmp_path / "models/tiny", None)
+    make_model(hub_model("org/tiny"), CPU, tmp_path / "models/tiny", None)
     asked = []
 
     def refuse(*address: Any, **options: Any) -> None:
@@ -377,7 +383,7 @@ def test_what_the_cache_holds_is_loaded_without_a_word_to_the_hub(
 def test_what_left_the_cache_is_fetched_at_its_commit_again(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_model({"hub": "org/tiny", "revision": None, "prompt": "{question}"}, CPU, tmp_path / "models/tiny", None)
+    make_model(hub_model("org/tiny"), CPU, tmp_path / "models/tiny", None)
     snapshot, away, known = repository / "snapshots" / COMMIT, tmp_path / "away", huggingface_hub.snapshot_download
 
     def download(name: str, revision: str | None = None, **options: Any) -> str:
@@ -397,7 +403,7 @@ def test_what_left_the_cache_is_fetched_at_its_commit_again(
 def test_a_hub_model_that_cannot_be_used_leaves_nothing(repository: Path, tmp_path: Path) -> None:
     for path in (repository / "snapshots" / COMMIT).glob("model*"):
         path.unlink()
-    spec = {"hub": "org/tiny", "revision": None, "prompt": "{question}"}
+    spec = hub_model("org/tiny")
     with pytest.raises(UserError, match=r"model org/tiny: cannot be loaded by transformers") as caught:
         make_model(spec, CPU, tmp_path / "models/tiny", None)
     assert "\n" not in str(caught.value)
@@ -405,7 +411,7 @@ def test_a_hub_model_that_cannot_be_used_leaves_nothing(repository: Path, tmp_pa
 
 
 def test_a_commit_that_the_cache_does_not_hold_is_told_without_network(repository: Path, tmp_path: Path) -> None:
-    spec = {"hub": "org/tiny", "revision": "f" * 40, "prompt": "{question}"}
+    spec = hub_model("org/tiny", "f" * 40)
     with pytest.raises(UserError, match=r"model org/tiny \(revision f+\) cannot be fetched: the hub cannot be reached"):
         make_model(spec, CPU, tmp_path / "models/tiny", None)
     assert not (tmp_path / "models").exists()

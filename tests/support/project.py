@@ -88,7 +88,9 @@ class Project:
         self.write(*(f"{stem}{suffix}" for stem in grid.data for suffix in (".parquet", ".json")))
         self.write(*(f"{run.model.folder}/model.json" for run in study.runs.values()))
         self.write(*(f"{run}/checkpoint/model.safetensors" for run in study.runs))
-        self.write(*study.run_files("train.json"), *study.run_files("train.jsonl"), *study.choice_files(".parquet"))
+        self.write(
+            *study.run_files("manifest.json"), *study.run_files("metrics.jsonl"), *study.choice_files(".parquet")
+        )
         self.write(*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:

@@ -158,7 +158,7 @@ def _write_training(
             lines.append(line)
         if diverged:
             lines[-1] |= {"entropy": float("inf"), "cot_tokens": float("nan")}
-    (run / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = {
         "spec": {"model": {"toy": {"width": 128}} if toy else {"hub": f"org/{model}"}, "seed": seed},
         "steps": max(len(lines) - 1, 0),
@@ -173,7 +173,7 @@ def _write_training(
             "transformers": "5.23.0", "device": "cpu (4 cores)", "host": "secret-host",
         },
     }  # fmt: skip
-    (run / "train.json").write_text(json.dumps(manifest))
+    (run / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _write_cell(

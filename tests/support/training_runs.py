@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Returns the lines of train.jsonl without wall-clock times."""
-    found = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    """Returns the lines of metrics.jsonl without wall-clock times."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in found]
 
 

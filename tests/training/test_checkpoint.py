@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -19,7 +18,7 @@ from softtok.storage.files import atomic, read_columns, read_json, write_text
 from softtok.storage.provenance import attempt, attempts
 from softtok.training.checkpoint import read_progress, write_progress
 from softtok.training.train import Trainer, train
-from tests.support.specs import HARD, train_spec
+from tests.support.specs import HARD, data_spec, train_spec
 from tests.support.training_runs import lines
 
 SPEC = train_spec(HARD, steps=3, warmup_steps=1, max_cot_tokens=8, validate_every=1)
@@ -81,7 +80,7 @@ def test_a_damaged_save_is_put_aside_and_the_run_starts_afresh(
     assert len(told) == 1 and str(saved) in told[0] and "starting afresh" in told[0]
     assert (run / ".state" / "progress.damaged").read_bytes() == damaged
     assert lines(run) == lines(finished)
-    step = read_json(finished / "train.json")["best_step"]
+    step = read_json(finished / "manifest.json")["best_step"]
     assert [path.name for path in (run / ".state").glob("best-*")] == [f"best-{step}"]
 
 
@@ -91,7 +90,7 @@ def test_half_a_line_in_the_log_of_attempts_is_left_out(stopped, tmp_path, tiny_
     log = run / ".state" / "attempts.jsonl"
     log.write_bytes(log.read_bytes()[:-20] + b"\xff")
     train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert [event["event"] for event in read_json(run / "train.json")["attempts"]] == ["start", "start"]
+    assert [event["event"] for event in read_json(run / "manifest.json")["attempts"]] == ["start", "start"]
     assert [event["event"] for event in attempts(log)] == ["start", "start", "done"]
 
 
@@ -116,19 +115,10 @@ def test_weights_damaged_in_place_are_not_taken_for_the_checkpoint(
         assert "\n" not in str(told.value) and not (run / "checkpoint").exists()
     (run / ".state" / "progress.pt").unlink()
     train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert read_json(run / "train.json")["checkpoint_sha256"] == read_json(finished / "train.json")["checkpoint_sha256"]
-
-
-def test_a_save_without_a_hash_of_its_weights_is_finished(finished, tmp_path, tiny_toy, toy_sets):
-    """As softtok 0.1.0 left it."""
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    path = run / ".state" / "progress.pt"
-    saved = torch.load(path)
-    del saved["best"]["sha256"]
-    torch.save(saved, path)
-    train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert read_json(run / "train.json")["checkpoint_sha256"] == read_json(finished / "train.json")["checkpoint_sha256"]
+    assert (
+        read_json(run / "manifest.json")["checkpoint_sha256"]
+        == read_json(finished / "manifest.json")["checkpoint_sha256"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["gone", "half", "no object"])
@@ -137,7 +127,7 @@ def test_a_model_without_its_manifest_is_one_line(damage, tmp_path, tiny_toy, to
     shutil.copytree(tiny_toy, model)
     manifest = model / "model.json"
     manifest.unlink() if damage == "gone" else manifest.write_text({"half": '{"sha', "no object": "[]"}[damage])
-    options = {"spec": json.dumps(SPEC), "runtime": "{}", "model": model, "data": toy_sets["train"], "out": tmp_path}
+    options = {"spec": SPEC.as_json(), "runtime": "{}", "model": model, "data": toy_sets["train"], "out": tmp_path}
     assert main(["train", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]) == 1
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"softtok: error: {manifest} cannot be read (")
@@ -229,6 +219,7 @@ def test_a_full_disk_is_one_line_in_every_command(tmp_path, monkeypatch, capsys)
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("softtok.problems.prepare.prepare", full)
-    assert main(["data", "--spec", "{}", "--out", str(tmp_path / "data")]) == 1
+    spec = data_spec("test", {"toy": {"task": "sums", "problems": 2}}).as_json()
+    assert main(["data", "--spec", spec, "--out", str(tmp_path / "data")]) == 1
     told = "softtok: error: [Errno 28] No space left on device: 'somewhere'; make room and run it again\n"
     assert capsys.readouterr().err == told

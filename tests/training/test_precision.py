@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softtok.config.schema import RuntimeSettings, TrainingSettings
+from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method.objective import accumulate_gradients
 from softtok.training.optimizer import MasterAdamW
 from softtok.training.train import Trainer, train
@@ -28,12 +28,14 @@ BF16 = RuntimeSettings(precision="bf16", device="cpu")
 
 
 @pytest.mark.parametrize("mode", [HARD, SOFT, FUZZY], ids=["hard", "soft", "fuzzy"])
-def test_a_run_logs_how_near_the_two_passes_are(mode: dict, tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
+def test_a_run_logs_how_near_the_two_passes_are(
+    mode: TokenMode, tmp_path: Path, tiny_toy: Path, toy_sets: dict
+) -> None:
     """Every step: near-ties and the gradient's norm; soft modes: the recomputation gap |h_train - h_rollout| / sigma,
     shadow flips and the noise check E|x-h|^2 / (D sigma^2) where anything was recomputed; at validations the norms of
     the CoT's and the answers' gradients."""
     train(spec(mode, steps=4), BF16, tiny_toy, toy_sets["train"], tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run/train.jsonl").read_text().splitlines()][1:]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][1:]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     learned = [line for line in lines if line["gradient_norm"] > 0]
     assert learned, "some step had something to learn from"
@@ -43,7 +45,7 @@ def test_a_run_logs_how_near_the_two_passes_are(mode: dict, tmp_path: Path, tiny
         assert len(apart) == (2 if line["step"] % 2 == 0 else 0)
     for line in learned:
         soft = {"recomputation_gap", "shadow_flips", "noise_check"}
-        assert soft & line.keys() == (soft if mode["tokens"] == "soft" else set())
+        assert soft & line.keys() == (soft if mode.tokens == "soft" else set())
     if mode is SOFT:
         # bf16 keeps 8 bits: the two passes differ, by less than the noise. Squares add: x - h is noise plus that gap.
         assert all(0 < line["recomputation_gap"] < 1 for line in learned)

@@ -4,7 +4,6 @@ alone."""
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -41,7 +40,7 @@ def uninterrupted(tmp_path_factory, tiny_toy, toy_sets) -> Path:
 
 
 def test_outputs_and_manifest(uninterrupted, tiny_toy):
-    manifest = read_json(uninterrupted / "train.json")
+    manifest = read_json(uninterrupted / "manifest.json")
     assert manifest["steps"] == 6
     assert manifest["diverged"] is None
     assert [attempt["event"] for attempt in manifest["attempts"]] == ["start"]
@@ -89,19 +88,19 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
             train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     assert stopped.value.code == EXIT_INTERRUPTED
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a caller's Ctrl-C works again afterwards"
-    assert not (run / "train.json").exists()
+    assert not (run / "manifest.json").exists()
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     assert lines(run) == lines(uninterrupted)
     expected = weights(uninterrupted / "checkpoint")
     assert all(torch.equal(value, expected[name]) for name, value in weights(run / "checkpoint").items())
-    events = [attempt["event"] for attempt in read_json(run / "train.json")["attempts"]]
+    events = [attempt["event"] for attempt in read_json(run / "manifest.json")["attempts"]]
     assert events == ["start", "interrupted", "start"]
 
 
 def test_a_killed_process_resumes(uninterrupted, tmp_path, tiny_toy, toy_sets):
     run = tmp_path / "run"
     command = [
-        sys.executable, "-m", "softtok", "train", "--spec", json.dumps(spec()), "--runtime", '{"save_every": 1}',
+        sys.executable, "-m", "softtok", "train", "--spec", spec().as_json(), "--runtime", '{"save_every": 1}',
         "--model", str(tiny_toy), "--data", str(toy_sets["train"]), "--out", str(run),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -149,7 +148,7 @@ def test_best_checkpoint_is_the_one_that_validated_best(tmp_path, tiny_toy, toy_
 
     monkeypatch.setattr(Trainer, "take_step", remember)
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
-    manifest = read_json(tmp_path / "run" / "train.json")
+    manifest = read_json(tmp_path / "run" / "manifest.json")
     assert (manifest["best_step"], manifest["best_validation"]) == (4, 60.0), (
         "the base does not compete; of equals the later wins"
     )
@@ -186,7 +185,7 @@ def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, ti
 
     monkeypatch.setattr(Trainer, "validate", worse)
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    manifest = read_json(run / "train.json")
+    manifest = read_json(run / "manifest.json")
     assert (manifest["best_step"], manifest["best_validation"]) == (2, 50.0)
     assert (run / "checkpoint" / "model.safetensors").read_bytes() == saved[-1]
     left = {path.name for path in (run / ".state").iterdir()}
@@ -230,7 +229,7 @@ def test_a_kill_between_rare_saves_leaves_no_trace(
     train(spec(), rare, tiny_toy, toy_sets["train"], run)
     assert saves == [save_every, 6], "and at the end, without a validation's own"
     assert {path.name for path in (run / ".state").glob("*best-*")} == {"best-4"}
-    manifest = read_json(run / "train.json")
+    manifest = read_json(run / "manifest.json")
     assert (manifest["best_step"], manifest["best_validation"]) == (4, 60.0)
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "whole")
     assert lines(run) == lines(tmp_path / "whole")
@@ -262,7 +261,7 @@ def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, t
         shutil.copytree(uninterrupted, run, dirs_exist_ok=True)  # the first comes to its end
     thread.join()
     assert not failed
-    assert (run / "train.jsonl").read_bytes() == (uninterrupted / "train.jsonl").read_bytes()
+    assert (run / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     assert read_json(run / "checkpoint" / "checkpoint.json") == read_json(
         uninterrupted / "checkpoint" / "checkpoint.json"
     )
@@ -285,7 +284,7 @@ def test_the_time_of_a_run_is_that_of_all_its_attempts(tmp_path, tiny_toy, toy_s
         train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     stops.clear()
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert read_json(run / "train.json")["wall_s"] == 6000
+    assert read_json(run / "manifest.json")["wall_s"] == 6000
 
 
 def problem(number: int, length: int) -> Problem:
@@ -352,7 +351,7 @@ def test_logits_that_are_no_numbers_are_divergence(tmp_path, tiny_toy, toy_sets,
     for name, mode in {"hard": HARD, "soft": SOFT}.items():
         steps.clear()
         train(spec(mode), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / name)
-        manifest = read_json(tmp_path / name / "train.json")
+        manifest = read_json(tmp_path / name / "manifest.json")
         assert manifest["diverged"] == {"step": 2, "reason": "entropy of the CoT is nan"} and manifest["steps"] == 1
 
 
@@ -362,7 +361,7 @@ def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypat
     norms = iter([1.0, 1.0, 1.0, 1.0, float("nan")])
     monkeypatch.setattr(optimizer.MasterAdamW, "gradient_norm", lambda self: next(norms))
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
-    manifest = read_json(tmp_path / "run" / "train.json")
+    manifest = read_json(tmp_path / "run" / "manifest.json")
     assert manifest["diverged"] == {"step": 3, "reason": "gradient norm is nan"}
     assert manifest["best_step"] == 2
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
@@ -370,7 +369,7 @@ def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypat
 
 def test_problems_are_used_once_per_epoch_and_held_out_ones_never(tiny_toy, toy_sets, tmp_path):
     trainer = Trainer(spec(prompts_per_step=3), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
-    other = Trainer(spec(prompts_per_step=3) | {"seed": 1}, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+    other = Trainer(spec(prompts_per_step=3, seed=1), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
     assert [p.id for p in trainer.validation] == [p.id for p in other.validation], "the same slice for every seed"
     assert not {p.id for p in trainer.validation} & {p.id for p in trainer.problems}
     assert len(trainer.problems) == 32
@@ -390,7 +389,7 @@ def test_too_few_problems_is_one_clear_line(tiny_toy, toy_sets, tmp_path):
 
 
 def test_seeds_differ(tmp_path, tiny_toy, toy_sets, uninterrupted):
-    train(spec() | {"seed": 1}, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
+    train(spec(seed=1), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     assert [line["reward"] for line in lines(tmp_path / "run")[1:]] != [
         line["reward"] for line in lines(uninterrupted)[1:]
     ]
@@ -447,11 +446,11 @@ def test_outputs_that_are_deleted_come_back_without_a_step(uninterrupted, tmp_pa
     """Snakemake deletes them when it did not see the end of the job that made them."""
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
-    for name in ("train.json", "train.jsonl"):
+    for name in ("manifest.json", "metrics.jsonl"):
         (run / name).unlink()
     shutil.rmtree(run / "checkpoint")
     monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert (run / "train.jsonl").read_text() == (uninterrupted / "train.jsonl").read_text()
+    assert (run / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
     expected = weights(uninterrupted / "checkpoint")
     assert all(torch.equal(value, expected[name]) for name, value in weights(run / "checkpoint").items())

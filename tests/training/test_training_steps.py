@@ -106,14 +106,14 @@ def test_training_samples_and_validation_is_greedy(mode, tmp_path, tiny_toy, toy
         trainer.validate()
     training, *validation = rollouts
     assert (training.tokens.mode.temperature, training.tokens.mode.noise_scale, training.limits.answer_temperature) == (
-        mode["temperature"], mode["noise_scale"], 1.3,
+        mode.temperature, mode["noise_scale"], 1.3,
     )  # fmt: skip
     assert training.record
     assert line["entropy"] == 2.0, "the mean over thinking steps alone"
     for asked in validation:
         assert (asked.tokens.draws, asked.limits.answer_temperature) == ("none", 0.0)
-        assert asked.tokens.mode.tokens == mode["tokens"], "in the run's own mode"
-        assert asked.tokens.mode.temperature == (0.0 if mode is HARD else mode["temperature"])
+        assert asked.tokens.mode.tokens == mode.tokens, "in the run's own mode"
+        assert asked.tokens.mode.temperature == (0.0 if mode is HARD else mode.temperature)
 
 
 def test_validation_is_the_percentage_of_held_out_problems_that_are_solved(
@@ -170,7 +170,7 @@ def diverged(tmp_path, tiny_toy, toy_sets, monkeypatch):
     monkeypatch.setattr(optimizer.MasterAdamW, "gradient_norm", lambda self: float("nan"))
 
     def again():
-        train(spec() | {"seed": SEED}, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+        train(spec(seed=SEED), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
 
     again()
     return run, again
@@ -183,10 +183,10 @@ def test_a_checkpoint_says_the_seed_that_its_evaluation_draws_by(diverged):
 
 def test_a_diverged_run_takes_no_step_when_its_outputs_are_made_again(diverged, monkeypatch):
     run, again = diverged
-    manifest = read_json(run / "train.json")
+    manifest = read_json(run / "manifest.json")
     assert manifest["diverged"]["step"] == 1
-    for name in ("train.json", "train.jsonl"):
+    for name in ("manifest.json", "metrics.jsonl"):
         (run / name).unlink()
     monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
     again()
-    assert read_json(run / "train.json")["diverged"] == manifest["diverged"]
+    assert read_json(run / "manifest.json")["diverged"] == manifest["diverged"]

@@ -46,14 +46,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small: dict[str, Any]) ->
     project = Project.create(tmp_path_factory.mktemp("demo") / "project", small)
     process = project.start("--cores", "2")
     deadline = time.monotonic() + 600
-    while not list(project.folder.glob("results/runs/toy/sums/*/*/train.json")):
+    while not list(project.folder.glob("results/runs/toy/sums/*/*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode != 0
     # Snakemake makes the outputs of jobs again whose end it did not see; their measured times tell that no step was.
-    first = {path: path.read_text() for path in project.folder.glob("results/runs/**/train.jsonl")}
+    first = {path: path.read_text() for path in project.folder.glob("results/runs/**/metrics.jsonl")}
     assert first
     project.build("--cores", "2")
     assert {path: path.read_text() for path in first} == first, "what was finished is not done again"
@@ -138,13 +138,13 @@ def test_the_small_rehearsal_runs(tmp_path: Path, real_data: Path) -> None:
         config = json.loads((run / "checkpoint/config.json").read_text())
         assert config["vocab_size"] == rows
         assert len(json.loads((run / "checkpoint/generation_config.json").read_text())["eos_token_id"]) == ends
-        steps = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in steps] == [0, 1, 2]
         assert any(line.get("gradient_norm", 0) > 0 for line in steps), (
             "some box closed, and there was something to learn"
         )
         assert all(line.get("recomputation_gap", 0) < 1e-3 for line in steps)
-        assert json.loads((run / "train.json").read_text())["diverged"] is None
+        assert json.loads((run / "manifest.json").read_text())["diverged"] is None
         (samples,) = run.glob("eval/gsm8k-cut/*.parquet")
         table = pd.read_parquet(samples)
         # 2 problems, in 3 greedy modes once and in 3 sample modes 32 times.

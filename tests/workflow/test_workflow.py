@@ -37,7 +37,8 @@ STAND_IN = """() {
         model) echo "$RANDOM$RANDOM" > "$out/model.json";;
         base | train)
             mkdir -p "$out/checkpoint" "$out/.state"
-            echo "$RANDOM$RANDOM" | tee "$out"/{checkpoint/checkpoint.json,.state/progress,train.jsonl,train.json};;
+            echo "$RANDOM$RANDOM" | tee "$out"/{checkpoint/checkpoint.json,.state/progress} \\
+                "$out"/{metrics.jsonl,manifest.json};;
         evaluate) echo "$RANDOM$RANDOM" | tee "$out" > "${out%.parquet}.entropy.csv";;
         choices) echo "$RANDOM$RANDOM" > "$out";;
         report)
@@ -342,7 +343,7 @@ def test_another_configuration_replaces_the_shipped_one(project: StandInProject)
 
 
 def test_a_path_of_no_study_is_told(project: StandInProject) -> None:
-    asked = project.snakemake("-n", "results/runs/toy/sums/hard/seed7-00000000/train.json")
+    asked = project.snakemake("-n", "results/runs/toy/sums/hard/seed7-00000000/manifest.json")
     assert asked.returncode == 1
     assert "results/runs/toy/sums/hard/seed7-00000000: no study of this configuration has it" in asked.stdout
 
