@@ -52,7 +52,8 @@ class Study:
     @cached_property
     def runs(self) -> tuple[ReportRun, ...]:
         """The runs in the order of their rows, then by seed."""
-        return tuple(sorted(self.spec.runs, key=lambda run: (self.rows.index(row_of(run)), run.seed)))
+        places = {row: place for place, row in enumerate(self.rows)}
+        return tuple(sorted(self.spec.runs, key=lambda run: (places[row_of(run)], run.seed)))
 
     @cached_property
     def planned(self) -> dict[str, set[str]]:

@@ -16,6 +16,7 @@ from softtok.config.inherit import merge
 from softtok.config.load import load, read, schema_json
 from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
+from softtok.problems.spec import FileRows, GoldRule, HubRows, OpenFields
 from tests.support.configurations import BASIC, Edit, basic, both, drop, grid_of, hashes, put
 from tests.support.project import ROOT, shipped
 
@@ -334,10 +335,6 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         put("test_sets/sums/evaluation/choice_format", "cloze"),
         ["test_sets.sums.evaluation.choice_format: unknown key"],
     ),
-    "study too large for a report": (
-        put("studies/first/seeds", list(range(900))),
-        ["studies.first: 1801 runs are too many for one report"],
-    ),
 }
 
 
@@ -398,9 +395,8 @@ def test_the_examples_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytes
     ]
     variant, own = (grid.studies[name] for grid, name in zip(found, ("demo", "mine"), strict=True))
     assert len(variant.runs) == 13 and len(own.runs) == 3
-    assert {run.train_set.spec["source"]["file"]["path"] for run in own.runs.values() if run.train_set} == {
-        "mine.jsonl"
-    }
+    sources = [run.train_set.spec.source for run in own.runs.values() if run.train_set]
+    assert {source.path for source in sources if isinstance(source, FileRows)} == {"mine.jsonl"}
 
 
 def test_names_that_look_like_numbers_stay_names() -> None:
@@ -546,7 +542,8 @@ def test_schema_accepts_what_is_right_and_sees_mistakes() -> None:
         put("models/toy/runtime", {"memory_mb": 99}),
         put("models/toy/toy/architecture", "llama"),
         put("training_modes/hard/paper", "hard"),
-        put("training", {"steps": 4000, "validate_every": 50}),
+        put("training", TrainingSettings().model_dump(exclude={"max_cot_tokens"})),
+        put("training_modes/hard", TokenMode(tokens="hard").model_dump(exclude_none=True)),
         put("training_modes/hard/temperature", 1),
         put("training_modes/other", {"tokens": "hard", "temperature": 0.5}),
         put("inference_modes/other", {"tokens": "hard", "temperature": 0.5}),
@@ -586,12 +583,6 @@ def test_what_decides_a_result_changes_exactly_its_hashes(edit: Edit, changed: s
     assert {kind for kind in before if before[kind] != after[kind]} == changed
 
 
-def test_toys_made_before_there_were_architectures_keep_their_specs() -> None:
-    grid = grid_of()
-    assert all("architecture" not in model.spec["toy"] for model in grid.models.values())
-    assert all("architecture" not in study.json for study in grid.studies.values())
-
-
 def local(path: Path, text: str) -> Edit:
     path.write_text(text)
     return both(
@@ -611,8 +602,8 @@ def test_a_local_file_counts_by_its_content_not_by_its_folder(tmp_path: Path) ->
     )
     assert hashes(grid_of(one)) == hashes(grid_of(other))
     spec = next(data.spec for data in grid_of(one).data.values() if data.name == "local")
-    assert spec["source"] == {"file": {"path": "x.jsonl"}}
-    assert str(tmp_path) not in json.dumps(spec)
+    assert isinstance(spec.source, FileRows) and spec.source.path == "x.jsonl"
+    assert str(tmp_path) not in spec.as_json()
     rewritten = both(
         changed, put("test_sets/local/file/path", "x.jsonl"), lambda _: (tmp_path / "b/x.jsonl").write_text("2")
     )
@@ -627,10 +618,9 @@ def test_hub_is_read_without_data_root_and_each_source_has_its_own_fields(tmp_pa
         next(data.spec for data in grid_of(use, own, *more).data.values() if data.name == "local")
         for more in ([], [put("data_root", str(tmp_path))])
     ]
-    assert specs[0]["source"] == {"hub": {"path": "org/set", "name": None, "split": "test", "revision": None}}
-    assert specs[0]["gold"] == {"field": "a"}
-    assert specs[1]["gold"] == {"field": "b", "after": "####"}
-    assert specs[0]["question"] == specs[1]["question"] == "q"
+    assert specs[0].source == HubRows(path="org/set", name=None, split="test", revision=None)
+    assert specs[0].fields == OpenFields(id=None, question="q", gold=GoldRule(field="a"))
+    assert specs[1].fields == OpenFields(id=None, question="q", gold=GoldRule(field="b", after="####"))
 
 
 def test_data_root_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -701,10 +691,11 @@ def test_files_of_other_problems_than_the_papers_are_compared_with_nothing(tmp_p
         return grid_of(named, *own, *([put("data_root", str(tmp_path))] if root else [])).studies["first"].spec
 
     assert [
-        "local" in spec(root, **file)["paper"]["test_sets"]
+        "local" in spec(root, **file).paper["test_sets"]
         for root, file in ((False, {}), (True, {}), (False, {"comparable": False}), (True, {"comparable": False}))
     ] == [True, True, True, False]
-    tests = [spec(True, **file)["tests"] for file in ({}, {"comparable": False}, {"comparable": True})]
+    files: list[dict[str, bool]] = [{}, {"comparable": False}, {"comparable": True}]
+    tests = [[run.tests for run in spec(True, **file).runs] for file in files]
     assert tests[0] == tests[1] == tests[2], "what is said of a file does not change what is made of it"
     assert spec(True) == spec(True, comparable=True)
 
@@ -730,12 +721,12 @@ def test_blocks_are_united_and_lists_of_a_block_win() -> None:
             ],
         ),
     ).studies["first"]
-    runs = {(run["mode"], run["seed"]): run for run in study.spec["runs"]}
-    assert len(runs) == len(study.spec["runs"]) == 6
+    runs = {(run.training_mode, run.seed): run for run in study.spec.runs}
+    assert len(runs) == len(study.spec.runs) == 6
     assert runs.keys() == {("base", 0), ("hard", 0), ("soft", 0), ("soft", 1), ("fuzzy", 0), ("fuzzy", 1)}
-    assert runs["hard", 0]["tests"].keys() == {"sums"}
-    assert runs["soft", 0]["tests"].keys() == runs["base", 0]["tests"].keys() == {"sums", "more"}
-    assert runs["fuzzy", 1]["tests"].keys() == {"more"}
+    assert runs["hard", 0].tests.keys() == {"sums"}
+    assert runs["soft", 0].tests.keys() == runs["base", 0].tests.keys() == {"sums", "more"}
+    assert runs["fuzzy", 1].tests.keys() == {"more"}
     assert len(study.evaluation_files(".parquet")) == 1 + 3 + 2 * 2
     assert len(study.choice_files(".parquet")) == 6
 
@@ -746,9 +737,8 @@ def test_base_models_can_be_studied_alone() -> None:
         drop("studies/first/seeds"),
         put("studies/first/grid", [{"models": ["toy"]}]),
     )
-    assert [(run["train_set"], run["mode"], run["seed"]) for run in study.studies["first"].spec["runs"]] == [
-        ("none", "base", 0)
-    ]
+    (run,) = study.studies["first"].spec.runs
+    assert (run.train_set, run.training_mode, run.seed) == ("none", "base", 0)
 
 
 def test_report_shows_things_in_the_order_of_the_lists_whatever_the_order_of_entries() -> None:
@@ -759,26 +749,26 @@ def test_report_shows_things_in_the_order_of_the_lists_whatever_the_order_of_ent
 
     study, other = grid_of().studies["first"], grid_of(shuffled).studies["first"]
     assert study.json == other.json
-    assert study.spec["order"]["training_modes"] == ["hard", "soft"]
-    assert list(study.spec["inference_modes"]) == ["hard-greedy", "soft-sample"]
+    assert study.spec.order["training_modes"] == ["hard", "soft"]
+    assert list(study.spec.inference_modes) == ["hard-greedy", "soft-sample"]
     turned = grid_of(put("studies/first/training_modes", ["soft", "hard"])).studies["first"]
-    assert turned.spec["order"]["training_modes"] == ["soft", "hard"]
+    assert turned.spec.order["training_modes"] == ["soft", "hard"]
     assert turned.runs.keys() == study.runs.keys()
 
 
 def test_report_spec_says_where_everything_is() -> None:
     study = grid_of(put("training_modes/soft/paper", "soft"), put("studies/first/k", [1, 4])).studies["first"]
-    spec = json.loads(study.json)
-    assert spec["paper"]["training_modes"] == {"soft": "soft"}
+    spec = study.spec
+    assert spec.paper["training_modes"] == {"soft": "soft"}
     named = put("studies/first/paper", {"hard": "fuzzy noise_scale=0.1"})
-    assert grid_of(named).studies["first"].spec["paper"]["training_modes"] == {"hard": "fuzzy noise_scale=0.1"}
-    assert spec["k"] == [1, 4]
+    assert grid_of(named).studies["first"].spec.paper["training_modes"] == {"hard": "fuzzy noise_scale=0.1"}
+    assert spec.k == [1, 4]
     files = {
-        f"{run['path']}/eval/{test_set}/{inference_set}-{h8}.parquet"
-        for run in spec["runs"]
-        for test_set, sets in run["tests"].items()
+        f"{run.path}/eval/{test_set}/{inference_set}-{h8}.parquet"
+        for run in spec.runs
+        for test_set, sets in run.tests.items()
         for inference_set, h8 in sets.items()
     }
     assert files == set(study.evaluation_files(".parquet"))
-    assert spec["tests"] == {"sums": {"two": next(iter(spec["tests"]["sums"].values()))}}
-    assert "runtime" not in json.dumps(spec)
+    assert {frozenset(run.tests["sums"]) for run in spec.runs} == {frozenset({"two"})}
+    assert "runtime" not in spec.as_json()

@@ -9,6 +9,7 @@ import pytest
 
 from softtok.config import grid
 from softtok.config.schema import Files
+from softtok.problems.spec import ToyRows
 from softtok.storage.files import folder_sha256
 from softtok.storage.shards import Shard
 from tests.support.configurations import Edit, both, drop, grid_of, hashes, put
@@ -81,7 +82,8 @@ def test_a_raised_version_makes_all_of_its_kind_anew(
 
 
 def test_toy_problems_are_of_their_kinds_side_of_the_generator() -> None:
-    splits = {(data.kind, data.spec["source"]["toy"]["split"]) for data in grid_of().data.values()}
+    sources = [(data.kind, data.spec.source) for data in grid_of().data.values()]
+    splits = {(kind, source.split) for kind, source in sources if isinstance(source, ToyRows)}
     assert splits == {("train", "train"), ("test", "test"), ("choice", "test")}
 
 

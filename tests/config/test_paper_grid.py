@@ -14,7 +14,7 @@ import pytest
 from softtok.config.grid import Grid, Study
 from softtok.config.load import read
 from softtok.errors import UserError
-from softtok.report import tables
+from softtok.report import study as report
 from softtok.report.collect import collect
 from softtok.report.tables import make_tables
 from tests.support.project import ROOT, Project, counts, dry_run
@@ -59,12 +59,12 @@ def grid() -> Grid:
 
 
 def jobs(study: str, folder: Path) -> dict[str, int]:
-    """Jobs by rule, without the study's report and its target."""
+    """Jobs by rule, without the study's report, that report's spec, and its target."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site/sitecustomize.py").write_text(NO_NETWORK)
     listed = dry_run(folder, "--quiet", "rules", "--", study, PYTHONPATH=f"{folder / 'site'}:{ROOT}")
     found = counts(listed)
-    assert (found.pop("report"), found.pop(study)) == (1, 1)
+    assert [found.pop(name) for name in ("report_spec", "report", study)] == [1, 1, 1]
     assert "warning" not in listed.stdout.lower()
     return found
 
@@ -90,9 +90,9 @@ def test_the_readme_counts_the_same_jobs() -> None:
     rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text(encoding="utf-8").split("\n")]
     table = {row[0].strip().strip("`"): [cell.strip() for cell in row[2:]] for row in rows if len(row) == 5}
     for study, jobs in COUNTS.items():
-        # As `snakemake -n` counts: with the report and the study's own target.
-        added = str(sum(ADDED[study].values()) + 2) if study in ADDED else "–"
-        assert table[study] == [f"{jobs['train']} + {jobs['base']}", str(sum(jobs.values()) + 2), added]
+        # As `snakemake -n` counts: with the report, its spec, and the study's own target.
+        added = str(sum(ADDED[study].values()) + 3) if study in ADDED else "–"
+        assert table[study] == [f"{jobs['train']} + {jobs['base']}", str(sum(jobs.values()) + 3), added]
 
 
 def test_studies_are_of_two_or_three_seeds_and_their_modes_differ(grid: Grid) -> None:
@@ -120,16 +120,16 @@ def test_the_papers_cells_are_all_in_reach(grid: Grid) -> None:
 
 def in_reach(study: Study) -> set[tuple[str, ...]]:
     """(model, train set, training mode, test or choice set, inference mode) by the paper's names; "" for none."""
-    paper, spec = study.spec["paper"], study.spec
+    spec, paper = study.spec, study.spec.paper
     cells = set()
-    for run in spec["runs"]:
+    for run in spec.runs:
         names = paper["training_modes"] | {"base": "base"}
-        place = (paper["models"][run["model"]], paper["train_sets"].get(run["train_set"], ""), names[run["mode"]])
-        for test_set, sets in run["tests"].items():
+        place = (paper["models"][run.model], paper["train_sets"].get(run.train_set, ""), names[run.training_mode])
+        for test_set, sets in run.tests.items():
             for inference_set in sets:
-                for mode in spec["config"]["inference_sets"][inference_set]:
+                for mode in spec.inference_sets[inference_set]:
                     cells.add((*place, paper["test_sets"][test_set], paper["inference_modes"][mode]))
-        for choice_set in run["choices"]:
+        for choice_set in run.choices:
             cells.add((*place, paper["choice_sets"][choice_set], ""))
     return cells
 
@@ -139,10 +139,10 @@ def test_what_a_study_plans_is_what_its_report_asks_for(study: str, grid: Grid, 
     """No more: some runs are tested in more modes on one test set than on another. And no less."""
     spec = grid.studies[study].spec
     write_planned(tmp_path, spec)
-    results = collect(spec, tmp_path)
-    assert make_tables(tables.Study.from_spec(spec), results.metrics)
+    results = collect(report.Study(spec), tmp_path)
+    assert make_tables(report.Study(spec), results.metrics)
     cell = next(iter(tmp_path.glob("results/runs/*/gsm8k/*/seed0-*/eval/gsm8k/six-*.parquet")))
     rows = pd.read_parquet(cell)
     rows[rows["inference_mode"] != "soft-greedy"].to_parquet(cell, index=False)
     with pytest.raises(UserError, match="no rows of inference mode 'soft-greedy'"):
-        collect(spec, tmp_path)
+        collect(report.Study(spec), tmp_path)

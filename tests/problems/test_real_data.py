@@ -97,7 +97,7 @@ def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[R
     assert {row["id"] for row in flagged} <= set(ids)
     assert all(problem["question"].strip() == problem["question"] != "" for problem in problems)
     assert manifest["sha256"] == file_sha256(sets.path(kind, name))
-    digests = data.spec["sha256"]
+    digests = data.spec.source.sha256
     assert manifest["source_sha256"] == (digests[0] if len(digests) == 1 else sha256_of(digests))
     return problems, dropped, flagged
 

@@ -10,36 +10,40 @@ from softtok.report import ablations, figures
 from softtok.report.collect import collect
 from softtok.report.study import Study
 from tests.support.figures import visible_texts
+from tests.support.report_specs import study_of
 from tests.support.synthetic_runs import write_study
 
 SOFT = {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33}
 
 
-def study(modes: dict[str, dict[str, Any]], **config: Any) -> Study:
+def study(modes: dict[str, dict[str, Any]]) -> Study:
     spec = {
-        "runs": [{"model": "m", "train_set": "t", "mode": mode} for mode in modes],
-        "tests": {}, "choices": {}, "inference_modes": {}, "config": {"training_modes": modes, **config},
+        "runs": [{"model": "m", "train_set": "t", "mode": mode} for mode in modes], "settings": modes,
         "order": {"models": ["m"], "train_sets": ["t"], "training_modes": list(modes), "test_sets": [],
                   "choice_sets": []},
     }  # fmt: skip
-    return Study.from_spec(spec)
+    return study_of(spec)
 
 
 @pytest.mark.parametrize(
     ("modes", "setting", "values"),
     [
-        ({"b": {"noise_scale": 1.0}, "a": {}, "c": {"noise_scale": 3.0, "like": "b"}}, "noise_scale", [0.33, 1, 3]),
+        ({"b": {"noise_scale": 1.0}, "a": {}, "c": {"noise_scale": 3.0}}, "noise_scale", [0.33, 1, 3]),
         ({"a": {}, "b": {"temperature": 1e-4}}, "temperature", [1e-4, 0.5]),
-        ({"a": {}, "g8": {"training": {"samples_per_prompt": 8}}}, "samples_per_prompt", [8, 16]),
+        ({"a": {}, "g8": {"training": {"samples_per_prompt": 8}}}, "samples_per_prompt", [8, 32]),
         (
             {"a": {}, "b": {"noise_at": "hidden"}, "c": {"noise_at": "logits", "top_k": 5}},
             "training_mode",
             ["a", "b", "c"],
         ),
-        ({str(n): {"training": {"seed": n, "steps": n}} for n in range(7)}, "training_mode", list("0123456")),
+        (
+            {str(n): {"training": {"steps": n + 9, "warmup_steps": n}} for n in range(7)},
+            "training_mode",
+            list("0123456"),
+        ),
         ({"a": {}}, None, None),
         ({"a": {}, "b": {"temperature": 1e-4, "noise_scale": 1.0}}, None, None),
-        ({"a": {}, "b": {"tokens": "hard"}}, None, None),
+        ({"a": {}, "b": {"tokens": "hard", "noise_scale": 0.0}}, None, None),
         ({"a": {}, "b": {"training": {"cot_term": False}}}, None, None),
     ],
 )
@@ -47,15 +51,16 @@ def test_a_study_whose_modes_differ_in_one_thing_is_an_ablation(
     modes: dict[str, dict[str, Any]], setting: str | None, values: list[Any] | None
 ) -> None:
     given = {mode: SOFT | settings for mode, settings in modes.items()}
-    varied = ablations.find_varied(study(given, training={"samples_per_prompt": 16}), "m", "t")
+    varied = ablations.find_varied(study(given), "m", "t")
     assert (varied and varied.setting) == setting
     assert (varied and list(varied.values.values())) == values
 
 
-def test_a_setting_of_all_runs_of_a_model_is_none_that_varies() -> None:
+def test_a_setting_that_all_runs_have_is_none_that_varies() -> None:
     modes = {"a": SOFT, "b": {**SOFT, "training": {"learning_rate": 1e-5}}}
     assert ablations.find_varied(study(modes), "m", "t")
-    assert not ablations.find_varied(study(modes, models={"m": {"training": {"learning_rate": 1e-5}}}), "m", "t")
+    modes["a"] = modes["b"]
+    assert not ablations.find_varied(study(modes), "m", "t")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +72,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }.items():
         root: Path = tmp_path_factory.mktemp(name)
         spec = write_study(root, modes=tuple(settings), seeds=2, choice_sets=(), problems=20, steps=4, toy=False)
-        spec["config"]["training_modes"] = settings
-        results = collect(spec, root)
-        plots = list(figures.draw_all(Study.from_spec(spec), results.metrics, results.training))
+        spec["settings"] = settings
+        results = collect(study_of(spec), root)
+        plots = list(figures.draw_all(study_of(spec), results.metrics, results.training))
         made[name] = (next(plot for plot in plots if plot.name.startswith("ablation")), results.metrics)
     return made
 

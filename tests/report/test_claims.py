@@ -40,6 +40,8 @@ from softtok.report.metrics import t_interval
 from softtok.report.page import make_report
 from softtok.report.paper import REPRINTED
 from softtok.report.significance import holm, p_value
+from softtok.report.study import Study
+from tests.support.report_specs import report_spec, study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
 MAIN = ("hard", "soft", "fuzzy")
@@ -54,6 +56,10 @@ class World:
     spec: dict[str, Any]
     cells: pd.DataFrame
 
+    @property
+    def study(self) -> Study:
+        return study_of(self.spec)
+
     def metrics(self, z: np.ndarray | float | None = None) -> pd.DataFrame:
         """Tidy metrics; `z` (one per row) are deviations from the mean in standard deviations; none: small ones, which
         are not the same for all seeds."""
@@ -62,13 +68,13 @@ class World:
         return self.cells.assign(value=self.cells["mean"] + self.cells["std"] * z)[list(METRIC_COLUMNS)]
 
     def draw(self, rng: np.random.Generator) -> list[Verdict]:
-        return verdicts(self.spec, self.metrics(rng.standard_normal(len(self.cells))))
+        return verdicts(self.study, self.metrics(rng.standard_normal(len(self.cells))))
 
     def exact(self) -> list[Verdict]:
         """From seeds whose mean and standard deviation (ddof = 1) are those of the cells, no draw of them."""
         seeds = self.cells["seed"].nunique()
         z = np.arange(seeds) - (seeds - 1) / 2
-        return verdicts(self.spec, self.metrics((z / z.std(ddof=1))[self.cells["seed"].to_numpy()]))
+        return verdicts(self.study, self.metrics((z / z.std(ddof=1))[self.cells["seed"].to_numpy()]))
 
 
 def world(
@@ -236,11 +242,11 @@ def test_modes_are_paired_by_model_train_set_and_seed() -> None:
     metrics = made.metrics(np.random.default_rng(5).standard_normal(len(made.cells)))
     metrics["value"] += metrics["seed"].map({0: 0, 1: -40, 2: 25}).astype(float)
     shuffled = metrics.sample(frac=1, random_state=0)
-    of_soft = next(one for one in verdicts(made.spec, shuffled) if one.contrast.claim == "C2")
+    of_soft = next(one for one in verdicts(made.study, shuffled) if one.contrast.claim == "C2")
     assert (of_soft.contrast.run, of_soft.verdict, of_soft.n) == ("soft", SUPPORTED, 12)
     assert of_soft.effect == pytest.approx(1, abs=0.2)
     reversed_spec = {**made.spec, "runs": made.spec["runs"][::-1]}
-    assert to_csv(verdicts(reversed_spec, metrics)) == to_csv(verdicts(made.spec, shuffled))
+    assert to_csv(verdicts(study_of(reversed_spec), metrics)) == to_csv(verdicts(made.study, shuffled))
 
 
 def test_test_sets_are_averaged_before_runs_are_counted() -> None:
@@ -253,7 +259,7 @@ def test_test_sets_are_averaged_before_runs_are_counted() -> None:
     metrics = made.metrics()
     one_seed = (metrics["seed"] == 1) & (metrics["training_mode"] == "my-soft")
     metrics.loc[one_seed, "value"] += 3.0  # run effects 5, 8, 5
-    of_soft = next(one for one in verdicts(made.spec, metrics) if one.contrast.claim == "C2")
+    of_soft = next(one for one in verdicts(made.study, metrics) if one.contrast.claim == "C2")
     assert (of_soft.n, of_soft.effect) == (3, 6.0)
     assert (of_soft.low, of_soft.high) == t_interval([5, 8, 5])
     # t = 6 / (sqrt(3) / sqrt(3)) = 6 with 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2)
@@ -267,7 +273,7 @@ def test_a_run_on_fewer_test_sets_is_averaged_over_those() -> None:
             run["tests"] = {"my-gsm8k": {"six": "0"}}
     metrics = made.metrics()
     metrics = metrics[(metrics["seed"] < 2) | (metrics["test_set"] != "my-math500")]
-    of_soft = next(one for one in verdicts(made.spec, metrics) if one.contrast.claim == "C2")
+    of_soft = next(one for one in verdicts(made.study, metrics) if one.contrast.claim == "C2")
     assert (of_soft.n, of_soft.effect) == (3, pytest.approx((5 + 5 + 12) / 3))
 
 
@@ -488,7 +494,7 @@ def test_the_least_spread_is_one_problem_in_each_test_set() -> None:
     metrics = made.metrics(0.0)
     metrics.loc[metrics["test_set"] == "my-gsm8k", "n_problems"] = 1000
     metrics.loc[metrics["test_set"] == "my-math500", "n_problems"] = 500
-    judged = next(one for one in verdicts(made.spec, metrics) if one.contrast.claim == "C2")
+    judged = next(one for one in verdicts(made.study, metrics) if one.contrast.claim == "C2")
     assert judged.n == 3
     assert judged.effect - judged.low == pytest.approx(4.30265273 * 0.15 / 3**0.5)
 
@@ -517,7 +523,7 @@ def test_a_profile_is_compared_position_by_position() -> None:
 
 def reasons(spec: Mapping[str, Any], metrics: pd.DataFrame, claim: str) -> set[str]:
     """Why a claim's tests were not run; all of them were not."""
-    of_claim = [one for one in verdicts(spec, metrics) if one.contrast.claim == claim]
+    of_claim = [one for one in verdicts(study_of(spec), metrics) if one.contrast.claim == claim]
     assert {one.verdict for one in of_claim} == {NOT_RUN}
     assert all(one.n == 0 and one.effect is None for one in of_claim)
     return {one.reason for one in of_claim}
@@ -568,7 +574,7 @@ def test_nothing_is_decided_before_all_runs_are_there(
     made = world(as_claimed)
     metrics = made.metrics()
     lost = np.logical_and.reduce([metrics[column] == value for column, value in drop.items()])
-    decided = verdicts(made.spec, metrics[~lost])
+    decided = verdicts(made.study, metrics[~lost])
     for one in decided:
         if one.contrast.claim in without and one.contrast.run == "soft":
             assert one.verdict == NOT_RUN, one
@@ -579,13 +585,13 @@ def test_nothing_is_decided_before_all_runs_are_there(
 def test_inference_sets_say_which_runs_a_test_is_about() -> None:
     """A third seed that is evaluated in another inference set only does not hold up the others."""
     made = world(as_claimed)
-    made.spec["config"]["inference_sets"] = {"six": list(made.spec["inference_modes"]), "one": ["my-soft-greedy"]}
+    made.spec["inference_sets"] = {"six": list(made.spec["inference_modes"]), "one": ["my-soft-greedy"]}
     for run in made.spec["runs"]:
         if run["seed"] == 2:
             run["tests"] = {name: {"one": "1"} for name in made.spec["tests"]}
     metrics = made.metrics()
     metrics = metrics[(metrics["seed"] < 2) | (metrics["inference_mode"] == "")]
-    counted = {one.contrast.claim: (one.n, one.verdict) for one in verdicts(made.spec, metrics)}
+    counted = {one.contrast.claim: (one.n, one.verdict) for one in verdicts(made.study, metrics)}
     assert counted["C2"] == (2, SUPPORTED)
     assert counted["C5"] == (3, SUPPORTED)
 
@@ -593,13 +599,13 @@ def test_inference_sets_say_which_runs_a_test_is_about() -> None:
 def test_a_run_that_lacks_the_other_inference_mode_is_left_out_of_their_comparison() -> None:
     made = world(as_claimed)
     hard = [name for name in made.spec["inference_modes"] if name.startswith("my-hard")]
-    made.spec["config"]["inference_sets"] = {"six": list(made.spec["inference_modes"]), "hard": hard}
+    made.spec["inference_sets"] = {"six": list(made.spec["inference_modes"]), "hard": hard}
     for run in made.spec["runs"]:
         if run["seed"] == 2:
             run["tests"] = {name: {"hard": "1"} for name in made.spec["tests"]}
     metrics = made.metrics()
     metrics = metrics[(metrics["seed"] < 2) | metrics["inference_mode"].isin(["", *hard])]
-    compared = [one for one in verdicts(made.spec, metrics) if one.contrast.claim == "C3"]
+    compared = [one for one in verdicts(made.study, metrics) if one.contrast.claim == "C3"]
     assert {(one.n, one.verdict) for one in compared} == {(2, SUPPORTED)}
 
 
@@ -607,17 +613,17 @@ def test_names_without_paper_names_are_understood() -> None:
     made = world(as_claimed)
     text = made.metrics().to_csv(index=False).replace("my-", "")
     spec = {**json.loads(json.dumps(made.spec).replace("my-", "")), "paper": {}}
-    again = verdicts(spec, pd.read_csv(io.StringIO(text)))  # empty cells of the file come back as gaps
-    assert [one.verdict for one in again] == [one.verdict for one in verdicts(made.spec, made.metrics())]
+    again = verdicts(study_of(spec), pd.read_csv(io.StringIO(text)))  # empty cells of the file come back as gaps
+    assert [one.verdict for one in again] == [one.verdict for one in verdicts(made.study, made.metrics())]
     renamed = {**spec, "paper": {"training_modes": {"hard": "hard noise=1"}}}
-    assert set(found(verdicts(renamed, made.metrics()), "C2")) == {NOT_RUN}
+    assert set(found(verdicts(study_of(renamed), made.metrics()), "C2")) == {NOT_RUN}
 
 
 def test_a_value_that_is_no_number_decides_nothing() -> None:
     made = world(as_claimed)
     metrics = made.metrics()
     metrics.loc[(metrics["training_mode"] == "my-hard") & (metrics["seed"] == 0), "value"] = math.nan
-    decided = verdicts(made.spec, metrics)
+    decided = verdicts(made.study, metrics)
     assert found(decided, "C2") == [INCONCLUSIVE] * 2
     assert {one.reason for one in decided if one.contrast.claim == "C2"} == {"the effect is not finite in 1 of 3 runs"}
     assert found(decided, "C5") == [SUPPORTED, SUPPORTED, INCONCLUSIVE]
@@ -628,7 +634,7 @@ def test_a_value_that_is_no_number_decides_nothing() -> None:
 
 def test_the_report_tells_claims_and_counts_diverged_runs(tmp_path: Path) -> None:
     spec = write_study(tmp_path, problems=30, steps=8, diverged=(("hard", 1),))
-    make_report(spec, tmp_path / "out", tmp_path)
+    make_report(report_spec(spec), tmp_path / "out", tmp_path)
     lines = list(csv.DictReader((tmp_path / "out/claims.csv").open(encoding="utf-8")))
     assert [(line["claim"], line["compared"]) for line in lines] == [(one.claim, one.compared) for one in contrasts()]
     metrics = pd.read_csv(tmp_path / "out/metrics.csv")

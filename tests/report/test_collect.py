@@ -15,7 +15,8 @@ from softtok.report.collect import collect
 from softtok.report.page import notes
 from softtok.report.study import Row, Study
 from softtok.report.tables import LEAST_VOTERS, make_tables, to_csv
-from tests.support.synthetic_runs import INFERENCE_MODES, write_study
+from tests.support.report_specs import study_of
+from tests.support.synthetic_runs import INFERENCE_MODES, MADE_ON, write_study
 
 
 def test_noise_of_problems_is_half_an_interval_of_the_median_run(tmp_path: Path) -> None:
@@ -27,12 +28,12 @@ def test_noise_of_problems_is_half_an_interval_of_the_median_run(tmp_path: Path)
         path = tmp_path / run["path"] / "eval/sums/six-89ab4567.parquet"
         pd.read_parquet(path).assign(correct=np.arange(100) < solved).to_parquet(path)
     points = 196 * np.sqrt(0.2 * 0.8 / 100)  # of 20 in 100 problems, in the normal approximation
-    assert collect(spec, tmp_path).problem_noise == {"sums": pytest.approx(points, rel=0.05)}
+    assert collect(study_of(spec), tmp_path).problem_noise == {"sums": pytest.approx(points, rel=0.05)}
 
 
 def test_a_studys_own_k_come_beside_the_first_and_the_last(tmp_path: Path) -> None:
     spec = write_study(tmp_path, modes=(), test_sets=("sums",), choice_sets=(), problems=4)
-    metrics = collect(spec | {"k": [4, 64]}, tmp_path).metrics
+    metrics = collect(study_of(spec | {"k": [4, 64]}), tmp_path).metrics
     curves = metrics[metrics["metric"] == "pass@k"].groupby("inference_mode")["k"].apply(set)
     assert curves["hard-sample"] == {1, 4, 32}, "64 is more than there are samples"
     assert curves["hard-greedy"] == {1}
@@ -44,38 +45,38 @@ def test_a_loss_that_is_no_number_is_no_small_loss(tmp_path: Path) -> None:
     table = pq.read_table(path)
     losses = [*table["nll"].to_pylist()[1:], float("nan")]
     pq.write_table(table.set_column(table.column_names.index("nll"), "nll", pa.array(losses)), path)
-    metrics = collect(spec, tmp_path).metrics.set_index("metric")["value"]
+    metrics = collect(study_of(spec), tmp_path).metrics.set_index("metric")["value"]
     assert np.isnan(metrics["nll_per_token"]) and metrics["accuracy"] >= 0
 
 
 def test_test_problems_that_were_trained_on_are_told_of(tmp_path: Path) -> None:
     """`exclude:` keeps out what it names when a train set is made; a test set that comes later may hold anything."""
     spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=("sums", "long-sums"), choice_sets=(), problems=4)
-    assert collect(spec, tmp_path).overlaps == []
+    assert collect(study_of(spec), tmp_path).overlaps == []
     spec["data"] = {"train": {"sums": "train.parquet"}, "test": {"sums": "sums.parquet", "long-sums": "long.parquet"}}
     asked = {"train": ["1 + 1?", "2 + 2?", "2 + 3?"], "sums": ["3 + 3?"], "long": ["2 +  2?", "5?", "1 + 1?"]}
     for name, questions in asked.items():
         pd.DataFrame({"question": questions}).to_parquet(tmp_path / f"{name}.parquet")
-    results = collect(spec, tmp_path)
+    results = collect(study_of(spec), tmp_path)
     assert results.overlaps == [("long-sums", "sums", 2, 3)]
     (warning,) = (text for kind, text in notes(results) if kind == "warning")
     assert "2 of 3 of long-sums in sums" in warning
     (tmp_path / "long.parquet").unlink()
     with pytest.raises(UserError, match=r"long\.parquet"):
-        collect(spec, tmp_path)
-    assert collect(spec, tmp_path, []).overlaps == [], "tables before all has finished go without"
+        collect(study_of(spec), tmp_path)
+    assert collect(study_of(spec), tmp_path, []).overlaps == [], "tables before all has finished go without"
 
 
 def test_results_made_on_several_devices_are_told_of(tmp_path: Path) -> None:
     spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=("sums",), choice_sets=("order",), problems=4)
-    assert not collect(spec, tmp_path).made_on, "files from before rows said so"
-    assert not any("devices" in text for _, text in notes(collect(spec, tmp_path)))
+    assert collect(study_of(spec), tmp_path).made_on == {MADE_ON: 4}
+    assert not any("devices" in text for _, text in notes(collect(study_of(spec), tmp_path)))
     files = sorted(tmp_path.rglob("*.parquet"))
     assert len(files) == 4
     for place, path in enumerate(files):
         table = pd.read_parquet(path)
         table.assign(made_on=["one"] + ["other" if place == 3 else "one"] * (len(table) - 1)).to_parquet(path)
-    results = collect(spec, tmp_path)
+    results = collect(study_of(spec), tmp_path)
     assert results.made_on == {"one": 4, "other": 1}
     (warning,) = (text for kind, text in notes(results) if kind == "warning")
     assert "different devices or in different precisions (one: 4; other: 1 files)" in warning
@@ -91,7 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, pd.DataFrame]
         root, models=("one", "other"), modes=("hard",), test_sets=("sums",), choice_sets=(), inference_modes=modes,
         problems=10, steps=4,
     )  # fmt: skip
-    return Study.from_spec(spec), collect(spec, root).metrics
+    return study_of(spec), collect(study_of(spec), root).metrics
 
 
 def test_rows_that_are_compared_are_of_one_model(made: tuple[Study, pd.DataFrame]) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from softtok.report import figures, palette, panels
 from softtok.report.collect import collect
 from softtok.report.figures import Plot
-from softtok.report.study import Study
+from tests.support.report_specs import study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
 HARD = {name: INFERENCE_MODES[name] for name in ("hard-greedy", "hard-sample")}
@@ -22,8 +22,8 @@ def drawn(root: Path, k: list[int] | None = None, **shape: Any) -> dict[str, Plo
     """The figures, by name, of a study of that shape."""
     few: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "seeds": 2, "problems": 12, "steps": 6}
     spec = write_study(root, **few | shape) | ({"k": k} if k else {})
-    results = collect(spec, root)
-    plots = figures.draw_all(Study.from_spec(spec), results.metrics, results.training)
+    results = collect(study_of(spec), root)
+    plots = figures.draw_all(study_of(spec), results.metrics, results.training)
     return {plot.name: plot for plot in plots}
 
 
@@ -178,10 +178,10 @@ def test_a_family_that_few_of_many_modes_were_tested_in_keeps_its_lines(tmp_path
     few = {name: INFERENCE_MODES[name] for name in (*HARD, "soft-sample")}
     shape: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "seeds": 1, "problems": 6, "steps": 4}
     spec = write_study(tmp_path, modes=MANY, inference_modes=few, **shape)
-    results = collect(spec, tmp_path)
+    results = collect(study_of(spec), tmp_path)
     metrics = results.metrics
     metrics = metrics[(metrics["inference_mode"] != "soft-sample") | metrics["training_mode"].isin(["base", "a", "b"])]
-    plots = {plot.name: plot for plot in figures.draw_all(Study.from_spec(spec), metrics, results.training)}
+    plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), metrics, results.training)}
     (axes,) = plots["pass-at-k--toy--sums"].figure.axes
     assert axes.get_title("left") == "sums, soft inference"
     assert names(axes) == ["a", "b", "base"]
@@ -215,9 +215,9 @@ def test_marks_and_dots_of_one_colour_differ_in_their_fill(modes: tuple[str, ...
 @pytest.mark.parametrize("scale", [0.01, 1, 2])
 def test_rewards_of_any_scale_fill_their_axis(scale: float, tmp_path: Path) -> None:
     spec = write_study(tmp_path, modes=("hard",), test_sets=("sums",), choice_sets=(), seeds=2, problems=6, steps=6)
-    results = collect(spec, tmp_path)
+    results = collect(study_of(spec), tmp_path)
     training = results.training.assign(reward=scale * results.training["reward"])
-    plots = figures.draw_all(Study.from_spec(spec), results.metrics, training)
+    plots = figures.draw_all(study_of(spec), results.metrics, training)
     axes = next(plot for plot in plots if plot.section == "training").figure.axes[0]
     (low, high), (least, most) = axes.get_ylim(), training["reward"].agg(["min", "max"])
     assert low <= least < most <= high and most - least > 0.3 * (high - low)
@@ -230,8 +230,8 @@ def test_a_diamond_of_a_second_mode_of_its_colour_is_hollow(tmp_path: Path) -> N
         choice_sets=(), seeds=1, problems=6, steps=4, inference_modes=HARD,
     )  # fmt: skip
     spec["runs"] = [run for run in spec["runs"] if (run["train_set"] == "t") == (run["mode"] in ("hard", *"abcd"))]
-    results = collect(spec, tmp_path)
-    hard = next(figures.draw_all(Study.from_spec(spec), results.metrics, results.training))
+    results = collect(study_of(spec), tmp_path)
+    hard = next(figures.draw_all(study_of(spec), results.metrics, results.training))
     blue = [line for line in hard.figure.axes[1].lines if line.get_color() == palette.SERIES[0]]
     for shape in "oD":
         faces = [line.get_markerfacecolor() for line in blue if line.get_marker() == shape]

@@ -19,6 +19,7 @@ from softtok.report.study import Row, Study
 from softtok.report.tables import Table, make_tables, to_csv, to_latex, to_markdown
 from softtok.storage.files import file_sha256
 from tests.support.project import ROOT
+from tests.support.report_specs import report_spec, study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
 SOURCE = Path(paper.__file__).with_name("paper.csv")
@@ -40,7 +41,7 @@ def mode_of(line: dict[str, str]) -> str:
     return f"{line['training_mode']} {line['variant']}".strip()
 
 
-def study_of(lines: list[dict[str, str]]) -> tuple[Study, pd.DataFrame]:
+def study_with(lines: list[dict[str, str]]) -> tuple[Study, pd.DataFrame]:
     """A study that has exactly the rows and columns of these lines of paper.csv, under names of its own, with three
     seeds whose mean is the number of the line: no two cells are alike."""
 
@@ -63,7 +64,7 @@ def study_of(lines: list[dict[str, str]]) -> tuple[Study, pd.DataFrame]:
             for model, train_set, mode in rows
             for seed in range(3)
         ],
-        "tests": {ours(name): {} for name in tests},
+        "tests": {ours(name): {"all": "0"} for name in tests},
         "choices": {ours(name): "" for name in choices},
         "inference_modes": {ours(name): settings for name, settings in INFERENCE_MODES.items()},
         "order": {
@@ -95,7 +96,7 @@ def study_of(lines: list[dict[str, str]]) -> tuple[Study, pd.DataFrame]:
                     "value": number + seed - 1, "n_problems": 10, "n_samples": 1,
                 }
             )  # fmt: skip
-    return Study.from_spec(spec), pd.DataFrame(values)
+    return study_of(spec), pd.DataFrame(values)
 
 
 def meets(table: Table, lines: list[dict[str, str]]) -> None:
@@ -124,7 +125,7 @@ def test_the_shipped_file_is_the_papers() -> None:
 @pytest.mark.parametrize("number", list("12345678"))
 def test_every_cell_is_reached_from_a_study_in_the_shape_of_its_table(number: str) -> None:
     lines = [line for line in LINES if line["table"] == number]
-    study, metrics = study_of(lines)
+    study, metrics = study_with(lines)
     name = SHAPES.get(number) or f"inference-modes-{ours(lines[0]['test_set'])}"
     meets(make_tables(study, metrics)[name], lines)
 
@@ -132,7 +133,7 @@ def test_every_cell_is_reached_from_a_study_in_the_shape_of_its_table(number: st
 def test_one_study_meets_tables_1_to_5_each_in_its_own_table() -> None:
     lines = [line for line in LINES if line["table"] in "12345"]
     distinct = {tuple(line[name] for name in list(line)[1:-2]): line for line in lines}
-    study, metrics = study_of(list(distinct.values()))
+    study, metrics = study_with(list(distinct.values()))
     tables = make_tables(study, metrics)
     met = {name: Counter(cell.printed.table for cell in table.paper.values()) for name, table in tables.items()}
     assert met == {
@@ -146,7 +147,7 @@ def test_one_study_meets_tables_1_to_5_each_in_its_own_table() -> None:
 
 def test_a_value_of_several_tables_says_where_else_it_stands() -> None:
     lines = [line for line in LINES if line["table"] == "7"]
-    table = make_tables(*study_of(lines))[f"inference-modes-{ours('gsm8k')}"]
+    table = make_tables(*study_with(lines))[f"inference-modes-{ours('gsm8k')}"]
     found = list(csv.DictReader(io.StringIO(to_csv(table))))
     base = found[0]
     assert (base["paper_table"], base["paper_mean"], base["paper_n"]) == ("7", "71.0", "1")
@@ -284,7 +285,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         "training_modes": {"hard": "hard", "soft": "soft"}, "test_sets": {"gsm8k": "gsm8k"},
         "choice_sets": {"arc": "arc_challenge"}, "inference_modes": {name: name for name in INFERENCE_MODES},
     }  # fmt: skip
-    make_report(spec, root / "out", root)
+    make_report(report_spec(spec), root / "out", root)
     return root / "out", spec
 
 
@@ -322,8 +323,13 @@ def test_a_study_without_names_looks_as_it_always_did() -> None:
         model="m", test_set="t", inference_mode="hard-greedy", metric="pass@k", k=1, index=pd.NA, n_problems=10,
         n_samples=1,
     )  # fmt: skip
-    rows = (Row("m", "none", "base"), Row("m", "t", "hard"))
-    table = make_tables(Study(rows, ("t",), (), {"hard-greedy": INFERENCE_MODES["hard-greedy"]}), metrics)
+    sketch = {
+        "runs": [{"model": "m", "train_set": t, "mode": mode} for t, mode in (("none", "base"), ("t", "hard"))],
+        "tests": {"t": {"all": "0"}},
+        "inference_modes": {"hard-greedy": INFERENCE_MODES["hard-greedy"]},
+        "order": {"models": ["m"], "train_sets": ["t"], "training_modes": ["hard"], "test_sets": ["t"]},
+    }
+    table = make_tables(study_of(sketch), metrics)
     caption = (
         "Hard inference: every model thinks in ordinary tokens.{} Percent. Model m, trained on t. Problems: t 10. Mean "
         "± standard deviation (ddof = 1) over n seeds. A row with n = 1 is a single checkpoint and has no deviation."

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from softtok.__main__ import main
+from softtok.config.specs import ReportSpec
 from softtok.report.page import make_report
 from tests.support.project import Project, shipped
 from tests.support.synthetic_runs import write_planned
@@ -22,11 +23,11 @@ class StudyProject(Project):
     """A project of one study, with finished runs at the paths that the workflow would use."""
 
     @cached_property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> ReportSpec:
         return self.grid().studies[STUDY].spec
 
     def run(self, mode: str, seed: int) -> Path:
-        return self.folder / next(r["path"] for r in self.spec["runs"] if (r["mode"], r["seed"]) == (mode, seed))
+        return self.folder / next(r.path for r in self.spec.runs if (r.training_mode, r.seed) == (mode, seed))
 
     def tables(self, *options: str, study: str = STUDY) -> int:
         return main(["tables", study, "--config", str(self.path), "--results", str(self.results), *options])

@@ -28,6 +28,7 @@ from softtok.report.page import make_report, show
 from softtok.report.study import Family, Row, Study
 from softtok.report.tables import Table, escape_tex, make_tables, to_csv, to_latex, to_markdown
 from tests.support.figures import visible_texts
+from tests.support.report_specs import report_spec, study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, rates, write_study
 
 MODES = ("hard", "soft", "fuzzy", "soft_noise1")
@@ -44,19 +45,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         root / spec["runs"][1]["path"] / "manifest.json", lambda manifest: manifest["provenance"].update(device="gpu")
     )
     out = root / "results/reports/demo"
-    make_report(spec, out, root)
+    make_report(report_spec(spec), out, root)
     return root, spec, out
 
 
 @pytest.fixture(scope="module")
 def results(made: Made) -> Results:
-    return collect(made[1], made[0])
+    return collect(study_of(made[1]), made[0])
 
 
 @pytest.fixture(scope="module")
 def tables(made: Made, results: Results) -> dict[str, Table]:
-    diverged = [run.row for run in results.runs if run.manifest["diverged"]]
-    return make_tables(Study.from_spec(made[1]), results.metrics, diverged)
+    diverged = [run.row for run in results.runs if run.manifest.diverged]
+    return make_tables(study_of(made[1]), results.metrics, diverged)
 
 
 def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
@@ -103,7 +104,7 @@ def test_metrics_are_what_the_files_say(made: Made) -> None:
 def test_equal_results_give_equal_bytes_in_the_order_of_the_configuration(made: Made, tmp_path: Path) -> None:
     root, spec, out = made
     shuffled = {**spec, "runs": spec["runs"][::-1], "tests": dict(reversed(spec["tests"].items()))}
-    make_report(shuffled, tmp_path / "again", root)
+    make_report(report_spec(shuffled), tmp_path / "again", root)
     files = sorted(path.relative_to(out) for path in out.rglob("*.*"))
     assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
     for file in files:
@@ -116,10 +117,10 @@ def test_equal_results_give_equal_bytes_in_the_order_of_the_configuration(made: 
 
 def test_the_order_of_rows_in_a_file_does_not_matter(tmp_path: Path) -> None:
     spec = write_study(tmp_path, modes=(), problems=97)
-    before = collect(spec, tmp_path).metrics
+    before = collect(study_of(spec), tmp_path).metrics
     for path in (tmp_path / spec["runs"][0]["path"]).rglob("*.parquet"):
         drop_rows(path, lambda rows: rows.sample(frac=1, random_state=0))
-    pd.testing.assert_frame_equal(collect(spec, tmp_path).metrics, before, check_exact=True)
+    pd.testing.assert_frame_equal(collect(study_of(spec), tmp_path).metrics, before, check_exact=True)
 
 
 def test_majority_counts_what_stands_in_the_boxes(tmp_path: Path) -> None:
@@ -141,11 +142,11 @@ def test_majority_counts_what_stands_in_the_boxes(tmp_path: Path) -> None:
             [bool(boxed) for *_, boxed in samples],
         )  # fmt: skip
     rows.to_parquet(path)
-    metrics = collect(spec, tmp_path).metrics
+    metrics = collect(study_of(spec), tmp_path).metrics
     found = metrics[metrics["metric"] == "majority@k"]
     assert found[["inference_mode", "k", "n_samples"]].values.tolist() == [["hard-sample", 5, 5]]
     assert found["value"].item() == pytest.approx(100 * (1 + 0.5 + 0) / 3)
-    assert "majority-voting" not in make_tables(Study.from_spec(spec), metrics)  # too few to vote
+    assert "majority-voting" not in make_tables(study_of(spec), metrics)  # too few to vote
 
 
 # tables
@@ -158,10 +159,10 @@ def in_memory(values: dict[str, list[float]], problems: int = 10) -> tuple[Study
         for mode, of_mode in values.items()
         for seed in range(len(of_mode))
     ]
-    study = Study.from_spec(
+    study = study_of(
         {
             "runs": runs,
-            "tests": {"t": {}},
+            "tests": {"t": {"all": "0"}},
             "choices": {},
             "inference_modes": {"hard-greedy": INFERENCE_MODES["hard-greedy"]},
             "order": {"models": ["m"], "train_sets": ["t"], "training_modes": list(values), "test_sets": ["t"],
@@ -280,13 +281,13 @@ def test_intervals_cover_known_rates_at_the_nominal_rate() -> None:
     metrics = pd.concat([frame.assign(k=k, value=100 * pass_at_k(correct, 8, k).mean(axis=1)) for k in (1, 8)])
     spec = {
         "runs": [{"model": model, "train_set": "t", "mode": "soft", "seed": seed} for model, seed in seeds],
-        "tests": {"t": {}},
+        "tests": {"t": {"all": "0"}},
         "choices": {},
         "inference_modes": {"hard-sample": {"tokens": "hard", "samples": 8}},
         "order": {"models": [f"m{m}" for m in range(1500)], "train_sets": ["t"], "training_modes": ["soft"],
                   "test_sets": ["t"], "choice_sets": []},
     }  # fmt: skip
-    table = make_tables(Study.from_spec(spec), metrics)["hard-inference"]
+    table = make_tables(study_of(spec), metrics)["hard-inference"]
     for column in table.columns:
         truth = 100 * np.mean(1 - (1 - known) ** column.k)
         inside = []
@@ -308,7 +309,7 @@ def test_known_rates_come_back_from_files(tmp_path: Path) -> None:
         tmp_path, models=tuple(f"m{n}" for n in range(20)), modes=("hard",), test_sets=("sums",), choice_sets=(),
         inference_modes=modes, problems=50, steps=1, wobble=0,
     )  # fmt: skip
-    table = make_tables(Study.from_spec(spec), collect(spec, tmp_path).metrics)["hard-inference"]
+    table = make_tables(study_of(spec), collect(study_of(spec), tmp_path).metrics)["hard-inference"]
     errors = []
     for (row, column), cell in table.cells.items():
         if row.training_mode == "hard":
@@ -324,7 +325,7 @@ def test_known_rates_come_back_from_files(tmp_path: Path) -> None:
 def test_families_pair_greedy_and_sample() -> None:
     def families(**samples: int) -> dict[str, Family]:
         modes = {name: {"tokens": "soft", "samples": n} for name, n in samples.items()}
-        return Study((), (), (), modes).families()
+        return study_of({"inference_modes": modes}).families()
 
     assert families(**{"hard-greedy": 1, "hard-sample": 32, "x": 4, "y": 1}) == {
         "hard": Family("hard-greedy", "hard-sample"),
@@ -348,7 +349,7 @@ def test_hard_modes_pair_by_their_settings() -> None:
     greedy, sample, single = HARD["hard-greedy"], HARD["hard-sample"], {**HARD["hard-sample"], "samples": 1}
 
     def hard(**modes: dict[str, Any]) -> Family:
-        return Study((), (), (), modes).hard_family()
+        return study_of({"inference_modes": modes}).hard_family()
 
     assert hard(**{"hard-greedy": greedy, "hard-p": sample}) == Family("hard-greedy", "hard-p")
     assert hard(**{"hard-p": single, "hard-greedy": greedy}) == Family("hard-greedy", "hard-p")
@@ -358,7 +359,7 @@ def test_hard_modes_pair_by_their_settings() -> None:
     assert hard(**{"hard-greedy": greedy, "mixed": sample | {"inputs_beta": 1.0}}) == Family("hard-greedy", None)
     assert hard(**{"hard-greedy": greedy, "soft-p": INFERENCE_MODES["soft-sample"]}) == Family("hard-greedy", None)
     both = {"soft-p": INFERENCE_MODES["soft-sample"], "hard-greedy": greedy, "hard-p": sample}
-    assert list(Study((), (), (), both).families()) == ["soft-p", "hard"]
+    assert list(study_of({"inference_modes": both}).families()) == ["soft-p", "hard"]
 
 
 def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path) -> None:
@@ -366,7 +367,7 @@ def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path
     modes = {**HARD, "hard-sample-64": {**HARD["hard-sample"], "samples": 64}}
     shape: dict[str, Any] = {"modes": ("hard",), "seeds": 1, "choice_sets": (), "problems": 6, "steps": 4}
     spec = write_study(tmp_path, inference_modes=modes, **shape)
-    spec["config"]["inference_sets"] = {"six": list(HARD), "many": ["hard-sample-64"]}
+    spec["inference_sets"] = {"six": list(HARD), "many": ["hard-sample-64"]}
     spec["tests"]["long-sums"]["many"] = "01234567"
     for run in spec["runs"]:
         folder = tmp_path / run["path"] / "eval"
@@ -374,12 +375,12 @@ def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path
             for test_set in ("sums", "long-sums"):
                 path = folder / test_set / f"six-89ab4567{kind}"
                 rows = read(path)
-                for name, kept in spec["config"]["inference_sets"].items():
+                for name, kept in spec["inference_sets"].items():
                     if name in spec["tests"][test_set]:
                         part = rows[rows["inference_mode"].isin(kept)]
                         target = path.with_name(f"{name}-{spec['tests'][test_set][name]}{kind}")
                         part.to_parquet(target) if kind == ".parquet" else part.to_csv(target)
-    made = make_tables(Study.from_spec(spec), collect(spec, tmp_path).metrics)
+    made = make_tables(study_of(spec), collect(study_of(spec), tmp_path).metrics)
     assert "hard-sample-64" not in {column.inference_mode for column in made["inference-modes-sums"].columns}
     assert "hard-sample-64" in {column.inference_mode for column in made["inference-modes-long-sums"].columns}
     assert [column.test_set for column in made["majority-voting"].columns] == ["sums", "long-sums", "long-sums"]
@@ -392,7 +393,7 @@ def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def plots(made: Made, results: Results) -> list[figures.Plot]:
-    return list(figures.draw_all(Study.from_spec(made[1]), results.metrics, results.training))
+    return list(figures.draw_all(study_of(made[1]), results.metrics, results.training))
 
 
 def test_all_figures_are_drawn(plots: list[figures.Plot], made: Made) -> None:
@@ -597,7 +598,7 @@ def test_a_real_study_has_no_toy_note_and_gives_up_openly(tmp_path: Path) -> Non
     rows = pd.read_parquet(path)
     rows.loc[:2, "status"] = ["timeout", "error", "timeout"]
     rows.to_parquet(path)
-    make_report({**spec, "title": "<b>&"}, tmp_path / "out", tmp_path)
+    make_report(report_spec({**spec, "title": "<b>&"}), tmp_path / "out", tmp_path)
     text = (tmp_path / "out/report.html").read_text()
     assert "toy: a very small model" not in text
     assert "The reward gave up on 3 of 4,752 answers" in text
@@ -620,7 +621,7 @@ def test_a_real_study_has_no_toy_note_and_gives_up_openly(tmp_path: Path) -> Non
 )
 def test_studies_of_every_shape_have_a_report(shape: dict[str, Any], tmp_path: Path) -> None:
     spec = write_study(tmp_path, **{"modes": ("hard", "soft"), "seeds": 2, "problems": 6, "steps": 4, **shape})
-    make_report(spec, tmp_path / "results/reports/demo", tmp_path)
+    make_report(report_spec(spec), tmp_path / "results/reports/demo", tmp_path)
     page = Page((tmp_path / "results/reports/demo/report.html").read_text())
     assert all(link[1:] in page.ids for link in page.links)
     assert "Report: " in shown(tmp_path / "results")
@@ -632,8 +633,8 @@ def test_many_inference_families_go_on_in_the_next_line(tmp_path: Path) -> None:
         **{f"hard-sample-t{n}": {**HARD["hard-sample"], "temperature": n, "samples": 2} for n in range(2, 7)},
     }
     spec = write_study(tmp_path, modes=("hard",), seeds=1, problems=6, steps=4, inference_modes=modes)
-    results = collect(spec, tmp_path)
-    plots = {plot.name: plot for plot in figures.draw_all(Study.from_spec(spec), results.metrics, results.training)}
+    results = collect(study_of(spec), tmp_path)
+    plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), results.metrics, results.training)}
     for name, panels_of_set in (("pass-at-k--toy--sums", 6), ("entropy--toy--sums--sums", 7)):
         shown = [axes for axes in plots[name].figure.axes if axes.get_visible()]
         assert len({axes.get_position().x0 for axes in shown}) == figures.ACROSS
@@ -652,21 +653,21 @@ def test_runs_with_sets_of_their_own_share_a_report(tmp_path: Path) -> None:
             tests if run["train_set"] == "none" else {"sums": tests["sums"]} if run["train_set"] == "s" else {}
         )
         run["choices"] = spec["choices"] if run["train_set"] == "t" else {}
-    results = collect(spec, tmp_path)
-    study = Study.from_spec(spec)
+    results = collect(study_of(spec), tmp_path)
+    study = study_of(spec)
     table = make_tables(study, results.metrics)["hard-inference"]
     shown = {row.train_set: [mean != "–" for mean, _ in table.texts(row)] for row in table.rows}
     assert shown == {"none": [True] * 6, "s": [True] * 3 + [False] * 3, "t": [False] * 6}
     assert [table.n_text(row) for row in table.rows] == ["1", "2", "0"]
     hard = next(figures.draw_all(study, results.metrics, results.training))
     assert [axes.get_visible() for axes in hard.figure.axes] == [True] * 4  # base everywhere
-    make_report(spec, tmp_path / "out", tmp_path)
+    make_report(report_spec(spec), tmp_path / "out", tmp_path)
 
 
 def test_what_a_report_no_longer_has_is_removed(made: Made, tmp_path: Path) -> None:
     root, spec, out = made
     shutil.copytree(out, tmp_path / "out")
-    make_report({**spec, "choices": {}, "tests": {"sums": spec["tests"]["sums"]}}, tmp_path / "out", root)
+    make_report(report_spec({**spec, "choices": {}, "tests": {"sums": spec["tests"]["sums"]}}), tmp_path / "out", root)
     names = {path.name for path in (tmp_path / "out").rglob("*.*")}
     assert {"report.html", "metrics.csv", "inference-modes-sums.md", "entropy--toy--sums--sums.svg"} <= names
     assert not any("long-sums" in name or "out-of-domain" in name for name in names)
@@ -719,7 +720,7 @@ CHOICES = "choices/order-cdef0123.parquet"
         (ENTROPY, lambda path: path.write_text(path.read_text() * 2), "entropy"),
         ("manifest.json", Path.unlink, "is missing"),
         ("manifest.json", lambda path: path.write_text("{"), "is not JSON"),
-        ("manifest.json", lambda path: path.write_text("[]"), "is not a JSON object"),
+        ("manifest.json", lambda path: path.write_text("[]"), "is not a run's manifest"),
         ("metrics.jsonl", Path.unlink, "is missing"),
         ("metrics.jsonl", lambda path: path.write_text('{"step": 0}\n{"step": 1}\n'), "line 2"),
         ("metrics.jsonl", lambda path: path.write_text("[]\n"), "line 1"),
@@ -734,7 +735,7 @@ def test_a_bad_file_is_one_clear_line_and_harms_nothing(
     (tmp_path / "out").mkdir()
     (tmp_path / "out/report.html").write_text("older")
     with pytest.raises(UserError) as caught:
-        make_report(spec, tmp_path / "out", tmp_path)
+        make_report(report_spec(spec), tmp_path / "out", tmp_path)
     assert message in str(caught.value)
     assert str(path.parent) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -770,9 +771,9 @@ def test_show_folds_long_names_and_never_cuts_a_number(tmp_path: Path) -> None:
     inference_modes = {"hard-greedy": HARD["hard-greedy"], mode: HARD["hard-sample"]}
     shape: dict[str, Any] = {"test_sets": ("sums",), "choice_sets": (), "problems": 40, "steps": 4}
     spec = write_study(tmp_path, modes=("hard", name), inference_modes=inference_modes, **shape)
-    make_report(spec, tmp_path / "results/reports/demo", tmp_path)
+    make_report(report_spec(spec), tmp_path / "results/reports/demo", tmp_path)
     lines = shown(tmp_path / "results").splitlines()
-    table = make_tables(Study.from_spec(spec), collect(spec, tmp_path).metrics)["hard-inference"]
+    table = make_tables(study_of(spec), collect(study_of(spec), tmp_path).metrics)["hard-inference"]
     for row in table.rows:
         texts = [f"{mean} ± {std}" if std else mean for mean, std in table.texts(row)]
         assert any(" ".join(line.split()).endswith(" ".join([table.n_text(row), *texts])) for line in lines), texts
@@ -787,15 +788,17 @@ def test_show_of_a_study_without_report_names_those_there_are(made: Made) -> Non
 
 def test_a_report_needs_no_torch_and_show_no_pandas(made: Made) -> None:
     root, spec, _ = made
-    (root / "spec.json").write_text(json.dumps({**spec, "tests": {"sums": spec["tests"]["sums"]}}))
+    small = report_spec({**spec, "tests": {"sums": spec["tests"]["sums"]}})
+    (root / "spec.json").write_text(small.as_json())
     code = """
-import json, sys
+import sys
 from pathlib import Path
-from softtok.report import make_report, show
+from softtok.config.specs import ReportSpec, parse
+from softtok.report.page import make_report, show
 root = Path(sys.argv[1])
 show(root / "results", "demo")
 assert not {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules)
-make_report(json.loads((root / "spec.json").read_text()), root / "light", root)
+make_report(parse(ReportSpec, str(root / "spec.json")), root / "light", root)
 assert "pandas" in sys.modules
 assert not {"torch", "transformers", "math_verify", "sympy", "datasets"} & set(sys.modules)
 """

@@ -1,7 +1,8 @@
 """Made-up runs in the shape that training and evaluation leave behind, with known success rates per problem.
 
-`write_study` writes the files of a whole study below a folder and returns its report spec. The rates of all problems
-come from `rates`, so that a test can compare what the report says with the truth.
+`write_study` writes the files of a whole study below a folder and returns a sketch of its report spec, a plain mapping
+that tests may change and `report_specs.py` completes. The rates of all problems come from `rates`, so that a test can
+compare what the report says with the truth.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from softtok.config.specs import ReportSpec
+from tests.support.specs import base_spec, hub_model, toy_model
+
+MADE_ON = "cpu, fp32"
 INFERENCE_MODES: dict[str, dict[str, Any]] = {
     "hard-greedy": {"tokens": "hard", "temperature": 0.0, "noise_scale": 0.0, "samples": 1},
     "hard-sample": {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0, "samples": 32},
@@ -52,7 +57,7 @@ def write_study(
     diverged: tuple[tuple[str, int], ...] = (),
     wobble: float = 0.12,
 ) -> dict[str, Any]:
-    """Writes runs, evaluations and choices below `root` and returns the spec for `make_report`.
+    """Writes runs, evaluations and choices below `root` and returns the sketch of a report's spec.
 
     `wobble` is the standard deviation of a seed's logit around the known rates.
     """
@@ -98,33 +103,31 @@ def write_study(
     }
 
 
-def write_data(root: Path, spec: dict[str, Any]) -> None:
-    """Writes the prepared data sets of a spec, as far as a report reads them, with questions of their own."""
-    for kind, paths in spec["data"].items():
+def write_data(root: Path, spec: ReportSpec) -> None:
+    """Writes prepared data sets of a spec, as far as a report reads them, with questions of their own."""
+    for kind, paths in spec.data.items():
         for name, path in paths.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame({"question": [f"{kind} {name} {i}" for i in range(3)]}).to_parquet(root / path)
 
 
 def write_planned(
-    root: Path, spec: dict[str, Any], problems: int = 4, steps: int = 4, cot: int = 8,
+    root: Path, spec: ReportSpec, problems: int = 4, steps: int = 4, cot: int = 8,
     diverged: tuple[tuple[str, int], ...] = (),
 ) -> None:  # fmt: skip
     """Writes below `root` just what a study's own report spec plans, at its own paths."""
     rng = np.random.default_rng(7)
     write_data(root, spec)
-    for entry in spec["runs"]:
-        run, mode = root / entry["path"], entry["mode"]
+    for entry in spec.runs:
+        run, mode = root / entry.path, entry.training_mode
         (run / "eval").mkdir(parents=True)
-        _write_training(
-            run, entry["model"], mode, entry["seed"], steps, cot, False, rng, (mode, entry["seed"]) in diverged
-        )
-        for test_set, sets in entry.get("tests", spec["tests"]).items():
+        _write_training(run, entry.model, mode, entry.seed, steps, cot, False, rng, (mode, entry.seed) in diverged)
+        for test_set, sets in entry.tests.items():
             for name, h8 in sets.items():
-                modes = {one: spec["inference_modes"][one] for one in spec["config"]["inference_sets"][name]}
+                modes = {one: spec.inference_modes[one].model_dump() for one in spec.inference_sets[name]}
                 cell = run / "eval" / test_set
                 _write_cell(cell, mode, test_set, modes, problems, cot, 0.1, rng, f"{name}-{h8}")
-        for choice_set, h8 in entry.get("choices", spec["choices"]).items():
+        for choice_set, h8 in entry.choices.items():
             _write_choices(run / "choices", choice_set, mode, problems, rng, h8)
 
 
@@ -160,9 +163,9 @@ def _write_training(
             lines[-1] |= {"entropy": float("inf"), "cot_tokens": float("nan")}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = {
-        "spec": {"model": {"toy": {"width": 128}} if toy else {"hub": f"org/{model}"}, "seed": seed},
+        "spec": base_spec(toy_model() if toy else hub_model(f"org/{model}")).model_dump(mode="json") | {"seed": seed},
         "steps": max(len(lines) - 1, 0),
-        "best_step": steps // 2 if lines else 0,
+        "best_step": steps // 2 if lines else None,
         "best_validation": 79.3,
         "diverged": {"step": steps // 2, "reason": "loss is not finite"} if diverged else None,
         "checkpoint_sha256": "00ff" * 16,
@@ -203,6 +206,7 @@ def _write_cell(
                     "cot_tokens": lengths.ravel(),
                     "answer_tokens": 2,
                     "stop": "phrase",
+                    "made_on": MADE_ON,
                 }
             )
         )
@@ -233,6 +237,7 @@ def _write_choices(
             "predicted": rng.integers(0, 4, problems),
             "nll": tokens * rng.gamma(8, per_token / 8, problems),
             "tokens": tokens,
+            "made_on": MADE_ON,
         }
     )
     frame.to_parquet(folder / f"{choice_set}-{h8}.parquet", index=False)

@@ -132,7 +132,10 @@ def test_the_small_rehearsal_runs(tmp_path: Path, real_data: Path) -> None:
     """The smaller cut of `make rehearsal`: random bodies of both architectures at full vocabulary on real problems."""
     project = Project.create(tmp_path / "project", shipped())
     folder = project.folder
-    project.build("--cores", "2", "rehearsal-small", "--config", f"data_root={real_data}")
+    project.build(
+        *("--cores", "2", "--configfile", "workflow/rehearsal.yaml", "--config", f"data_root={real_data}"),
+        *("--", "rehearsal-small"),
+    )
     for model, rows, ends in (("random-llama", 128_256, 3), ("random-qwen", 151_936, 2)):
         (run,) = folder.glob(f"results/runs/{model}/gsm8k-cut/soft/seed0-*")
         config = json.loads((run / "checkpoint/config.json").read_text())
