@@ -8,30 +8,24 @@ import numpy as np
 
 from softtok.method.trajectories import Limits, Rollout
 from softtok.models.language_model import LanguageModel
-from softtok.problems.prompt import (
-    PREFILL_AFTER_CUT,
-    PREFILL_AFTER_STOP,
-    BoxRule,
-    StopRule,
-    decode,
-    eos_ids,
-    token_texts,
-)
+from softtok.problems.answer_format import PAPER_FORMAT, AnswerFormat
+from softtok.problems.prompt import AnswerRule, StopRule, decode, eos_ids, token_texts
 
 
 class TextRules:
     """What text does to a trajectory, for one model: when a CoT ends, what is prefilled, when an answer ends."""
 
-    def __init__(self, lm: LanguageModel):
+    def __init__(self, lm: LanguageModel, answer_format: AnswerFormat = PAPER_FORMAT):
         texts = token_texts(lm.tokenizer, size=lm.embedding_VD.shape[0])  # once: a vocabulary takes a second
-        self._stop, self._box = StopRule(lm.tokenizer, texts), BoxRule(lm.tokenizer, texts)
+        self._stop = StopRule(lm.tokenizer, texts, answer_format.stop_phrase)
+        self._end = AnswerRule(lm.tokenizer, texts, answer_format)
         self.eos = eos_ids(lm.model.generation_config, lm.tokenizer)
         self.may_stop = self._stop.candidates.copy()  # (V,) tokens after which a CoT may end; all others need no look
         self.may_stop[list(self.eos)] = True
         encode = functools.partial(lm.tokenizer.encode, add_special_tokens=False)
         self._text = functools.lru_cache(4096)(functools.partial(decode, lm.tokenizer))  # answers are often alike
-        self.prefill_after_phrase: list[int] = encode(PREFILL_AFTER_STOP)
-        self.prefill_after_cut: list[int] = encode(PREFILL_AFTER_CUT)
+        self.prefill_after_phrase: list[int] = encode(answer_format.prefill_after_stop)
+        self.prefill_after_cut: list[int] = encode(answer_format.prefill_after_cut)
 
     def stop(self, ids: np.ndarray) -> str | None:
         """Why a CoT that now has these ids ends, "eos" or "phrase", or None."""
@@ -45,8 +39,8 @@ class TextRules:
         return self._text((*out.prefills[out.stops[row]], *(ids[:-1] if ids[-1] in self.eos else ids)))
 
     def answer_ends(self, ids: list[int]) -> bool:
-        """Whether an answer ends with its newest id: at EOS, or when its box closes."""
-        return ids[-1] in self.eos or (bool(self._box.candidates[ids[-1]]) and self._box.closed(ids))
+        """Whether an answer ends with its newest id: at EOS, or when it is complete."""
+        return ids[-1] in self.eos or (bool(self._end.candidates[ids[-1]]) and self._end.complete(ids))
 
 
 def most_steps(rules: TextRules, limits: Limits) -> int:

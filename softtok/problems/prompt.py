@@ -14,23 +14,23 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
-from softtok.problems.boxed import closes_box
+from softtok.problems.answer_format import PAPER_FORMAT, AnswerFormat
 
 if TYPE_CHECKING:
     import numpy as np
 
 FIELD = "{question}"
-STOP_PHRASE = "The final answer is:"
+STOP_PHRASE = PAPER_FORMAT.stop_phrase
 PROMPT = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
     "The assistant first shows the complete reasoning process step by step, then provides the final answer in "
     r"\boxed{}. The assistant must always follow the format: "
     rf"'User: [question] Assistant: [detailed reasoning] {STOP_PHRASE} \boxed{{[answer]}}.' User: {FIELD} Assistant:"
 )
-BOX = r" \boxed{"
-PREFILL_AFTER_STOP = BOX
+BOX = PAPER_FORMAT.prefill
+PREFILL_AFTER_STOP = PAPER_FORMAT.prefill_after_stop
 """Prefilled when the CoT ended with the stop phrase: the space that the phrase lacks, and the opening of the box."""
-PREFILL_AFTER_CUT = f" {STOP_PHRASE}{BOX}"
+PREFILL_AFTER_CUT = PAPER_FORMAT.prefill_after_cut
 """Prefilled when the CoT ended otherwise (cap or EOS); with a space, for the cut may fall right behind a word."""
 
 
@@ -124,19 +124,22 @@ class StopRule:
             length = min(len(ids), 2 * length)
 
 
-class BoxRule:
-    r"""Says when an answer, which starts just inside the prefilled `\boxed{`, has closed its box.
+class AnswerRule:
+    r"""Says when an answer, which starts just behind the prefill, is complete: in the paper's format, its box closed.
 
-    `candidates` (bool, V): ids whose text holds a closing brace; only they can close it. `texts` as in `StopRule`.
+    `candidates` (bool, V): ids that can complete it. `texts` as in `StopRule`.
     """
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, texts: Sequence[str] | None = None, answer_format: AnswerFormat = PAPER_FORMAT
+    ) -> None:
         self.tokenizer = tokenizer
-        self.candidates = marked(token_texts(tokenizer) if texts is None else texts, lambda text: "}" in text)
+        self.format = answer_format
+        self.candidates = marked(token_texts(tokenizer) if texts is None else texts, answer_format.ends_with)
 
-    def closed(self, ids: Sequence[int]) -> bool:
-        """Whether the text of the answer `ids` closes the box. Answers are short: the whole of it is decoded."""
-        return closes_box(decode(self.tokenizer, ids)) is not None
+    def complete(self, ids: Sequence[int]) -> bool:
+        """Whether the text of the answer `ids` is complete. Answers are short: the whole of it is decoded."""
+        return self.format.ends(decode(self.tokenizer, ids))
 
 
 def normalise(question: str) -> str:

@@ -18,7 +18,7 @@ from softtok.problems.prompt import (
     PREFILL_AFTER_STOP,
     PROMPT,
     STOP_PHRASE,
-    BoxRule,
+    AnswerRule,
     StopRule,
     choice_prompt,
     cloze_prompt,
@@ -148,7 +148,7 @@ def random_segmentation(tokenizer: Any, text: str, data: Any) -> list[int]:
     return [i for part in parts for i in tokenizer(part)["input_ids"]]
 
 
-class TestBoxRule:
+class TestAnswerRule:
     @settings(deadline=None)
     @given(
         answer=st.lists(
@@ -159,11 +159,11 @@ class TestBoxRule:
     def test_closes_where_the_braces_balance_and_only_behind_a_candidate(
         self, tokenizer: Any, answer: str, data: Any
     ) -> None:
-        rule = BoxRule(tokenizer)
+        rule = AnswerRule(tokenizer)
         ids = random_segmentation(tokenizer, answer, data)
         was = False
         for end in range(1, len(ids) + 1):
-            now = rule.closed(ids[:end])
+            now = rule.complete(ids[:end])
             assert now == closes(decode(tokenizer, ids[:end]))
             assert rule.candidates[ids[end - 1]] or now == was
             was = now

@@ -19,8 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softtok.problems import reward
-from softtok.problems.reward import STATUSES, Judge, quick_status
+from softtok.problems import math_reward, reward
+from softtok.problems.math_reward import quick_status
+from softtok.problems.reward import Answer, Judge
+from softtok.problems.verdict import STATUSES
+from softtok.problems.workers import START_S
 from tests.support.answers import bare, box
 
 HOSTILE = {  # answer -> what the shortcuts make of it
@@ -337,7 +340,7 @@ def test_nothing_is_refused_where_a_gold_is_as_big() -> None:
 def test_shortcuts_are_fast_on_any_text(piece: str) -> None:
     text = box(piece * ((reward.MAX_CHARS - 20) // len(piece)))
     start = time.perf_counter()
-    Judge()._look(text, ("x^2",))
+    Judge()._look(Answer(text, ("x^2",)))
     assert time.perf_counter() - start < 0.1
 
 
@@ -353,7 +356,7 @@ def test_known_verdicts_need_no_worker() -> None:
         assert [verdict.status for verdict in first] == ["correct", "correct", "wrong", "timeout"]
         judge.close()
         assert judge.grade(items) == first
-        assert judge._pool is None
+        assert judge._workers.pool is None
 
 
 def test_a_known_verdict_is_of_all_its_golds(judge: Judge) -> None:
@@ -390,7 +393,7 @@ def test_hostile_answers_hurt_nobody_else() -> None:
 
 
 def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward, "_blows_up", lambda latex: False)
+    monkeypatch.setattr(math_reward, "_blows_up", lambda latex: False)
     answers = [
         "9^{9^{9^9}}",
         "(10^{10})!",
@@ -410,13 +413,13 @@ def test_a_worker_stuck_in_one_c_call_dies_at_once() -> None:
     with Judge(timeout_s=1) as judge:
         judge.grade([(box("1/2"), ["3"])])
         start = time.monotonic()
-        assert list(judge._ask(sum, [(range(10**12),)]).values()) == ["timeout"]
+        assert list(judge._workers.ask(sum, [(range(10**12),)]).values()) == ["timeout"]
         assert time.monotonic() - start < 3.5  # pebble waits 3 s more for a worker that ignores its SIGTERM
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, needs RLIMIT_AS")
 def test_memory_is_limited_and_running_out_of_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward, "_blows_up", lambda latex: False)
+    monkeypatch.setattr(math_reward, "_blows_up", lambda latex: False)
     report: dict = {}
     with watching(report), Judge(timeout_s=20, memory_mb=256) as judge:
         verdicts = judge.grade([(box("x^{1000000}-(x-1)^{1000000}"), ["42"]), (box(r"\frac{84}{2}"), ["42"])])
@@ -444,7 +447,7 @@ def test_a_killed_worker_costs_its_item_nothing() -> None:
 
 def test_an_item_that_always_crashes_its_worker_is_an_error() -> None:
     with Judge() as judge:
-        assert judge._ask(os._exit, [(3,)]) == {(3,): "error"}
+        assert judge._workers.ask(os._exit, [(3,)]) == {(3,): "error"}
         assert judge.grade([(box(r"\frac{84}{2}"), ["42"])])[0].correct
 
 
@@ -460,12 +463,12 @@ def test_workers_that_die_idle_are_replaced() -> None:
 def test_a_pool_without_a_sign_of_life_is_replaced() -> None:
     with Judge(timeout_s=1) as judge:
         assert judge.grade([(box(r"\frac{84}{2}"), ["42"])])[0].correct
-        assert judge._pool is not None
-        lock = judge._pool._pool_manager.worker_manager.workers_channel.mutex
+        assert judge._workers.pool is not None
+        lock = judge._workers.pool._pool_manager.worker_manager.workers_channel.mutex
         assert lock.acquire(timeout=10), "as a worker leaves it that was killed at the wrong moment"
         start = time.monotonic()
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct
-        assert 5 < time.monotonic() - start < reward.START_S / 2
+        assert 5 < time.monotonic() - start < START_S / 2
 
 
 def test_it_works_in_another_thread() -> None:

@@ -1,0 +1,141 @@
+r"""Whether an answer equals a gold as mathematics: cheap certain verdicts, then Math-Verify.
+
+An answer takes the cheapest way to a certain verdict: comparison of plain numbers, exact match after a light
+normalisation, refusal of what would blow up when evaluated (`quick_status`), and only then Math-Verify (`compare`, in a
+worker process of `workers.py`). Most answers never reach a worker, and SymPy is not imported until one does.
+
+Math-Verify's own timeouts (`signal.alarm`) are off: they turn a timeout into "not equal", do not interrupt one long
+call of C code (as with gmpy2's integers), and raise outside of the main thread.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+from softtok.problems.boxed import normalised
+from softtok.problems.verdict import GoldStatus, Status
+
+MAX_COMMAS = 200  # golds of MATH, DeepScaleR and OlympiadBench have up to 47; a list of 1,000 takes 0.5 s
+MAX_DEPTH = 40  # of brackets; a depth of 100 takes 1.5 s, to fail
+MAX_EXPONENT = 10_000
+
+
+def quick_status(boxed: str, golds: tuple[str, ...]) -> Status | None:
+    """The status where it is certain without Math-Verify, else None."""
+    same = [_same_number(boxed, gold) for gold in golds]
+    if True in same:
+        return "correct"
+    if None not in same:
+        return "wrong"
+    if normalised(boxed) in map(normalised, golds):
+        return "correct"
+    # Where a gold is as big, evaluating may be just what is asked for: then the worker's limits alone hold.
+    if _blows_up(boxed) and not any(map(_blows_up, golds)):
+        return "refused"
+    return None
+
+
+_NUMBER = re.compile(r"-?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.[0-9]+)?")
+
+
+@lru_cache(maxsize=4096)
+def plain_number(text: str) -> Decimal | None:
+    """The exact value of a plain integer or decimal (commas may group its thousands), None for anything else."""
+    text = text.strip()
+    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+
+
+def _same_number(boxed: str, gold: str) -> bool | None:
+    """Whether two plain numbers are equal; None if one is not plain, or so near that Math-Verify's rounding decides."""
+    a, b = plain_number(boxed), plain_number(gold)
+    if a is None or b is None:
+        return None
+    if a == b:
+        return True
+    (_, a_digits, a_exponent), (_, b_digits, b_exponent) = a.as_tuple(), b.as_tuple()
+    if a_exponent == b_exponent == 0:
+        return False
+    # Math-Verify rounds to 6 decimals. Up to 15 digits its Floats, and the difference here, are exact.
+    certain = max(len(a_digits), len(b_digits)) <= 15 and abs(a - b) > Decimal("2e-6")
+    return False if certain else None
+
+
+_INTO = r"[\s{(]*"  # what may stand between an operator and its number
+_HUGE = re.compile(
+    rf"\^{_INTO}[+-]?[0-9]{{5}}"  # (x+1)^{20000}
+    r"|[0-9]{5}\s*!"  # 10000!
+    rf"|\^{_INTO}[0-9]+\s*\^{_INTO}[0-9]+\s*\^"  # 2^{2^{2^5}}
+)
+_POWER = re.compile(
+    rf"\^{_INTO}(?=([0-9]+)\s*\^{_INTO}([0-9]+))"  # 9^9 in 2^{9^9}
+    rf"|(?<![0-9])([0-9]+)\s*\^{_INTO}([0-9]+)[\s}}]*\)[\s)}}]*!"  # and in (9^9)!
+)
+_BRACKET = re.compile(r"[][(){}]")
+
+
+@lru_cache(maxsize=4096)
+def _blows_up(latex: str) -> bool:
+    """Whether evaluating this would waste a worker: huge powers and factorials, towers, long lists, deep nesting.
+
+    It saves time and is no wall: what it misses meets the limits of the worker.
+    """
+    if latex.count(",") > MAX_COMMAS or _HUGE.search(latex):
+        return True
+    for power in _POWER.finditer(latex):
+        base, exponent = (float(number) for number in power.groups() if number is not None)
+        if base > 1 and exponent * math.log10(base) >= math.log10(MAX_EXPONENT):
+            return True
+    depths = accumulate(1 if bracket in "{([" else -1 for bracket in _BRACKET.findall(latex))
+    return max(depths, default=0) > MAX_DEPTH
+
+
+# ---- run by the workers ----
+
+
+def _parse(latex: str) -> list[Any]:
+    r"""Math-Verify's readings of an answer: SymPy objects, then text. Golds are boxed like answers: bare ones are often
+    not found at all, and in `$...$` the time `4:40 a.m.` is read as 4."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    ways = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+    return parse(rf"\boxed{{{latex}}}", extraction_config=ways, parsing_timeout=None)
+
+
+_parse_gold = lru_cache(maxsize=256)(_parse)
+
+
+def compare(boxed: str, golds: tuple[str, ...]) -> Status:
+    """Math-Verify's verdict: gold first, as its comparison is not symmetric."""
+    from math_verify import verify
+
+    failed = False
+    answer = _parse(boxed)
+    for gold in golds:
+        expected = _parse_gold(gold)
+        try:
+            equal = verify(expected, answer, timeout_seconds=None, raise_on_error=True)
+        except MemoryError:
+            raise
+        except Exception:  # of one pair of readings; another pair may still be equal
+            failed = True
+            equal = verify(expected, answer, timeout_seconds=None)
+        if equal:
+            return "correct"
+    if failed:
+        return "error"
+    return "unparsed" if all(isinstance(reading, str) for reading in answer) else "wrong"
+
+
+def check_gold(gold: str) -> GoldStatus:
+    from math_verify import verify
+
+    readings = _parse(gold)
+    objects = [reading for reading in readings if not isinstance(reading, str)]
+    if objects:
+        return "ok" if verify(objects, objects, timeout_seconds=None) else "unparsed"
+    return "string" if readings else "unparsed"
