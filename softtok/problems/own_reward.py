@@ -34,7 +34,7 @@ from softtok.problems.verdict import Answer, Status
 SIMPLE = Form(required=("answer", "gold"))
 TRL = Form(required=("completions",), optional=("prompts",), open=True)
 DOOR = Door("reward", built_in=("math", "exact", "choice"), forms=(SIMPLE, TRL))
-EXAMPLE = Answer("", ["4"], prompt="What is 2 + 2?", columns='{"question": "What is 2 + 2?"}')
+EXAMPLE = Answer("", ("4",), prompt="What is 2 + 2?", columns='{"question": "What is 2 + 2?"}')
 """The problem of the dry check, unless one of the data set is at hand."""
 
 Outcome = Status | float

@@ -129,7 +129,8 @@ class Judge:
             self._expect(importing, own_reward.install, (self.plugin,), "while it is imported")
         finally:
             importing.close()
-        case = (example or EXAMPLE, self.grading.answer_format, example is None)
+        shown = example or EXAMPLE
+        case = (shown._replace(golds=tuple(shown.golds)), self.grading.answer_format, example is None)
         return self._expect(self._workers, own_reward.rehearse, case, "on an example") or ""
 
     def _expect(self, workers: Workers, function: Callable[..., str | None], case: Case, doing: str) -> str | None:
@@ -137,7 +138,7 @@ class Judge:
         answer: str | None = workers.ask(function, [case])[case]
         assert self.plugin is not None
         if answer == "timeout":
-            raise self.plugin.fault(f"takes more than {workers.timeout_s:g} s {doing}")
+            raise self.plugin.fault(f"takes more than {workers.timeout_s:g} s, or ends its process, {doing}")
         if answer == "error":
             raise self.plugin.fault(f"ends its process, or takes more than {workers.memory_mb} MB, {doing}")
         return answer
