@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from softtok.problems.boxed import closes_box, last_boxed
+from softtok.storage.records import Record
 
 STOP_PHRASE = "The final answer is:"
 BOX = r" \boxed{"
@@ -22,7 +23,7 @@ OPEN_BOX = re.compile(r"\\boxed\s*\{\s*$")
 Extract = Literal["boxed", "first_line", "last_line", "all"]
 
 
-class AnswerFormat(BaseModel):
+class AnswerFormat(Record):
     r"""What surrounds an answer. `extract` says which part of the generated text is the answer, and so when it ends:
 
     boxed       the content of the last closed box; the answer ends when the prefilled box closes
@@ -32,8 +33,6 @@ class AnswerFormat(BaseModel):
 
     In all of them EOS ends an answer, and white space around it does not count.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stop_phrase: str = Field(default=STOP_PHRASE, description="ends a CoT, and comes before the prefill of a cut one")
     extract: Extract = Field(default="boxed", description="which part of the generated text is the answer")

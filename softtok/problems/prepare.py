@@ -2,7 +2,9 @@
 
 Train and test sets become (id, question, gold: any one of a list is right), choice sets (id, question, choices, answer:
 index). A `DataSpec` says where the rows are and which fields mean what. A train set drops what it cannot use and what a
-test set holds; a test or choice set never loses a problem. The manifest tells what was dropped and what looks odd.
+test set holds; a test or choice set never loses a problem. The manifest tells what was dropped and what looks odd, and
+warns where the reward does not suit the golds. With `columns`, a text column `columns` holds each row whole, as the
+source or the adapter gives it, as a JSON object: a reward of the user's own gets them.
 """
 
 from __future__ import annotations
@@ -11,17 +13,19 @@ import csv
 import glob
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from softtok.errors import UserError
 from softtok.problems import toy
+from softtok.problems.adapter import Adapter
 from softtok.problems.boxed import last_boxed
+from softtok.problems.golds import checked, words_warning
 from softtok.problems.prompt import normalise
 from softtok.problems.spec import ChoiceFields, DataSpec, FileRows, GoldRule, HubRows, OpenFields, OptionsRule, ToyRows
 from softtok.storage.files import atomic, canonical_json, file_sha256, read_columns, write_json
@@ -32,13 +36,6 @@ FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 
 Row = dict[str, Any]
 BLOCK = 1000
-GOLD_TIMEOUT_S = 30.0
-GOLD_FAULTS = {
-    "string": "parses only as a string, so nothing but the same text is right",
-    "unparsed": "does not parse",
-    "timeout": f"takes more than {GOLD_TIMEOUT_S:.0f} s to parse",
-    "error": "breaks the parser",
-}
 
 
 def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path | None) -> None:
@@ -50,13 +47,17 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     import pyarrow.parquet as pq
 
     where = describe(spec.source)
+    adapter = Adapter(spec.adapter, spec.kind) if spec.adapter else None  # before anything is fetched
     rows, origin = read_rows(spec.source, data_root)
     if isinstance(spec.fields, ChoiceFields):
-        problems, dropped, flagged = choice_problems(spec.fields, rows[: spec.limit], where)
+        problems, dropped, flagged = choice_problems(spec.fields, adapted(rows[: spec.limit], adapter, where), where)
         columns = {"choices": pa.list_(pa.string()), "answer": pa.int64()}
     else:
-        problems, dropped, flagged = open_problems(spec, spec.fields, rows, where, exclude)
-        columns = {"gold": pa.list_(pa.string())}
+        problems, dropped, flagged = open_problems(spec, spec.fields, adapted(rows, adapter, where), where, exclude)
+        columns = {"gold": pa.list_(pa.string())} | ({"columns": pa.string()} if spec.columns else {})
+    warnings = words_warning(problems) if spec.judged_by == "math" and spec.kind != "choice" else []
+    for warning in warnings:
+        print(f"softtok: warning: {where}: {warning}", file=sys.stderr)
     if not problems:
         raise UserError(f"{where}: no problem is left of {len(rows)} rows ({len(dropped)} dropped)")
     schema = pa.schema({"id": pa.string(), "question": pa.string()} | columns)
@@ -68,6 +69,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
         "sha256": file_sha256(out),
         "dropped": dropped,
         "flagged": flagged,
+        "warnings": warnings,
     }
     write_json(out.with_suffix(".json"), {**origin, **counts, "spec": spec.model_dump(mode="json")})
 
@@ -93,7 +95,7 @@ def rule_text(rule: GoldRule | OptionsRule) -> str:
 
 
 def open_problems(
-    spec: DataSpec, fields: OpenFields, rows: Sequence[Row], where: str, exclude: dict[str, Path]
+    spec: DataSpec, fields: OpenFields, rows: Iterable[Row | None], where: str, exclude: dict[str, Path]
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """(problems, dropped, flagged) of a train or test set; each of the latter has id and reason."""
     train = spec.kind == "train"
@@ -102,9 +104,8 @@ def open_problems(
     dropped: list[Row] = []
     flagged: list[Row] = []
     first: dict[str, Row] = {}
-    for problem, faults in checked(read_problems(fields, rows, where), block=min(spec.limit or BLOCK, BLOCK)):
-        if len(problems) == spec.limit:
-            break
+    block = min(spec.limit or BLOCK, BLOCK)
+    for problem, faults in checked(read_problems(fields, rows, where), block, spec.judged_by):
         key = normalise(problem["question"])
         if key in held_out:
             faults = [f"the question is in test set {held_out[key]}", *faults]
@@ -123,46 +124,43 @@ def open_problems(
             ]
         if faults:
             flagged.append({"id": problem["id"], "reason": "; ".join(faults)})
+        row = problem.pop("row")
+        if spec.columns:
+            problem["columns"] = json.dumps(row, ensure_ascii=False, default=str)
         problems.append(problem)
+        if len(problems) == spec.limit:
+            break
     return problems, dropped, flagged
 
 
-def read_problems(fields: OpenFields, rows: Sequence[Row], where: str) -> Iterator[Row]:
-    """(id, question, gold) of each row; gold is empty where the rule finds none."""
+def adapted(rows: Iterable[Row], adapter: Adapter | None, where: str) -> Iterator[Row | None]:
+    """The rows as the adapter makes them; None for one that it leaves out."""
+    for number, row in enumerate(rows):
+        yield row if adapter is None else adapter(row, f"{where}, row {number}")
+
+
+def read_problems(fields: OpenFields, rows: Iterable[Row | None], where: str) -> Iterator[Row]:
+    """(id, question, gold, row) of each row; gold is empty where the rule finds none, all where the row is None."""
     identify = Ids(fields.id, where)
     for number, row in enumerate(rows):
         at = f"{where}, row {number}"
+        if row is None:
+            yield {"id": f"row{number}", "question": "", "gold": [], "row": None}
+            continue
         question = as_text(field(row, fields.question, at))
-        yield {"id": identify(row, number), "question": question, "gold": golds(row, fields.gold, at)}
+        yield {"id": identify(row, number), "question": question, "gold": golds(row, fields.gold, at), "row": row}
 
 
-def checked(problems: Iterator[Row], block: int) -> Iterator[tuple[Row, list[str]]]:
-    """Each problem with its own faults. Golds are judged `block` problems at a time: a small limit does not judge a
-    large set."""
-    from softtok.problems.reward import Judge
-
-    statuses: dict[str, str] = {}
-    with Judge(timeout_s=GOLD_TIMEOUT_S) as judge:
-        while some := list(islice(problems, block)):
-            texts = list(dict.fromkeys(g for problem in some for g in problem["gold"] if g not in statuses))
-            statuses |= zip(texts, judge.check_golds(texts), strict=True)
-            for problem in some:
-                faults = ["no question"] * (not problem["question"]) + ["no gold"] * (not problem["gold"])
-                faults += [
-                    f"gold {gold!r}: {GOLD_FAULTS[statuses[gold]]}"
-                    for gold in problem["gold"]
-                    if statuses[gold] != "ok"
-                ]
-                yield problem, faults
-
-
-def choice_problems(fields: ChoiceFields, rows: Sequence[Row], where: str) -> tuple[list[Row], list[Row], list[Row]]:
+def choice_problems(
+    fields: ChoiceFields, rows: Iterable[Row | None], where: str
+) -> tuple[list[Row], list[Row], list[Row]]:
     """(problems, nothing dropped, flagged) of a choice set; a row without options or answer is an error, not a gap."""
     identify, rule = Ids(fields.id, where), fields.choices
     problems: list[Row] = []
     flagged: list[Row] = []
     for number, row in enumerate(rows):
         at = f"{where}, row {number}"
+        assert row is not None, "an adapter leaves no row of a choice set out"
         listed = [field(row, name, at) for name in rule.fields] if rule.fields else field(row, rule.field or "", at)
         if not isinstance(listed, list) or len(listed) < 2:
             raise UserError(f"{at}: choices: {rule_text(rule)} gives no list of options but {listed!r}")
@@ -180,6 +178,8 @@ def choice_problems(fields: ChoiceFields, rows: Sequence[Row], where: str) -> tu
         if len(set(options)) < len(options):
             flagged.append({"id": problem["id"], "reason": "two options are the same"})
         problems.append(problem)
+        if len(problems) == spec.limit:
+            break
     return problems, [], flagged
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from softtok import plugins
 from softtok.plugins import Reference
@@ -27,6 +27,7 @@ from softtok.problems.own_reward import EXAMPLE, Outcome
 from softtok.problems.text_rewards import choice_status, exact_status, letter
 from softtok.problems.verdict import Answer, GoldStatus, Status, Verdict
 from softtok.problems.workers import Case, Workers
+from softtok.storage.records import Record
 
 __all__ = ["MATH", "Answer", "Grading", "Judge", "Status", "Verdict"]
 
@@ -37,10 +38,8 @@ IMPORT_S, IMPORT_MB = 60.0, 65_536  # what a user's file may take to be imported
 BuiltIn = Literal["math", "exact", "choice"]
 
 
-class Grading(BaseModel):
+class Grading(Record):
     """How the answers of a data set are judged; part of the specs of its runs and evaluations."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reward: BuiltIn | Reference = "math"
     solved_at: float = Field(default=1.0, description="a number that a user's function returns is solved from here on")

@@ -10,10 +10,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from softtok.plugins import Reference
 from softtok.problems.toy import Split
 from softtok.storage.records import Record
 
 Kind = Literal["train", "test", "choice"]
+JudgedBy = Literal["math", "exact", "choice", "function"]
+"""How golds are checked: those of `math` must parse, those of `choice` be letters; a user's function takes any."""
 
 
 class GoldRule(Record):
@@ -84,19 +87,26 @@ class FileRows(Record):
     sha256: list[str] | None
 
 
+ADAPTED = OpenFields(id=None, question="question", gold=GoldRule(field="gold"))
+ADAPTED_CHOICES = ChoiceFields(id=None, question="question", choices=OptionsRule(field="choices"), answer="answer")
 TOY_SUMS = OpenFields(id="id", question="question", gold=GoldRule(field="gold"))
 TOY_CHOICES = ChoiceFields(id="id", question="question", choices=OptionsRule(field="choices"), answer="answer")
 
 
 class DataSpec(Record):
     """A prepared data set. `limit`: at most so many problems, the first ones that remain. `exclude`: test sets, by
-    name, whose questions a train set must not hold."""
+    name, whose questions a train set must not hold. `adapter` makes the rows that `fields` are about. `columns` keeps
+    all columns of a row, for a reward of the user's own. The reward's file is no part of it: it is in the specs of runs
+    and evaluations."""
 
     kind: Kind
     source: ToyRows | HubRows | FileRows = Field(discriminator="kind")
     fields: OpenFields | ChoiceFields
     limit: int | None
     exclude: dict[str, DataSpec]
+    adapter: Reference | None = None
+    judged_by: JudgedBy = "math"
+    columns: bool = False
     version: int
 
     @model_validator(mode="after")
