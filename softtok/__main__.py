@@ -97,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--partial", action="store_true", help="from what has finished; what is missing is named")
     tables.add_argument("--out", type=Path, metavar="PATH", help="write them to this folder instead (md, csv, tex)")
     rest = add("unused", _unused, "list what in results/ no study of config.yaml leads to any more, with its size")
-    for command in (tables, rest):
+    check = add("check", _check, "try a study's plug-ins on an example; the configuration is checked too")
+    check.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
+    for command in (tables, rest, check):
         command.add_argument(
             "--config",
             type=Path,
@@ -106,8 +108,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help="of several, a later one goes before an earlier one, as in `snakemake --configfile`",
         )
-        command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
         command.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
+    for command in (tables, rest):
+        command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
 
@@ -230,6 +233,22 @@ def _unused(options: argparse.Namespace) -> None:
     files = ", ".join(map(str, options.config))
     found = f"{count} places, {total / 1e9:.1f} GB" if count else "nothing"
     print(f"{found} in {options.results} that no study of {files} leads to; none was removed", file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from softtok.config.grid import Grid
+    from softtok.config.load import read
+    from softtok.config.try_plug_ins import try_plug_ins
+
+    root = str(options.data_root) if options.data_root else None
+    grid = Grid(read(options.config, options.study, root))
+    wanted = options.study or grid.config.run
+    if unknown := [study for study in wanted if study not in grid.studies]:
+        raise UserError(f"there is no study {unknown[0]!r}; there are {', '.join(grid.studies)}")
+    for study in wanted:
+        for name, left in try_plug_ins(grid.studies[study], options.data_root):
+            print(f"{name}: {f'can be imported; {left}' if left else 'works'}")
+    print(f"{', '.join(wanted)}: the configuration and all plug-ins are right")
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -14,9 +14,12 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from softtok import plugins
 from softtok.config.messages import at, mistake, nearest
-from softtok.config.schema import Block, Config, DataSet, RuntimeSettings, Study, TokenMode, TrainingSettings
+from softtok.config.schema import Block, Config, DataSet, OpenSet, RuntimeSettings, Study, TokenMode, TrainingSettings
 from softtok.errors import UserError
+from softtok.plugins import Door, Reference
+from softtok.problems import adapter, own_reward
 
 SECTIONS = {
     "models": "model",
@@ -57,6 +60,7 @@ def check(config: Config, requested: Sequence[str]) -> None:
     for kind, section in DATA_SECTIONS.items():
         for name, entry in getattr(config, section).items():
             data_fields(config, kind, at(section, name), entry)
+            plug_ins(config, at(section, name), entry)
     for name, study in config.studies.items():
         completeness(name, study)
         vocabulary(config, name, study)
@@ -163,14 +167,35 @@ def data_fields(config: Config, kind: Literal["train", "test", "choice"], where:
             raise mistake(f"{where}.toy.steps", "has no use in a choice set, whose questions have no steps")
         if useless := entry.fields("toy"):
             raise mistake(f"{where}.{min(useless)}", "has no use beside `toy`, whose fields are known")
-    for source in ("hub", "file"):
-        if getattr(entry, source) is not None:
-            missing = [name for name in FIELDS[kind] if name not in entry.fields(source)]  # type: ignore[arg-type]
+    sources: tuple[Literal["hub", "file"], ...] = ("hub", "file")
+    for source in sources:
+        mapped = set(entry.fields(source)) - {"id"} if getattr(entry, source) is not None else set()
+        if entry.adapter is not None and mapped:
+            raise mistake(f"{where}.{min(mapped)}", "has no use beside `adapter`, which makes all columns")
+        if getattr(entry, source) is not None and entry.adapter is None:
+            missing = [name for name in FIELDS[kind] if name not in entry.fields(source)]
             if missing:
                 raise mistake(
                     f"{where}.{missing[0]}",
                     f"this key is missing: which field of the {source} source holds the {missing[0]}?",
                 )
+
+
+def plug_ins(config: Config, where: str, entry: DataSet) -> None:
+    """Code of the user's own must be there, with the right arguments; what it does is seen by `softtok check`."""
+    locate(adapter.DOOR, entry.adapter, config, f"{where}.adapter")
+    if isinstance(entry, OpenSet):
+        locate(own_reward.DOOR, entry.reward, config, f"{where}.reward")
+        if entry.solved_at is not None and not plugins.is_plugin(entry.reward):
+            raise mistake(f"{where}.solved_at", f"has no use with reward: {entry.reward}, which gives no numbers")
+
+
+def locate(door: Door, choice: str | None, config: Config, where: str) -> str | Reference | None:
+    """What a choice is, seen from the configuration's files. Raises UserError, which names the key."""
+    try:
+        return None if choice is None else plugins.locate(choice, door, config.folders)
+    except UserError as error:
+        raise mistake(where, str(error).removeprefix(f"{door.key}: ")) from None
 
 
 def completeness(name: str, study: Study) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
+from softtok import plugins
 from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run
 from softtok.config.reports import report_spec
-from softtok.config.schema import Config, DataSet, TrainSet
+from softtok.config.schema import Config, DataSet, OpenSet, TrainSet
 from softtok.config.schema import Study as StudySettings
 from softtok.config.settings import SampledMode, TokenMode, ToySettings
 from softtok.config.specs import (
@@ -29,8 +30,13 @@ from softtok.config.specs import (
     part,
 )
 from softtok.errors import UserError
+from softtok.plugins import Door, Reference
+from softtok.problems import adapter, own_reward
 from softtok.problems.prompt import PROMPT
+from softtok.problems.reward import Grading
 from softtok.problems.spec import (
+    ADAPTED,
+    ADAPTED_CHOICES,
     TOY_CHOICES,
     TOY_SUMS,
     ChoiceFields,
@@ -38,6 +44,7 @@ from softtok.problems.spec import (
     FileRows,
     GoldRule,
     HubRows,
+    JudgedBy,
     Kind,
     OpenFields,
     OptionsRule,
@@ -52,6 +59,9 @@ TRAIN_VERSION = 2
 EVAL_VERSION = 3
 CHOICES_VERSION = 2
 REPORT_VERSION = 4
+
+ASKED_ONLY = {"judged_by": "math", "columns": False}
+"""A train set keeps out the questions of test sets, however their answers are judged."""
 
 T = TypeVar("T")
 
@@ -117,12 +127,26 @@ class Grid:
             source=_rows(kind, entry, self.config.data_root),
             fields=_fields(kind, entry, self.config.data_root),
             limit=entry.limit,
-            exclude={data.name: data.spec for data in exclude},
+            exclude={data.name: data.spec.model_copy(update=ASKED_ONLY) for data in exclude},
+            adapter=_reference(adapter.DOOR, entry.adapter, self.config),
+            judged_by=_judged_by(entry),
+            columns=isinstance(entry, OpenSet) and plugins.is_plugin(entry.reward),
             version=DATA_VERSION,
         )
         data = Data(name, spec, exclude)
         self.data[data.stem] = data
         return data
+
+    def _grading(self, kind: Literal["train", "test"], name: str) -> Grading:
+        return self._once("grading", kind, name, make=lambda: self._make_grading(kind, name))
+
+    def _make_grading(self, kind: Literal["train", "test"], name: str) -> Grading:
+        entry: OpenSet = self.config.train_sets[name] if kind == "train" else self.config.test_sets[name]
+        found = _reference(own_reward.DOOR, entry.reward, self.config)
+        solved_at = {} if entry.solved_at is None else {"solved_at": entry.solved_at}
+        return Grading.model_validate(
+            {"reward": found or entry.reward, "answer_format": entry.answer_format} | solved_at
+        )
 
     def _model(self, name: str) -> Model:
         return self._once("model", name, make=lambda: self._make_model(name))
@@ -146,6 +170,7 @@ class Grid:
         spec = RunSpec(
             model=model.spec,
             train_set=data.spec,
+            grading=self._grading("train", train_set),
             mode=self._once("mode", mode, make=lambda: part(TokenMode, self.config.training_modes[mode])),
             training=self._once(
                 *("training", model.name, train_set, mode),
@@ -157,7 +182,9 @@ class Grid:
         return Run(mode, spec, model, data)
 
     def _base(self, model: Model) -> Run:
-        spec = RunSpec(model=model.spec, train_set=None, mode=None, training=None, seed=0, version=TRAIN_VERSION)
+        spec = RunSpec(
+            model=model.spec, train_set=None, grading=None, mode=None, training=None, seed=0, version=TRAIN_VERSION
+        )
         return Run("base", spec, model, None)
 
     def _evaluation(self, test_set: str, inference_set: str) -> Evaluation:
@@ -170,6 +197,7 @@ class Grid:
         modes = {name: self.config.inference_modes[name] for name in self.config.inference_sets[inference_set]}
         spec = EvaluationSpec(
             test_set=data.spec,
+            grading=self._grading("test", test_set),
             inference_modes={name: part(SampledMode, mode) for name, mode in modes.items()},
             evaluation=self.config.evaluation_of(test_set),
             version=EVAL_VERSION,
@@ -223,12 +251,27 @@ def _rows(kind: Kind, entry: DataSet, data_root: str | None) -> ToyRows | HubRow
 def _fields(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | ChoiceFields:
     """Returns which fields of its rows mean what; `checks.py` has seen that those that are needed are there."""
     chosen = entry.source(data_root)
+    if entry.adapter is not None:
+        adapted = ADAPTED_CHOICES if kind == "choice" else ADAPTED
+        return adapted.model_copy(update={"id": entry.fields(chosen).get("id")})
     if chosen == "toy":
         return TOY_CHOICES if kind == "choice" else TOY_SUMS
     found = {"id": None} | entry.fields(chosen)
     if kind == "choice":
         return ChoiceFields(**found | {"choices": part(OptionsRule, found["choices"])})
     return OpenFields(**found | {"gold": part(GoldRule, found["gold"])})
+
+
+def _reference(door: Door, choice: str | None, config: Config) -> Reference | None:
+    """Returns the code of the user's own that a choice names, None for a built-in name."""
+    found = None if choice is None else plugins.locate(choice, door, config.folders)
+    return found if isinstance(found, Reference) else None
+
+
+def _judged_by(entry: DataSet) -> JudgedBy:
+    if not isinstance(entry, OpenSet):
+        return "math"
+    return "function" if plugins.is_plugin(entry.reward) else cast("JudgedBy", entry.reward)  # seen by `checks.py`
 
 
 def _digests(entry: DataSet, data_root: str | None) -> list[str] | None:

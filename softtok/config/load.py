@@ -32,6 +32,7 @@ def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Se
         config = Config.model_validate(resolve(raw))
     except ValidationError as error:
         raise explain(error, Config) from None
+    config._folders = tuple(dict.fromkeys(Path(file).parent for file in reversed(files))) or (Path(),)
     check(config, [study for study in config.studies if study in requested] or config.run)
     return config
 

@@ -28,6 +28,7 @@ from softtok.config.settings import (
     TrainingSettings,
 )
 from softtok.errors import UserError
+from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.prepare import FORMATS
 from softtok.problems.spec import GoldRule, OptionsRule
 
@@ -186,6 +187,9 @@ class DataSet(Entry, Fields):
     hub: Hub | None = None
     file: Files | None = None
     limit: int | None = Field(default=None, ge=1, description="at most so many problems, the first ones")
+    adapter: str | None = Field(
+        default=None, description="FILE.py:NAME, a function row -> question, gold and other columns, in place of fields"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSet:
@@ -211,12 +215,24 @@ class DataSet(Entry, Fields):
         return merged
 
 
-class TrainSet(DataSet):
+class OpenSet(DataSet):
+    """A data set whose problems are answered in words of one's own, and how the answers are judged."""
+
+    reward: str = Field(
+        default="math", description="math, exact (words), choice (a letter), or a function of your own: FILE.py:NAME"
+    )
+    solved_at: float | None = Field(
+        default=None, description="a number from a function of your own counts as solved from here on; none: 1.0"
+    )
+    answer_format: AnswerFormat = Field(default=AnswerFormat(), description="stop phrase, prefill, what is the answer")
+
+
+class TrainSet(OpenSet):
     exclude: list[Name] = Field(default=[], description="test sets whose problems it must not hold")
     training: TrainingSettings = Field(default_factory=TrainingSettings)
 
 
-class TestSet(DataSet):
+class TestSet(OpenSet):
     __test__ = False  # no test of pytest's
 
     evaluation: GenerationSettings = Field(default_factory=GenerationSettings)
@@ -292,6 +308,13 @@ class Config(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     studies: dict[Name, Study] = Field(min_length=1)
+
+    _folders: tuple[Path, ...] = (Path(),)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where `FILE.py:NAME` starts: the folders of the configuration's files, that of the last one first."""
+        return self._folders
 
     def training_of(self, model: str, train_set: str, mode: str) -> TrainingSettings:
         """Resolved settings of a run: defaults < `training:` < model < train set < mode."""

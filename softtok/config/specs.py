@@ -22,6 +22,7 @@ from softtok.config.settings import (
     TrainingSettings,
 )
 from softtok.errors import UserError
+from softtok.problems.reward import Grading
 from softtok.problems.spec import DataSpec
 from softtok.storage.records import Record
 
@@ -60,10 +61,11 @@ class ModelSpec(Record):
 
 
 class RunSpec(Record):
-    """A training run; or, without a train set, a mode and settings, the run of the untouched model."""
+    """A training run; or, without a train set, its grading, a mode and settings, the run of the untouched model."""
 
     model: ModelSpec
     train_set: DataSpec | None
+    grading: Grading | None
     mode: TokenMode | None
     training: TrainingSettings | None
     seed: int
@@ -71,8 +73,10 @@ class RunSpec(Record):
 
     @model_validator(mode="after")
     def _trained_or_untouched(self) -> RunSpec:
-        if len({part is None for part in (self.train_set, self.mode, self.training)}) > 1:
-            raise ValueError("mode: train_set, mode and training are given together, or all null (untouched model)")
+        if len({part is None for part in (self.train_set, self.grading, self.mode, self.training)}) > 1:
+            raise ValueError(
+                "mode: train_set, grading, mode and training are given together, or all null (untouched model)"
+            )
         return self
 
 
@@ -101,6 +105,7 @@ class EvaluationSpec(Record):
     """Inference modes by name on one test set."""
 
     test_set: DataSpec
+    grading: Grading
     inference_modes: dict[str, SampledMode]
     evaluation: GenerationSettings
     version: int

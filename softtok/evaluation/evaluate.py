@@ -27,6 +27,7 @@ from softtok.models.devices import announce
 from softtok.models.language_model import LanguageModel, refuse_longer
 from softtok.models.loading import load
 from softtok.problems.prompt import decode
+from softtok.problems.rehearsal import check_reward
 from softtok.problems.reward import Judge, Verdict
 from softtok.storage.files import atomic, content_hash, file_sha256, read_manifest, write_text
 from softtok.storage.locks import Interruption, alone
@@ -58,10 +59,11 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
+        check_reward(spec.grading, data, checkpoint["prompt"])
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
-        rules = TextRules(lm)
-        problems = read_problems(data, lm, checkpoint["prompt"])
+        rules = TextRules(lm, spec.grading.answer_format)
+        problems = read_problems(data, lm, checkpoint["prompt"], columns=spec.grading.wants_columns)
         rms = noise_rms(lm, checkpoint, spec.inference_modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
         refuse_longer(lm, max(len(p.prompt) for p in problems) + most_steps(rules, limits), f"test set {data}")
@@ -69,11 +71,12 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
         digest = file_sha256(data)
         keys = f"evaluate|{digest[:16]}|{checkpoint['seed']}"
         shards: dict[str, Shard] = {}
-        with Judge(workers=runtime.reward_workers) as judge:
+        with Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
             for name, mode in spec.inference_modes.items():
                 header = {
                     "checkpoint": checkpoint["sha256"], "data": digest, "mode": mode.model_dump(mode="json"),
                     "evaluation": settings.model_dump(mode="json"), "seed": checkpoint["seed"], "version": spec.version,
+                    "grading": spec.grading.model_dump(mode="json"),
                 }  # fmt: skip
                 shard = content_hash(header, 16)
                 with alone(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
@@ -121,7 +124,7 @@ def _complete(
             made = rollout(lm, rules, tokens, [p.prompt for p in part], samples, keys, limits)
             if not made.entropy_NT.isfinite().all():
                 raise UserError(f"model {lm.name}: its logits are not finite; its weights are damaged")
-            verdicts = grade(judge, rules, made, [p.golds for p in part])
+            verdicts = grade(judge, rules, made, part)
             lines = [_line(lm, rules, made, verdicts, b, problem) for b, problem in enumerate(part)]
             shard.append([line | {"made_on": made_on} for line in lines])
             advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))

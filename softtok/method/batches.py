@@ -14,7 +14,7 @@ from softtok.method.token_modes import RMS_PROMPTS
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
 from softtok.problems.prompt import render
-from softtok.problems.reward import Judge, Verdict
+from softtok.problems.reward import Answer, Judge, Verdict
 from softtok.storage.files import content_hash, read_columns
 
 RMS_SLICE = "noise"  # the key of a shuffle: the same prompts measure the states that noise is scaled by
@@ -25,14 +25,21 @@ class Problem:
     id: str
     prompt: list[int]
     golds: list[str]
+    text: str = ""  # of the prompt
+    columns: str = "{}"  # others of the data set, a JSON object, where a reward of the user's own gets them
 
 
-def read_problems(path: Path, lm: LanguageModel, template: str) -> list[Problem]:
-    """The problems of a prepared data set, their prompts rendered and tokenized (with the tokenizer's own BOS, if it
-    has one)."""
-    table = read_columns(path, ["id", "question", "gold"]).to_pydict()
-    prompts = lm.tokenizer([render(template, question) for question in table["question"]])["input_ids"]
-    return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], strict=True)]
+def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = False) -> list[Problem]:
+    """The problems of a prepared data set, their prompts rendered and tokenized.
+
+    The tokenizer adds its own BOS, if it has one. `columns` reads the other columns, which a set has for a reward of
+    the user's own.
+    """
+    table = read_columns(path, ["id", "question", "gold", *(["columns"] if columns else [])]).to_pydict()
+    texts = [render(template, question) for question in table["question"]]
+    prompts = lm.tokenizer(texts)["input_ids"]
+    others = table["columns"] if columns else ["{}"] * len(texts)
+    return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], texts, others, strict=True)]
 
 
 def shuffled(count: int, key: str) -> np.ndarray:
@@ -61,6 +68,8 @@ def batches(problems: list[Problem], samples: int, length: int, runtime: Runtime
         yield part
 
 
-def grade(judge: Judge, rules: TextRules, out: Rollout, golds: list[list[str]]) -> list[Verdict]:
-    """Verdicts of N answers; `golds` has one entry per prompt."""
-    return judge.grade([(rules.answer_text(out, row), golds[row // out.samples]) for row in range(len(out.answers))])
+def grade(judge: Judge, rules: TextRules, out: Rollout, problems: list[Problem]) -> list[Verdict]:
+    """Verdicts of N answers to B problems."""
+    texts = [rules.answer_text(out, row) for row in range(len(out.answers))]
+    asked = [problems[row // out.samples] for row in range(len(texts))]
+    return judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])

@@ -178,8 +178,6 @@ def choice_problems(
         if len(set(options)) < len(options):
             flagged.append({"id": problem["id"], "reason": "two options are the same"})
         problems.append(problem)
-        if len(problems) == spec.limit:
-            break
     return problems, [], flagged
 
 

@@ -45,6 +45,11 @@ class Grading(Record):
     solved_at: float = Field(default=1.0, description="a number that a user's function returns is solved from here on")
     answer_format: AnswerFormat = AnswerFormat()
 
+    @property
+    def wants_columns(self) -> bool:
+        """Whether the reward may read columns of the data set other than question and gold."""
+        return isinstance(self.reward, Reference)
+
 
 MATH = Grading()
 

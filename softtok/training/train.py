@@ -28,6 +28,7 @@ from softtok.method.trajectories import STOPS, Limits, Rollout
 from softtok.models.devices import PRECISIONS, announce
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
+from softtok.problems.rehearsal import check_reward
 from softtok.problems.reward import Judge
 from softtok.storage.files import (
     canonical_json,
@@ -60,7 +61,7 @@ class Trainer:
     """One run in progress: its model, optimizer, data and best checkpoint so far."""
 
     def __init__(self, spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path):
-        if spec.mode is None or spec.training is None:
+        if spec.mode is None or spec.training is None or spec.grading is None:
             raise UserError(
                 "this is the spec of an untouched model, which is not trained; `softtok base` makes its run"
             )
@@ -71,14 +72,14 @@ class Trainer:
         self.lm = load(model, runtime)
         announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # stays as it is
-        problems = read_problems(data, self.lm, spec.model.prompt)
+        problems = read_problems(data, self.lm, spec.model.prompt, columns=spec.grading.wants_columns)
         # Of the base, before any step, whatever the mode: tests may place noise where training did not.
         self.rms = {
             "embedding": embedding_rms(self.lm.embedding_VD), **state_rms(self.lm, rms_prompts(problems)),
         }  # fmt: skip
         self.tokens = bind(spec.mode, self.lm, self.rms)
         self.greedy = bind(spec.mode.without_noise(), self.lm, self.rms)
-        self.rules = TextRules(self.lm)
+        self.rules = TextRules(self.lm, spec.grading.answer_format)
         longest = max(len(problem.prompt) for problem in problems) + most_steps(self.rules, self.limits(0.0))
         refuse_longer(self.lm, longest, f"train set {data}")
         held_out = set(shuffled(len(problems), VALIDATION_SLICE)[: self.settings.validation_problems].tolist())
@@ -95,6 +96,7 @@ class Trainer:
             workers=runtime.reward_workers,
             reward_correct=self.settings.reward_correct,
             reward_boxed=self.settings.reward_boxed,
+            grading=spec.grading,
         )
         made_of = {"spec": spec.model_dump(mode="json"), "model": base["sha256"], "data": file_sha256(data)}
         self.key = content_hash(made_of, 64)
@@ -113,7 +115,7 @@ class Trainer:
         correct, limits = 0, self.limits(0.0)
         for part in batches(self.validation, 1, most_steps(self.rules, limits), self.runtime):
             out = rollout(self.lm, self.rules, self.greedy, [p.prompt for p in part], 1, [p.id for p in part], limits)
-            correct += sum(verdict.correct for verdict in grade(self.judge, self.rules, out, [p.golds for p in part]))
+            correct += sum(verdict.correct for verdict in grade(self.judge, self.rules, out, part))
         return 100 * correct / len(self.validation)
 
     def take_step(self, step: int) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class Trainer:
         if not math.isfinite(entropy):
             raise FloatingPointError(f"entropy of the CoT is {entropy}")
         rolled_out = time.perf_counter()
-        verdicts = grade(self.judge, self.rules, out, [p.golds for p in part])
+        verdicts = grade(self.judge, self.rules, out, part)
         rewarded = time.perf_counter()
         rewards_BG = torch.tensor([v.reward for v in verdicts]).view(len(part), -1)
         advantages_N = group_advantages(rewards_BG, settings.objective).flatten().numpy()
@@ -334,6 +336,8 @@ def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out:
         alone(state / "locks" / "train", interruption),
         attempt(state / "attempts.jsonl"),
     ):
+        if spec.grading is not None:
+            check_reward(spec.grading, data, spec.model.prompt)
         trainer = Trainer(spec, runtime, model, data, out)
         with trainer.judge:
             trainer.run(interruption)

@@ -1,0 +1,49 @@
+"""Dry checks of a data set's plug-ins: what a job does first, and `softtok check` for a whole study.
+
+A reward is called on the data set's first problem, or on a built-in one where the set is not prepared yet; an adapter
+on the first row of local data. What is wrong is one line with file and line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from softtok.plugins import Reference
+from softtok.problems.adapter import Adapter
+from softtok.problems.prepare import describe, read_rows
+from softtok.problems.prompt import render
+from softtok.problems.reward import Answer, Grading, Judge
+from softtok.problems.spec import DataSpec, HubRows
+from softtok.storage.files import read_columns
+
+
+def check_reward(grading: Grading, data: Path | None, template: str) -> str:
+    """Calls a user's reward on a right and a wrong answer; returns what could not be checked, if anything.
+
+    `data`: the prepared set, if it is there. Raises UserError.
+    """
+    if not isinstance(grading.reward, Reference):
+        return ""
+    with Judge(grading=grading) as judge:
+        return judge.dry_check(None if data is None else _first(data, template))
+
+
+def _first(data: Path, template: str) -> Answer:
+    table = read_columns(data, ["question", "gold", "columns"]).slice(0, 1).to_pylist()[0]
+    return Answer("", table["gold"], render(template, table["question"]), table["columns"])
+
+
+def check_adapter(spec: DataSpec, data_root: Path | None) -> str:
+    """Imports an adapter and calls it on the first row; returns what could not be checked, if anything.
+
+    Rows of the hub are not fetched for it. Raises UserError.
+    """
+    if spec.adapter is None:
+        return ""
+    adapter = Adapter(spec.adapter, spec.kind)
+    if isinstance(spec.source, HubRows):
+        return "its rows are known when the data set is fetched"
+    rows, _ = read_rows(spec.source, data_root)
+    for row in rows[:1]:
+        adapter(row, f"{describe(spec.source)}, row 0")
+    return ""
