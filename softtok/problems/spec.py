@@ -38,6 +38,7 @@ class OpenFields(Record):
     """Fields of train and test problems. Dots go down into nested values ("prompt.0.content"); without `id`, the row's
     number names a problem."""
 
+    kind: Literal["open"] = "open"
     id: str | None
     question: str
     gold: GoldRule
@@ -46,6 +47,7 @@ class OpenFields(Record):
 class ChoiceFields(Record):
     """Fields of multiple-choice questions; `answer` holds an index, a letter, or one of the labels."""
 
+    kind: Literal["choices"] = "choices"
     id: str | None
     question: str
     choices: OptionsRule
@@ -94,7 +96,7 @@ class DataSpec(Record):
 
     kind: Kind
     source: ToyRows | HubRows | FileRows = Field(discriminator="kind")
-    fields: OpenFields | ChoiceFields
+    fields: OpenFields | ChoiceFields = Field(discriminator="kind")
     limit: int | None
     exclude: dict[str, DataSpec]
     version: int
