@@ -41,6 +41,7 @@ class OpenFields(Record):
     """Fields of train and test problems. Dots go down into nested values ("prompt.0.content"); without `id`, the row's
     number names a problem."""
 
+    kind: Literal["open"] = "open"
     id: str | None
     question: str
     gold: GoldRule
@@ -49,6 +50,7 @@ class OpenFields(Record):
 class ChoiceFields(Record):
     """Fields of multiple-choice questions; `answer` holds an index, a letter, or one of the labels."""
 
+    kind: Literal["choices"] = "choices"
     id: str | None
     question: str
     choices: OptionsRule
@@ -101,7 +103,7 @@ class DataSpec(Record):
 
     kind: Kind
     source: ToyRows | HubRows | FileRows = Field(discriminator="kind")
-    fields: OpenFields | ChoiceFields
+    fields: OpenFields | ChoiceFields = Field(discriminator="kind")
     limit: int | None
     exclude: dict[str, DataSpec]
     adapter: Reference | None = None

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from softtok.config.specs import ReportSpec, parse
 from tests.support.project import BIN, ROOT, Project, counts, dry_run, shipped
 
 # A bash function outranks every `softtok` on PATH. Calls are noted in calls.txt; contents differ from call to call.
@@ -449,3 +450,18 @@ def test_profiles_agree_on_what_reruns_and_give_a_reason_for_every_line(name: st
     assert yaml.safe_load(text)["rerun-triggers"] == ["mtime", "params", "input"]
     for line in text.split("\n"):
         assert not line or line.endswith(":") or "#" in line, line
+
+
+def test_a_study_of_a_thousand_runs_is_expanded_and_its_report_reads_the_spec_from_a_file(tmp_path: Path) -> None:
+    """Some 375 runs were once the most: a command line holds no more. (The dry run takes some 5 s of a CPU.)"""
+    project = StandInProject.create(tmp_path / "project", yaml.safe_load(TINY), **ENVIRONMENT)
+    project.edit(lambda config: config["studies"]["second"].update(seeds=list(range(500))))
+    listed = project.snakemake("-n", "--quiet", "rules", "--", "second")
+    assert counts(listed) == {
+        "dataset": 2, "model": 1, "base": 1, "train": 1000, "evaluate": 1001,
+        "report_spec": 1, "report": 1, "second": 1,
+    }  # fmt: skip
+    study = project.grid().studies["second"]
+    assert len(study.json) > 500_000, "far more than one word of a command line holds"
+    project.build("--", study.spec_path)
+    assert parse(ReportSpec, str(project.folder / study.spec_path)) == study.spec
