@@ -3,9 +3,9 @@
     A_bg = r_bg - mean of the other G-1 rewards of the same prompt
     loss = -1/(B G) sum_bg A_bg * [ sum_CoT log pi(x_t | x_<t) + sum_answer log pi(a_t | ...) ]
 
-Other objectives (`objectives.py`) have other advantages, other weights and, for hard tokens, clipped ratios in the place
-of log-probabilities. Two terms may be added: minus `entropy_bonus` times the entropy at CoT tokens (temperature 1), plus
-`kl_coefficient` times the KL to the base at all sampled tokens. Each counts a token as the objective counts it.
+Other objectives (`objectives.py`) have other advantages, other weights and, for hard tokens, clipped ratios in the
+place of log-probabilities. Two terms may be added: minus `entropy_bonus` times the entropy at CoT tokens (temperature
+1), plus `kl_coefficient` times the KL to the base at all sampled tokens. Each counts a token as the objective does.
 
 The recorded x is a constant: there is no back-propagation through time. The vocabulary exists for a tile of tokens at a
 time: the gradient of a tile is formed at once and the tile forgotten. Rows without an advantage contribute nothing and,
