@@ -55,12 +55,12 @@ def configuration(problems: int, steps: int, runs: int = 1) -> dict[str, object]
     }
 
 
-def expand(problems: int, steps: int) -> Grid:
+def expand(problems: int, steps: int, runs: int = 1) -> Grid:
     """Returns the jobs of `configuration`; imports what `start` must not, for its time is measured."""
     from softtok.config.grid import Grid
     from softtok.config.load import load
 
-    return Grid(load(configuration(problems, steps)))
+    return Grid(load(configuration(problems, steps, runs)))
 
 
 def folder_name(problems: int, steps: int) -> str:
