@@ -1,5 +1,7 @@
-"""The work that is timed, the same on every side: random Llamas, prompts of mixed length, a cheap reward, and one
-RLOO step made of softtok's public functions just as `train.py` makes it.
+"""The work that is timed, the same on every side.
+
+Random Llamas, prompts of mixed length, a cheap reward, and one RLOO step made of softtok's public functions just as
+`train.py` makes it. What softtok's functions are called with stands here and in `toy.py` alone.
 
 Nothing stops early: our side's tokenizer has no EOS and no word of the stop phrase, the peers suppress EOS. So every
 row samples exactly T tokens. Ours are T - 1 CoT tokens, one prefilled word and one answer token, and so one decode
@@ -112,9 +114,11 @@ def word_tokenizer(vocabulary: int, eos: bool) -> PreTrainedTokenizerFast:
 
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token=f"w{PAD}"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # whose arguments have no types
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=words, pad_token=f"w{PAD}", padding_side="left", **({"eos_token": f"w{EOS}"} if eos else {})
     )
+    return tokenizer
 
 
 def make_prompts(size: Size, load: Load) -> list[list[int]]:
@@ -211,9 +215,11 @@ class Ours:
         synchronize(self.lm.device)
         (rollout_wall, rollout_cpu), (pass_wall, pass_cpu) = rolled_out - started, passed - rolled_out
         return {
-            "rollout_wall_s": rollout_wall, "rollout_cpu_s": rollout_cpu,
-            "pass_wall_s": pass_wall, "pass_cpu_s": pass_cpu,
-        }  # fmt: skip
+            "rollout_wall_s": rollout_wall,
+            "rollout_cpu_s": rollout_cpu,
+            "pass_wall_s": pass_wall,
+            "pass_cpu_s": pass_cpu,
+        }
 
     def clocks(self) -> np.ndarray:
         """`clocks` once the device has done what it was given."""
@@ -255,8 +261,11 @@ class Ours:
             product(inputs[weight.shape[1]], weight)
 
     def back_propagate_through(self) -> None:
-        """Forwards and backwards through the whole CoT, Coconut's way: what is fed depends on the states before it, and
-        the loss, the log-probability of a token behind the CoT, reaches all of them. Without noise."""
+        """Goes forwards and backwards through the whole CoT, as Coconut does, without noise.
+
+        What is fed depends on the states before it, and the loss, the log-probability of a token behind the CoT,
+        reaches all of them.
+        """
         lm, tokens = self.lm, self.tokens["soft"]
         self.optimizer.zero_grad()
         prompts = [prompt for prompt in self.prompts for _ in range(self.load.samples)]
@@ -266,7 +275,7 @@ class Ours:
             mask_NP = torch.cat([mask_NP, mask_NP.new_ones(len(mask_NP), 1)], 1)
             hidden_ND = lm.hidden(x_ND[:, None], mask_NP[:, None, None], (lengths + step)[:, None], cache)[:, 0]
         last = torch.full((len(prompts),), EOS, device=lm.device)
-        hard_log_prob(logits_fp32(hidden_ND, lm.head_VD), last, 1.0).mean().backward()
+        torch.autograd.backward(hard_log_prob(logits_fp32(hidden_ND, lm.head_VD), last, 1.0).mean())
 
 
 LARGE_ROWS = 2048
@@ -281,9 +290,16 @@ def make_generate(size: Size, load: Load) -> tuple[Callable[[], None], str]:
 
     def once() -> None:
         out = model.generate(
-            input_ids=ids, attention_mask=mask, num_return_sequences=load.samples, do_sample=True, temperature=1.0,
-            top_k=0, top_p=1.0, min_new_tokens=load.new_tokens, max_new_tokens=load.new_tokens,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            num_return_sequences=load.samples,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=load.new_tokens,
+            max_new_tokens=load.new_tokens,
+        )
         new = out[:, width:]
         assert new.shape == (load.rows, load.new_tokens) and not (new == EOS).any(), "T tokens a row, no EOS"
 
@@ -293,7 +309,8 @@ def make_generate(size: Size, load: Load) -> tuple[Callable[[], None], str]:
 def make_trl(size: Size, load: Load, folder: str, steps: int = 1000, callbacks: Sequence[Any] = ()) -> tuple[Any, str]:
     """TRL's trainer on the same work, with nothing on top of its loss, and the digest of that."""
     from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
 
     model, prompts = random_llama(size), make_prompts(size, load)
 
@@ -304,13 +321,27 @@ def make_trl(size: Size, load: Load, folder: str, steps: int = 1000, callbacks: 
         return [reward(ids) for ids in completion_ids]
 
     config = RLOOConfig(
-        output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        per_device_train_batch_size=load.rows // load.trl_batches, gradient_accumulation_steps=load.trl_batches,
-        num_generations=load.samples, beta=0.0, num_iterations=1, report_to="none", save_strategy="no",
-        shuffle_dataset=False, learning_rate=LEARNING_RATE, max_grad_norm=1.0, temperature=1.0,
-        max_completion_length=load.new_tokens, max_steps=steps, disable_tqdm=True, logging_strategy="no",
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=load.rows // load.trl_batches,
+        gradient_accumulation_steps=load.trl_batches,
+        num_generations=load.samples,
+        beta=0.0,
+        num_iterations=1,
+        report_to="none",
+        save_strategy="no",
+        shuffle_dataset=False,
+        learning_rate=LEARNING_RATE,
+        max_grad_norm=1.0,
+        temperature=1.0,
+        max_completion_length=load.new_tokens,
+        max_steps=steps,
+        disable_tqdm=True,
+        logging_strategy="no",
         generation_kwargs={"min_new_tokens": load.new_tokens},
-    )  # fmt: skip
+    )
     trainer: Any = RLOOTrainer(
         model=model,
         reward_funcs=rewards,
