@@ -49,7 +49,7 @@ from tests.support.gradients import make_rollout as roll
 from tests.support.gradients import pass_gradients as gradients
 from tests.support.records import actions, change_record, fed, logit_record, means, record_of
 from tests.support.specs import TEMPLATE, train_spec
-from tests.support.steps import bound_to, predictions, step, vocabulary_of
+from tests.support.steps import bound_to, step
 from tests.support.tiny_models import random_logits, tiny_model
 
 HIDDEN = TokenMode(tokens="soft", temperature=0.5, noise_scale=0.4, noise_at="hidden")
@@ -246,9 +246,9 @@ def placed_reward(problem: small.Problem, frozen: LanguageModel, noise_nTX: torc
     for prompt, rewards_V in zip(small.PROMPTS, small.REWARD_OF_TOKEN, strict=True):
         embeds = problem.lm.embedding_VD[torch.tensor(prompt)].expand(len(noise_nTX), -1, -1)
         asked = frozen.embedding_VD[torch.tensor(prompt)].expand(len(noise_nTX), -1, -1)
-        for step in range(COT):
+        for t in range(COT):
             state = problem.lm.model.base_model(inputs_embeds=embeds).last_hidden_state[:, -1]
-            noise = noise_nTX[:, step]
+            noise = noise_nTX[:, t]
             if mode.noise_at == "hidden":
                 weighed = (state + sigma * noise) @ frozen.head_VD.T
             else:
