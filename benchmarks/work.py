@@ -25,11 +25,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
-from softtok.method.objective import accumulate_gradients, leave_one_out
+from softtok.method.noise_units import embedding_rms
+from softtok.method.objectives import group_advantages
+from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
+from softtok.method.sampling import log_prob, mix
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import CotTokens, embedding_rms, hard_log_prob, mix
-from softtok.method.trajectories import Limits, Rollout
+from softtok.method.token_modes import bind
+from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel, logits_fp32, prefill
 from softtok.models.matmul import product
 from softtok.training.optimizer import MasterAdamW
@@ -165,8 +168,7 @@ class Ours:
         self.rules = TextRules(self.lm)
         # One prefilled word in place of five: prefilled words are not sampled, and T tokens are to be.
         self.rules.prefill_after_phrase = self.rules.prefill_after_cut = self.rules.prefill_after_cut[:1]
-        self.runtime = RuntimeSettings(threads=torch.get_num_threads(), **runtime)
-        self.settings = TrainingSettings(
+        settings = TrainingSettings(
             learning_rate=LEARNING_RATE,
             warmup_steps=0,
             max_cot_tokens=load.new_tokens - 1,
@@ -174,21 +176,18 @@ class Ours:
             prompts_per_step=load.prompts,
             samples_per_prompt=load.samples,
         )
-        self.optimizer = MasterAdamW(model, self.settings)
-        noise = embedding_rms(self.lm.embedding_VD)
-        self.tokens = {
-            name: CotTokens(mode, self.lm.embedding_VD.detach(), mode.noise_scale * noise)
-            for name, mode in MODES.items()
-        }
+        self.loss = Loss(settings, Tiling.of(RuntimeSettings(**runtime)))
+        self.optimizer = MasterAdamW(model, settings)
+        rms = {"embedding": embedding_rms(self.lm.embedding_VD)}
+        self.tokens = {name: bind(mode, rms) for name, mode in MODES.items()}
         self.steps = 0
-        self.limits = Limits(self.settings.max_cot_tokens, 1, self.settings.answer_temperature, self.settings.stop_on)
+        self.limits = Limits(settings.max_cot_tokens, 1, settings.answer_temperature, settings.stop_on)
 
     def rollout(self, mode: str) -> Rollout:
         """B x G trajectories as `Trainer.take_step` makes them."""
         keys = [f"train|0|{self.steps}|{row}" for row in range(self.load.rows)]
-        out = rollout(
-            self.lm, self.rules, self.tokens[mode], self.prompts, self.load.samples, keys, self.limits, record=True
-        )
+        policy = Policy(self.lm, self.rules, self.tokens[mode], self.limits)
+        out = rollout(policy, Batch(self.prompts, self.load.samples, keys), record=True)
         sampled = out.cot_lengths.sum() + sum(map(len, out.answers))
         assert sampled == self.load.rows * self.load.new_tokens, f"{sampled} tokens were sampled"
         return out
@@ -196,11 +195,10 @@ class Ours:
     def update(self, mode: str, out: Rollout) -> None:
         """Reward, leave-one-out advantages and the teacher-forced pass, as `Trainer.take_step` makes them."""
         rewards = torch.tensor([reward(out.cot(row) + out.answers[row]) for row in range(self.load.rows)])
-        advantages = leave_one_out(rewards.view(self.load.prompts, -1)).flatten().numpy()
+        advantages_BG = group_advantages(rewards.view(self.load.prompts, -1), self.loss.objective)
+        experience = Experience(out, advantages_BG.flatten().numpy())
         self.optimizer.zero_grad()
-        accumulate_gradients(
-            self.lm, self.tokens[mode], out, advantages, self.settings, self.runtime, gradients=self.optimizer.gradients
-        )
+        accumulate_gradients(self.lm, self.tokens[mode], experience, self.loss, gradients=self.optimizer.gradients)
         self.norm = self.optimizer.gradient_norm()
 
     def step(self, mode: str) -> dict[str, float]:
@@ -270,12 +268,12 @@ class Ours:
         self.optimizer.zero_grad()
         prompts = [prompt for prompt in self.prompts for _ in range(self.load.samples)]
         hidden_ND, cache, mask_NP, lengths = prefill(lm, prompts)
-        for step in range(self.settings.max_cot_tokens):
+        for step in range(self.limits.max_cot_tokens):
             x_ND = mix(logits_fp32(hidden_ND, lm.head_VD), lm.embedding_VD, tokens.mode.temperature)
             mask_NP = torch.cat([mask_NP, mask_NP.new_ones(len(mask_NP), 1)], 1)
             hidden_ND = lm.hidden(x_ND[:, None], mask_NP[:, None, None], (lengths + step)[:, None], cache)[:, 0]
         last = torch.full((len(prompts),), EOS, device=lm.device)
-        torch.autograd.backward(hard_log_prob(logits_fp32(hidden_ND, lm.head_VD), last, 1.0).mean())
+        torch.autograd.backward(log_prob(logits_fp32(hidden_ND, lm.head_VD), last, 1.0).mean())
 
 
 LARGE_ROWS = 2048

@@ -24,7 +24,6 @@ from softtok.method.batches import read_problems
 from softtok.method.policy_gradient import Tiling
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import SoftTokens
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.base_model import make_model
 from softtok.models.language_model import LanguageModel
@@ -262,16 +261,14 @@ def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer
     keys = [str(row) for row in range(len(prompts) * SAMPLES)]
     batch, limits, tiling = Batch(prompts, SAMPLES, keys), Limits(10, 6, 1.0, "shadow"), Tiling(400, TILE)
     for label, mode in MODES.items():
-        tokens = token_mode(lm, mode)
+        tokens, soft = token_mode(lm, mode), mode.tokens == "soft"
         with Largest() as in_rollout:
             out = rollout(Policy(lm, rules, tokens, limits), batch, record=True)
         assert in_rollout.elements <= max(len(keys), WIDTH) * ROWS[name]
         assert set(out.stops) == {STOPS.index("cap")}, "random tokens do not stop by themselves"
         assert (out.cot_ids >= 0).all() and (out.cot_ids < ROWS[name]).all()
         assert len({tuple(row) for row in out.cot_ids.tolist()}) > len(keys) // 2, "a body that listens to its input"
-        clear = (
-            clear_rows(lm, out, mode, tokens.noise_std) if isinstance(tokens, SoftTokens) else np.ones(len(keys), bool)
-        )
+        clear = clear_rows(lm, out, mode, tokens.noise_std) if soft else np.ones(len(keys), bool)
         assert clear.mean() > 0.3
         advantages = np.random.default_rng(0).normal(size=len(keys)).astype(np.float32)
         lm.model.zero_grad()
