@@ -20,7 +20,7 @@ from softtok.config.load import load
 from softtok.config.settings import RuntimeSettings, TokenMode, ToySettings, TrainingSettings
 from softtok.errors import UserError
 from softtok.method.objectives import group_advantages, leave_one_out, objective_of
-from softtok.method.policy_gradient import Tiling
+from softtok.method.policy_gradient import Experience, PassStatistics, Tiling
 from softtok.method.token_modes import CotTokens, SoftTokens
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
@@ -362,12 +362,26 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
         assert all("clip_fraction" in line for line in lines(tmp_path / "run")[1:] if line["gradient_norm"] > 0)
 
 
-def test_each_update_of_a_step_is_one_of_the_optimizer(tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
+def test_each_update_of_a_step_is_one_of_the_optimizer(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the log-probabilities before the first are what the ratios of the others are to."""
     settings_ = {"objective": "ppo-clip", "updates_per_step": 3}
     trainer = Trainer(spec(HARD, **settings_), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+    accumulate, passes = trainer.accumulate, []
+
+    def noted(experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
+        passes.append((experience.old_log_prob_NL, accumulate(experience, terms)))
+        return passes[-1][1]
+
+    monkeypatch.setattr(trainer, "accumulate", noted)
     with trainer.judge:
         trainer.take_step(1)
     assert {int(state["step"]) for state in trainer.optimizer.adamw.state.values()} == {3}
+    before = [old_NL for old_NL, _ in passes]
+    first_NL = passes[0][1].log_prob_NL
+    assert first_NL is not None and before[0] is None
+    assert len(before) == 3 and all(old_NL is first_NL for old_NL in before[1:])
 
 
 def test_divergence_in_a_later_update_is_recorded(
