@@ -63,8 +63,10 @@ def pass_flops(size: Size, load: Load, mode: str) -> int:
 
 
 def least_rollout_s(size: Size, load: Load, mode: str, decode_rate: float, large_rate: float) -> float:
-    """The least time of a rollout, in seconds: its decode steps at the rate (operations per second) of products of N
-    rows, the prompts at that of large ones."""
+    """Returns the least time of a rollout, in seconds.
+
+    Decode steps take the rate (operations per second) of products of N rows, the prompts that of large products.
+    """
     decode = decode_flops(size, load) + mixture_flops(size, load, mode)
     return decode / decode_rate + prefill_flops(size, load) / large_rate
 

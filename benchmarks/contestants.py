@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,8 +21,8 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
+from benchmarks import toy
 from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl
-from softtok.config.settings import RuntimeSettings
 
 
 class Turns:
@@ -162,26 +161,7 @@ def through_time(turns: Turns, size: dict[str, int], through: bool, **load: int)
 
 def evaluation(turns: Turns, folder: str, drop_rows: bool) -> None:
     """One cell of `softtok evaluate` from a fresh start, hard tokens, with or without dropping of finished rows."""
-    from softtok.evaluation import evaluate as module
-
-    rollout, decoded = module.rollout, [0]
-
-    def counting(*arguments: Any, **named: Any) -> Any:
-        made = rollout(*arguments, **(named | {"drop_rows": drop_rows}))
-        decoded[0] += made.decode_rows
-        return made
-
-    module.rollout = counting
-    run, spec = Path(folder) / "run", json.loads((Path(folder) / "evaluate.json").read_text())
-
-    def turn() -> dict[str, float]:
-        decoded[0] = 0
-        shutil.rmtree(run / ".state", ignore_errors=True)
-        with tempfile.TemporaryDirectory() as out:
-            module.evaluate(spec, RuntimeSettings(), run, Path(folder) / "test.parquet", Path(out) / "cell.parquet")
-        return {"decode_rows": decoded[0]}
-
-    turns.serve(turn)
+    turns.serve(toy.evaluation(Path(folder), torch.get_num_threads(), drop_rows))
 
 
 ROLES = {role.__name__: role for role in (ours, generate, trl, growth, objective, through_time, evaluation)}

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 ROUNDS = 5  # that count
 LONG_ROUND_S = 15.0
@@ -42,8 +42,11 @@ class Times:
 
 @dataclass
 class Row:
-    """One line of the table. `ratio` is of the minima of wall time, unless `note` says otherwise; `spread` are the
-    lowest and highest ratio of single rounds."""
+    """One line of the table.
+
+    `ratio` is that of the minima of wall time, unless `note` says otherwise; `spread` are the lowest and the highest
+    ratio of single rounds.
+    """
 
     measurement: str
     case: str
@@ -76,13 +79,20 @@ class Worker:
     def __init__(self, role: str, threads: int, **options: Any):
         self.role, self.log = role, tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`)
         environment = {
-            "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
-        }  # fmt: skip
+            "OMP_NUM_THREADS": str(threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", role, json.dumps(options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=os.environ | environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | environment,
+        )
         self.facts: dict[str, Any] = {}
 
     def ready(self) -> None:
@@ -102,7 +112,8 @@ class Worker:
         if not line:
             self.log.seek(0)
             raise RuntimeError(f"{self.role}: ended with status {self.process.wait()}\n{self.log.read()[-2000:]}")
-        return json.loads(line)
+        facts: dict[str, Any] = json.loads(line)
+        return facts
 
     def close(self) -> None:
         self.process.communicate()  # closes its stdin, and so ends it
@@ -124,6 +135,23 @@ def workers(threads: int, **contestants: tuple[str, dict[str, Any]]) -> Iterator
             worker.close()
 
 
+class Facts(TypedDict, total=False):
+    """What a measurement says of a row besides its numbers; the fields are `Row`'s."""
+
+    goal: float | None
+    better: str
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a ratio: what it is called in the results, whose turns it takes, and which part of each turn."""
+
+    label: str
+    contestant: str
+    part: str = ""
+
+
 @dataclass(frozen=True)
 class Rounds:
     """The turns of each contestant that count, and whether a round before them warmed up."""
@@ -135,24 +163,34 @@ class Rounds:
     def repeats(self) -> int:
         return len(next(iter(self.turns.values())))
 
-    def row(
-        self, measurement: str, case: str, over: tuple[str, str], under: tuple[str, str], names: tuple[str, str],
-        **facts: Any,
-    ) -> Row:  # fmt: skip
-        """The ratio of two contestants' wall times, each a (name, part of its turn): `over` is the numerator. `names`
-        are what the two are called in the results."""
-        above, below = ([turn[f"{part}wall_s"] for turn in self.turns[name]] for name, part in (over, under))
+    def row(self, measurement: str, case: str, over: Side, under: Side, **facts: Unpack[Facts]) -> Row:
+        """Returns the ratio of two sides' wall times; `over` is the numerator."""
+        above, below = ([turn[f"{side.part}wall_s"] for turn in self.turns[side.contestant]] for side in (over, under))
         singles = [a / b for a, b in zip(above, below, strict=True)]
         return Row(
-            measurement, case, min(above) / min(below),
-            spread=(min(singles), max(singles)), median=statistics.median(above) / statistics.median(below),
-            repeats=self.repeats, warm_up=self.warm_up,
-            sides={
-                name: Times.of(self.turns[contestant], part)
-                for name, (contestant, part) in zip(names, (over, under), strict=True)
-            },
+            measurement,
+            case,
+            min(above) / min(below),
+            spread=(min(singles), max(singles)),
+            median=statistics.median(above) / statistics.median(below),
+            repeats=self.repeats,
+            warm_up=self.warm_up,
+            sides={side.label: Times.of(self.turns[side.contestant], side.part) for side in (over, under)},
             **facts,
-        )  # fmt: skip
+        )
+
+    def memory_row(self, measurement: str, case: str, over: str, under: str, **facts: Unpack[Facts]) -> Row:
+        """Returns the ratio of two contestants' peak memory above what they held before."""
+        above, below = (max(turn["mb"] for turn in self.turns[name]) for name in (over, under))
+        return Row(
+            measurement,
+            case,
+            above / below if below > 0 else None,
+            repeats=self.repeats,
+            warm_up=self.warm_up,
+            note=f"{above:.0f} MB over {below:.0f} MB",
+            **facts,
+        )
 
 
 def interleave(
@@ -162,9 +200,11 @@ def interleave(
     least: int = 2,
     warm: bool = False,
 ) -> Rounds:
-    """Rounds of one turn each, while the next would end within `seconds`; of those that count, `most` at most and
-    `least` at least. The first warms up, unless all are `warm`; it counts if it took more than `LONG_ROUND_S` and the
-    time allows no other: what warms up is then little of it."""
+    """Runs rounds of one turn each, while the next would end within `seconds`.
+
+    At most `most` and at least `least` rounds count. The first warms up, unless all contestants are `warm`; it counts
+    if it took more than `LONG_ROUND_S` and the time allows no other, because warming up is then a small part of it.
+    """
     started = time.perf_counter()
     rounds: list[dict[str, dict[str, float]]] = []
     forgotten = 0 if warm else 1

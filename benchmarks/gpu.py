@@ -1,5 +1,7 @@
-"""For a GPU: the time of a decode step, eager and as a CUDA graph, against the least its memory allows, and a whole
-soft step against a hard one.
+"""Times decode steps and whole steps on a GPU.
+
+A decode step, eager and as a CUDA graph, is set against the least time that its memory allows, and a whole soft step
+against a hard one.
 
 python -m benchmarks.gpu                          a random Llama of the shape of Llama 3.2 3B, bf16
 python -m benchmarks.gpu --device cpu --size S --new-tokens 16      to see that it works
@@ -29,7 +31,7 @@ def median_s(work: Ours, once: Callable[[], object], repeats: int = REPEATS) -> 
     for _ in range(repeats):
         started = work.clocks()
         once()
-        times.append((work.clocks() - started)[0])
+        times.append(float((work.clocks() - started)[0]))
     return statistics.median(times)
 
 

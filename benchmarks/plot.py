@@ -8,10 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.driver import Row
-from softtok.report.figures import Plot, save
-from softtok.report.palette import MUTED, SERIES
-from softtok.report.panels import STYLE
 
+COLOURS = {"time": "#1d4ed8", "memory": "#c2410c"}
 NAMES = {"G": "samples per prompt", "T": "new tokens", "V": "vocabulary", "layers": "layers"}
 
 
@@ -24,13 +22,14 @@ def growth(rows: list[Row], folder: Path) -> None:
             points.setdefault(axis, {}).setdefault(what, []).append((row.bound, row.ratio))
     if not points:
         return
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(2.3 * len(points), 2.5), layout="constrained")
         for axes, (axis, series) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
-            for (what, line), colour in zip(series.items(), SERIES, strict=False):
-                axes.plot(*zip(*line, strict=True), color=colour, marker="o", markersize=3, linewidth=1.9, label=what)
+            for what, line in series.items():
+                along, seen = zip(*line, strict=True)
+                axes.plot(along, seen, color=COLOURS[what], marker="o", markersize=3, linewidth=1.9, label=what)
             factors = [factor for factor, _ in next(iter(series.values()))]
-            axes.plot(factors, factors, color=MUTED, linestyle=(0, (3, 2)), linewidth=1, label="linear")
+            axes.plot(factors, factors, color="0.4", linestyle=(0, (3, 2)), linewidth=1, label="linear")
             axes.set(xscale="log", yscale="log", title=NAMES[axis], xlabel="times as many")
             for side in (axes.xaxis, axes.yaxis):
                 side.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
@@ -40,5 +39,5 @@ def growth(rows: list[Row], folder: Path) -> None:
         first = figure.axes[0]
         first.set_ylabel("times as much")
         first.legend(frameon=False)
-        caption = "Wall time and peak memory of a soft step over those of the smallest."
-        save(Plot("growth", "benchmarks", "Growth of a training step", caption, figure), folder)
+        for ending in ("svg", "png"):
+            figure.savefig(folder / f"growth.{ending}", dpi=200)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import platform
 import sys
@@ -17,28 +18,34 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measurements, plot
+from benchmarks import cells, measurements, plot
 from benchmarks.driver import Row
-from benchmarks.measurements import FULL, LONG, QUICK, TINY, Plan
-from softtok.storage.files import write_json, write_text
+from benchmarks.overhead import make_toy, workflow_overhead
+from benchmarks.plans import FULL, LONG, QUICK, TINY, Plan
 
-NAMES = (
-    "rollout_vs_generate", "soft_vs_hard", "step_vs_trl", "rollout_floor",  # share their processes
-    "objective_memory", "evaluate_throughput", "workflow_overhead", "growth", "bptt_cost",
-)  # fmt: skip
+Say = Callable[[str], None]
 FAILED = "failed"
-OF_CELLS: tuple[Callable[[Any], list[Row]], ...] = (
-    measurements.rollout_vs_generate, measurements.soft_vs_hard, measurements.step_vs_trl, measurements.rollout_floor
-)  # fmt: skip
+OF_CELLS: dict[str, Callable[[cells.Cell], list[Row]]] = {  # share their processes
+    "rollout_vs_generate": cells.rollout_vs_generate,
+    "soft_vs_hard": cells.soft_vs_hard,
+    "step_vs_trl": cells.step_vs_trl,
+    "rollout_floor": cells.rollout_floor,
+}
+OTHERS: dict[str, Callable[[Plan, Path, Say], list[Row]]] = {  # plan, folder of results, progress
+    "objective_memory": lambda plan, _, say: measurements.objective_memory(plan, say),
+    "evaluate_throughput": lambda plan, out, say: measurements.evaluate_throughput(plan, make_toy(plan, out, say), say),
+    "workflow_overhead": lambda plan, out, say: workflow_overhead(plan, make_toy(plan, out, say), Path("results"), say),
+    "growth": lambda plan, _, say: measurements.growth(plan, say),
+    "bptt_cost": lambda plan, _, say: measurements.bptt_cost(plan, say),
+}
+NAMES = (*OF_CELLS, *OTHERS)
 
 
-def measure(plan: Plan, names: list[str], out: Path, say: Callable[[str], None]) -> list[Row]:
-    """Rows of all measurements in `names`. One that fails leaves a row that says so, and the others go on."""
+def measure(plan: Plan, names: list[str], out: Path, say: Say) -> list[Row]:
+    """Returns the rows of all measurements in `names`; one that fails leaves a row that says so."""
     rows: list[Row] = []
 
     def add(name: str, make: Callable[[], list[Row]]) -> None:
-        if name not in names:
-            return
         try:
             made = make()
         except Exception as error:  # whatever a library threw: the other measurements are wanted all the same
@@ -47,22 +54,17 @@ def measure(plan: Plan, names: list[str], out: Path, say: Callable[[str], None])
         for row in made:
             say(f"    {row.measurement:20} {row.case:40} {number(row)}  (goal {limit(row)}) {row.note}")
 
-    of_cells = [function for function in OF_CELLS if function.__name__ in names]
-    for name, load, seconds in plan.cells if of_cells else []:
+    of_cells = [name for name in OF_CELLS if name in names]
+    for size, load, seconds in plan.cells if of_cells else []:
         try:
-            cell = measurements.run_cell(plan, name, load, seconds, say)
+            cell = cells.run_cell(plan, size, load, seconds, say)
         except RuntimeError as error:  # a process ended, for lack of memory maybe
-            rows.append(failed(of_cells[0].__name__, error))
+            rows.append(failed(of_cells[0], error))
             continue
-        for function in of_cells:
-            add(function.__name__, partial(function, cell))
-    add("objective_memory", lambda: measurements.objective_memory(plan, say))
-    if {"evaluate_throughput", "workflow_overhead"} & set(names):
-        toy = measurements.make_toy(plan, out, say)
-        add("evaluate_throughput", lambda: measurements.evaluate_throughput(plan, toy, say))
-        add("workflow_overhead", lambda: measurements.workflow_overhead(plan, toy, Path("results"), say))
-    add("growth", lambda: measurements.growth(plan, say))
-    add("bptt_cost", lambda: measurements.bptt_cost(plan, say))
+        for name in of_cells:
+            add(name, partial(OF_CELLS[name], cell))
+    for name in (name for name in OTHERS if name in names):
+        add(name, partial(OTHERS[name], plan, out, say))
     return sorted(rows, key=lambda row: order(row.measurement))
 
 
@@ -138,7 +140,9 @@ def main() -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--long", action="store_true", help="five rounds of everything, two prompts at L: over an hour")
     size.add_argument("--quick", action="store_true", help="under two minutes, for trends")
-    size.add_argument("--tiny", action="store_true", help="one tiny case, to see that everything works")
+    size.add_argument(
+        "--tiny", action="store_true", help="the smallest case of every measurement, to see that all work"
+    )
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=2)
@@ -153,12 +157,13 @@ def main() -> int:
     rows = measure(plan, options.only, options.out, say)
     seconds = round(time.perf_counter() - started)
     found = {"plan": plan.name, "machine": facts, "seconds": seconds, "rows": [row.as_json() for row in rows]}
-    write_json(options.out / "peers.json", found)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "peers.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     where = ", ".join(f"{name} {value}" for name, value in facts.items())
     head = f"# Side by side with generate() and TRL\n\nPlan: {plan.name}; {seconds} s; {where}.\n"
     head += "Ratios are of the minima of wall time; benchmarks/README.md says what each means.\n"
     text = head + table(rows)
-    write_text(options.out / "peers.md", text + times_table(rows))
+    (options.out / "peers.md").write_text(text + times_table(rows))
     if any(row.measurement == "growth" for row in rows):
         plot.growth(rows, options.out)
     print(f"\n{text}\n{options.out / 'peers.json'}, {options.out / 'peers.md'}")

@@ -1,62 +1,143 @@
-"""A small toy for the measurements that need text, and the start-up of a job: `python -m benchmarks.toy`.
+"""The toy of the measurements that need text, made and used through softtok's own commands.
 
-    python -m benchmarks.toy make FOLDER PROBLEMS     the demo's model (pretrained more briefly), data and specs
-    python -m benchmarks.toy start ARGUMENTS...       `softtok ARGUMENTS`, which ends where its first rollout begins
+    python -m benchmarks.toy make FOLDER PROBLEMS STEPS    a model pretrained for STEPS steps, data and specs
+    python -m benchmarks.toy start FOLDER OUT              `softtok train`, which ends where its first rollout begins
 
 The second prints nothing and exits with status 0 at that moment: whoever started it knows how long that took.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from unittest import mock
 
-PRETRAINING_STEPS = 100
+from softtok import __main__ as command
 
+if TYPE_CHECKING:
+    from argparse import Namespace
 
-def make(folder: Path, problems: int) -> None:
-    """model/, run/ (the untouched model's), train.parquet, test.parquet, train.json and evaluate.json."""
-    from softtok.config.settings import EvaluationSettings, RuntimeSettings, ToySettings, TrainingSettings
-    from softtok.models.base_model import base_run, make_model
-    from softtok.problems.prepare import prepare
-    from softtok.problems.prompt import PROMPT
-    from softtok.storage.files import write_json
+    from softtok.config.grid import Grid
+    from softtok.config.settings import RuntimeSettings
 
-    model = {"toy": ToySettings(steps=PRETRAINING_STEPS).model_dump(), "prompt": PROMPT}
-    make_model(model, RuntimeSettings(), folder / "model", None)
-    base_run({"model": model, "seed": 0}, folder / "model", folder / "run")
-    for split, count in (("train", 300), ("test", problems)):
-        source = {"task": "sums", "split": split, "problems": count, "seed": 0, "steps": [2, 4]}
-        prepare({"kind": split, "source": {"toy": source}}, folder / f"{split}.parquet", {}, None)
-    hard = {"tokens": "hard", "temperature": 1.0, "noise_scale": 0.0}
-    evaluation = EvaluationSettings(max_cot_tokens=80, max_answer_tokens=8).model_dump()
-    modes = {"hard-sample": hard | {"samples": 32}}
-    write_json(folder / "evaluate.json", {"inference_modes": modes, "evaluation": evaluation, "version": 1})
-    training = TrainingSettings(max_cot_tokens=48, max_answer_tokens=8).model_dump()
-    spec = {"model": {"prompt": PROMPT}, "mode": hard, "training": training, "seed": 0, "version": 1}
-    write_json(folder / "train.json", spec)
+SAMPLES = 32  # of each test problem
 
 
-def start(arguments: list[str]) -> None:
-    """Runs a `softtok train` up to its first rollout."""
-    from softtok import __main__ as command
+def configuration(problems: int, steps: int, runs: int = 1) -> dict[str, object]:
+    """Returns a config.yaml with one study of `runs` seeds, tested on `problems` problems in one mode."""
+    return {
+        "run": ["cell"],
+        "studies": {
+            "cell": {
+                "title": "Benchmark",
+                "models": ["toy"],
+                "train_sets": ["sums"],
+                "training_modes": ["hard"],
+                "seeds": list(range(runs)),
+                "test_sets": ["sums"],
+                "inference_sets": ["sampled"],
+            }
+        },
+        "models": {"toy": {"toy": {"steps": steps}}},
+        "train_sets": {"sums": {"toy": {"task": "sums", "steps": [2, 4], "problems": 300}}},
+        "test_sets": {"sums": {"toy": {"task": "sums", "steps": [2, 4], "problems": problems}}},
+        "training_modes": {"hard": {"tokens": "hard"}},
+        "inference_modes": {"hard-sample": {"tokens": "hard", "samples": SAMPLES}},
+        "inference_sets": {"sampled": ["hard-sample"]},
+        "training": {"max_cot_tokens": 48, "max_answer_tokens": 8},
+        "evaluation": {"max_cot_tokens": 80, "max_answer_tokens": 8},
+    }
 
-    runtime = command._runtime
 
-    def end_at_the_first_rollout(options: Any) -> Any:
+def expand(problems: int, steps: int, runs: int = 1) -> Grid:
+    """Returns the jobs of `configuration`; imports what `start` must not, for its time is measured."""
+    from softtok.config.grid import Grid
+    from softtok.config.load import load
+
+    return Grid(load(configuration(problems, steps, runs)))
+
+
+def folder_name(problems: int, steps: int) -> str:
+    """Returns a name that changes with the settings and with softtok's versions, so that no stale toy is used."""
+    grid = expand(problems, steps)
+    return "-".join(["toy", *sorted(job.hash for job in [*grid.runs.values(), *grid.evaluations.values()])])
+
+
+def make(folder: Path, problems: int, steps: int) -> None:
+    """Makes model/, run/ (the untouched model's), train.parquet, test.parquet, evaluate.json and train.json."""
+    grid = expand(problems, steps)
+    base, trained = sorted(grid.runs.values(), key=lambda run: run.train_set is not None)
+    evaluation = next(iter(grid.evaluations.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    softtok("model", spec=base.model.json, runtime="{}", out=folder / "model")
+    softtok("base", spec=base.json, model=folder / "model", out=folder / "run")
+    for data in grid.data.values():
+        softtok("data", spec=data.json, out=folder / f"{data.kind}.parquet")
+    (folder / "evaluate.json").write_text(evaluation.json)
+    (folder / "train.json").write_text(trained.json)  # last: it says that the toy is whole
+
+
+def softtok(name: str, **options: object) -> None:
+    """Runs a command of softtok's in this process; raises RuntimeError when it fails."""
+    arguments = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
+    if command.main([name, *arguments]):
+        raise RuntimeError(f"softtok {name} failed; its message is above")
+
+
+def evaluation(folder: Path, threads: int, drop_rows: bool) -> Callable[[], dict[str, float]]:
+    """Returns a function that evaluates the toy from a fresh start, with or without dropping of finished rows."""
+    from softtok.evaluation import evaluate as module
+
+    rollout = vars(module)["rollout"]
+
+    def evaluate() -> dict[str, float]:
+        decoded = 0
+
+        def counting(*arguments: object, **named: object) -> object:
+            nonlocal decoded
+            made = rollout(*arguments, **(named | {"drop_rows": drop_rows}))
+            decoded += made.decode_rows
+            return made
+
+        shutil.rmtree(folder / "run" / ".state", ignore_errors=True)
+        with tempfile.TemporaryDirectory() as out, mock.patch.object(module, "rollout", counting):
+            softtok(
+                "evaluate",
+                spec=(folder / "evaluate.json").read_text(),
+                runtime=json.dumps({"threads": threads}),
+                run=folder / "run",
+                data=folder / "test.parquet",
+                out=Path(out) / "cell.parquet",
+            )
+        return {"decode_rows": decoded}
+
+    return evaluate
+
+
+def start(folder: Path, out: Path) -> None:
+    """Runs `softtok train` up to its first rollout, where the process ends with status 0."""
+    read_runtime = command._runtime  # called when the libraries are imported and nothing is loaded yet
+
+    def end_at_the_first_rollout(options: Namespace) -> RuntimeSettings:
         from softtok.training import train
 
-        train.rollout = lambda *_, **__: os._exit(0)  # type: ignore[assignment]
-        return runtime(options)
+        mock.patch.object(train, "rollout", side_effect=lambda *_, **__: os._exit(0)).start()
+        return read_runtime(options)
 
-    command._runtime = end_at_the_first_rollout
-    sys.exit(command.main(arguments) or "no rollout began")
+    with mock.patch.object(command, "_runtime", end_at_the_first_rollout):
+        spec, data = (folder / "train.json").read_text(), folder / "train.parquet"
+        softtok("train", spec=spec, runtime="{}", model=folder / "model", data=data, out=out)
+    sys.exit("no rollout began")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
-        make(Path(sys.argv[2]), int(sys.argv[3]))
+        make(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     else:
-        start(sys.argv[2:])
+        start(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,5 +1,7 @@
-"""The work that is timed, the same on every side: random Llamas, prompts of mixed length, a cheap reward, and one
-RLOO step made of softtok's public functions just as `train.py` makes it.
+"""The work that is timed, the same on every side.
+
+Random Llamas, prompts of mixed length, a cheap reward, and one RLOO step made of softtok's public functions just as
+`train.py` makes it. What softtok's functions are called with stands here and in `toy.py` alone.
 
 Nothing stops early: our side's tokenizer has no EOS and no word of the stop phrase, the peers suppress EOS. So every
 row samples exactly T tokens. Ours are T - 1 CoT tokens, one prefilled word and one answer token, and so one decode
@@ -23,11 +25,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
-from softtok.method.objective import accumulate_gradients, leave_one_out
+from softtok.method.noise_units import embedding_rms
+from softtok.method.objectives import group_advantages
+from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
+from softtok.method.sampling import log_prob, mix
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import CotTokens, embedding_rms, hard_log_prob, mix
-from softtok.method.trajectories import Limits, Rollout
+from softtok.method.token_modes import bind
+from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel, logits_fp32, prefill
 from softtok.models.matmul import product
 from softtok.training.optimizer import MasterAdamW
@@ -112,9 +117,11 @@ def word_tokenizer(vocabulary: int, eos: bool) -> PreTrainedTokenizerFast:
 
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token=f"w{PAD}"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # whose arguments have no types
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=words, pad_token=f"w{PAD}", padding_side="left", **({"eos_token": f"w{EOS}"} if eos else {})
     )
+    return tokenizer
 
 
 def make_prompts(size: Size, load: Load) -> list[list[int]]:
@@ -161,8 +168,7 @@ class Ours:
         self.rules = TextRules(self.lm)
         # One prefilled word in place of five: prefilled words are not sampled, and T tokens are to be.
         self.rules.prefill_after_phrase = self.rules.prefill_after_cut = self.rules.prefill_after_cut[:1]
-        self.runtime = RuntimeSettings(threads=torch.get_num_threads(), **runtime)
-        self.settings = TrainingSettings(
+        settings = TrainingSettings(
             learning_rate=LEARNING_RATE,
             warmup_steps=0,
             max_cot_tokens=load.new_tokens - 1,
@@ -170,21 +176,18 @@ class Ours:
             prompts_per_step=load.prompts,
             samples_per_prompt=load.samples,
         )
-        self.optimizer = MasterAdamW(model, self.settings)
-        noise = embedding_rms(self.lm.embedding_VD)
-        self.tokens = {
-            name: CotTokens(mode, self.lm.embedding_VD.detach(), mode.noise_scale * noise)
-            for name, mode in MODES.items()
-        }
+        self.loss = Loss(settings, Tiling.of(RuntimeSettings(**runtime)))
+        self.optimizer = MasterAdamW(model, settings)
+        rms = {"embedding": embedding_rms(self.lm.embedding_VD)}
+        self.tokens = {name: bind(mode, rms) for name, mode in MODES.items()}
         self.steps = 0
-        self.limits = Limits(self.settings.max_cot_tokens, 1, self.settings.answer_temperature, self.settings.stop_on)
+        self.limits = Limits(settings.max_cot_tokens, 1, settings.answer_temperature, settings.stop_on)
 
     def rollout(self, mode: str) -> Rollout:
         """B x G trajectories as `Trainer.take_step` makes them."""
         keys = [f"train|0|{self.steps}|{row}" for row in range(self.load.rows)]
-        out = rollout(
-            self.lm, self.rules, self.tokens[mode], self.prompts, self.load.samples, keys, self.limits, record=True
-        )
+        policy = Policy(self.lm, self.rules, self.tokens[mode], self.limits)
+        out = rollout(policy, Batch(self.prompts, self.load.samples, keys), record=True)
         sampled = out.cot_lengths.sum() + sum(map(len, out.answers))
         assert sampled == self.load.rows * self.load.new_tokens, f"{sampled} tokens were sampled"
         return out
@@ -192,11 +195,10 @@ class Ours:
     def update(self, mode: str, out: Rollout) -> None:
         """Reward, leave-one-out advantages and the teacher-forced pass, as `Trainer.take_step` makes them."""
         rewards = torch.tensor([reward(out.cot(row) + out.answers[row]) for row in range(self.load.rows)])
-        advantages = leave_one_out(rewards.view(self.load.prompts, -1)).flatten().numpy()
+        advantages_BG = group_advantages(rewards.view(self.load.prompts, -1), self.loss.objective)
+        experience = Experience(out, advantages_BG.flatten().numpy())
         self.optimizer.zero_grad()
-        accumulate_gradients(
-            self.lm, self.tokens[mode], out, advantages, self.settings, self.runtime, gradients=self.optimizer.gradients
-        )
+        accumulate_gradients(self.lm, self.tokens[mode], experience, self.loss, gradients=self.optimizer.gradients)
         self.norm = self.optimizer.gradient_norm()
 
     def step(self, mode: str) -> dict[str, float]:
@@ -211,9 +213,11 @@ class Ours:
         synchronize(self.lm.device)
         (rollout_wall, rollout_cpu), (pass_wall, pass_cpu) = rolled_out - started, passed - rolled_out
         return {
-            "rollout_wall_s": rollout_wall, "rollout_cpu_s": rollout_cpu,
-            "pass_wall_s": pass_wall, "pass_cpu_s": pass_cpu,
-        }  # fmt: skip
+            "rollout_wall_s": rollout_wall,
+            "rollout_cpu_s": rollout_cpu,
+            "pass_wall_s": pass_wall,
+            "pass_cpu_s": pass_cpu,
+        }
 
     def clocks(self) -> np.ndarray:
         """`clocks` once the device has done what it was given."""
@@ -255,18 +259,21 @@ class Ours:
             product(inputs[weight.shape[1]], weight)
 
     def back_propagate_through(self) -> None:
-        """Forwards and backwards through the whole CoT, Coconut's way: what is fed depends on the states before it, and
-        the loss, the log-probability of a token behind the CoT, reaches all of them. Without noise."""
+        """Goes forwards and backwards through the whole CoT, as Coconut does, without noise.
+
+        What is fed depends on the states before it, and the loss, the log-probability of a token behind the CoT,
+        reaches all of them.
+        """
         lm, tokens = self.lm, self.tokens["soft"]
         self.optimizer.zero_grad()
         prompts = [prompt for prompt in self.prompts for _ in range(self.load.samples)]
         hidden_ND, cache, mask_NP, lengths = prefill(lm, prompts)
-        for step in range(self.settings.max_cot_tokens):
+        for step in range(self.limits.max_cot_tokens):
             x_ND = mix(logits_fp32(hidden_ND, lm.head_VD), lm.embedding_VD, tokens.mode.temperature)
             mask_NP = torch.cat([mask_NP, mask_NP.new_ones(len(mask_NP), 1)], 1)
             hidden_ND = lm.hidden(x_ND[:, None], mask_NP[:, None, None], (lengths + step)[:, None], cache)[:, 0]
         last = torch.full((len(prompts),), EOS, device=lm.device)
-        hard_log_prob(logits_fp32(hidden_ND, lm.head_VD), last, 1.0).mean().backward()
+        torch.autograd.backward(log_prob(logits_fp32(hidden_ND, lm.head_VD), last, 1.0).mean())
 
 
 LARGE_ROWS = 2048
@@ -281,9 +288,16 @@ def make_generate(size: Size, load: Load) -> tuple[Callable[[], None], str]:
 
     def once() -> None:
         out = model.generate(
-            input_ids=ids, attention_mask=mask, num_return_sequences=load.samples, do_sample=True, temperature=1.0,
-            top_k=0, top_p=1.0, min_new_tokens=load.new_tokens, max_new_tokens=load.new_tokens,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            num_return_sequences=load.samples,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=load.new_tokens,
+            max_new_tokens=load.new_tokens,
+        )
         new = out[:, width:]
         assert new.shape == (load.rows, load.new_tokens) and not (new == EOS).any(), "T tokens a row, no EOS"
 
@@ -293,7 +307,8 @@ def make_generate(size: Size, load: Load) -> tuple[Callable[[], None], str]:
 def make_trl(size: Size, load: Load, folder: str, steps: int = 1000, callbacks: Sequence[Any] = ()) -> tuple[Any, str]:
     """TRL's trainer on the same work, with nothing on top of its loss, and the digest of that."""
     from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
 
     model, prompts = random_llama(size), make_prompts(size, load)
 
@@ -304,13 +319,27 @@ def make_trl(size: Size, load: Load, folder: str, steps: int = 1000, callbacks: 
         return [reward(ids) for ids in completion_ids]
 
     config = RLOOConfig(
-        output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        per_device_train_batch_size=load.rows // load.trl_batches, gradient_accumulation_steps=load.trl_batches,
-        num_generations=load.samples, beta=0.0, num_iterations=1, report_to="none", save_strategy="no",
-        shuffle_dataset=False, learning_rate=LEARNING_RATE, max_grad_norm=1.0, temperature=1.0,
-        max_completion_length=load.new_tokens, max_steps=steps, disable_tqdm=True, logging_strategy="no",
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=load.rows // load.trl_batches,
+        gradient_accumulation_steps=load.trl_batches,
+        num_generations=load.samples,
+        beta=0.0,
+        num_iterations=1,
+        report_to="none",
+        save_strategy="no",
+        shuffle_dataset=False,
+        learning_rate=LEARNING_RATE,
+        max_grad_norm=1.0,
+        temperature=1.0,
+        max_completion_length=load.new_tokens,
+        max_steps=steps,
+        disable_tqdm=True,
+        logging_strategy="no",
         generation_kwargs={"min_new_tokens": load.new_tokens},
-    )  # fmt: skip
+    )
     trainer: Any = RLOOTrainer(
         model=model,
         reward_funcs=rewards,

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from tests.support.specs import data_spec, toy_model
+
+if TYPE_CHECKING:
+    from softtok.method.trajectories import Batch, Policy, Rollout
 
 # A shell starts background jobs with SIGINT ignored, and so CI may start this suite; its tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,11 +70,14 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     asked = []
     rollout = train.rollout
 
-    def noted(lm, rules, tokens, prompts, samples, keys, limits, record=False):
-        out = rollout(lm, rules, tokens, prompts, samples, keys, limits, record=record)
+    def noted(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
+        out = rollout(policy, batch, record=record)
         thinking = torch.arange(out.entropy_NT.shape[1]) < torch.from_numpy(out.cot_lengths)[:, None]
         out.entropy_NT = torch.where(thinking, 2.0, 99.0)
-        asked.append(SimpleNamespace(tokens=tokens, prompts=prompts, keys=keys, limits=limits, record=record))
+        tokens, limits = policy.tokens, policy.limits
+        asked.append(
+            SimpleNamespace(tokens=tokens, prompts=batch.prompts, keys=batch.keys, limits=limits, record=record)
+        )
         return out
 
     monkeypatch.setattr(evaluate, "rollout", noted)

@@ -98,6 +98,13 @@ class TokenMode(Settings):
         return self
 
     @property
+    def kind(self) -> str:
+        """Which class makes its tokens (`method/token_modes.py`)."""
+        if self.tokens == "hard":
+            return "hard" if self.inputs_beta is None else "mixture-of-inputs"
+        return "gumbel" if self.noise == "gumbel" else self.noise_at
+
+    @property
     def deterministic(self) -> bool:
         """Whether two samples of one prompt are always the same."""
         if self.tokens == "hard":

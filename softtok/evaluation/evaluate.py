@@ -8,6 +8,7 @@ inference mode that is added later, or a crash, costs only what is missing. Answ
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts
+from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.rollout import rollout
-from softtok.method.stopping import TextRules, most_steps
-from softtok.method.token_modes import CotTokens, bind, embedding_rms, state_rms
-from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
+from softtok.method.stopping import TextRules
+from softtok.method.token_modes import bind
+from softtok.method.trajectories import INFERENCE_STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.devices import announce
 from softtok.models.language_model import LanguageModel, refuse_longer
 from softtok.models.loading import load
@@ -66,12 +68,15 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
         problems = read_problems(data, lm, checkpoint["prompt"], columns=spec.grading.wants_columns)
         rms = noise_rms(lm, checkpoint, spec.inference_modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
-        refuse_longer(lm, max(len(p.prompt) for p in problems) + most_steps(rules, limits), f"test set {data}")
+        policies = {name: Policy(lm, rules, bind(mode, rms), limits) for name, mode in spec.inference_modes.items()}
+        longest = max(len(p.prompt) for p in problems) + max(policy.most_steps for policy in policies.values())
+        refuse_longer(lm, longest, f"test set {data}")
         # Ids such as "row7" are of many test sets, and draws that these share would make their results go together.
         digest = file_sha256(data)
-        keys = f"evaluate|{digest[:16]}|{checkpoint['seed']}"
+        key = f"evaluate|{digest[:16]}|{checkpoint['seed']}"
         shards: dict[str, Shard] = {}
         with Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
+            cells = Cells(problems, judge, runtime, key, made_on, interruption)
             for name, mode in spec.inference_modes.items():
                 header = {
                     "checkpoint": checkpoint["sha256"], "data": digest, "mode": mode.model_dump(mode="json"),
@@ -81,10 +86,7 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
                 shard = content_hash(header, 16)
                 with alone(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
-                    _complete(
-                        name, shards[name], lm, rules, judge, bind(mode, lm, rms), problems,
-                        mode.samples, limits, keys, made_on, runtime, interruption,
-                    )  # fmt: skip
+                    cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
 
 
@@ -100,40 +102,35 @@ def noise_rms(
     return rms
 
 
-def _complete(
-    name: str,
-    shard: Shard,
-    lm: LanguageModel,
-    rules: TextRules,
-    judge: Judge,
-    tokens: CotTokens,
-    problems: list[Problem],
-    samples: int,
-    limits: Limits,
-    key: str,
-    made_on: str,
-    runtime: RuntimeSettings,
-    interruption: Interruption,
-) -> None:
-    """Generates the problems that the shard lacks, a batch at a time."""
-    done = {line["problem_id"] for line in shard.lines}
-    missing = [p for p in problems if p.id not in done]
-    with progress(f"evaluate {name}", len(problems), len(problems) - len(missing)) as advance:
-        for part in batches(missing, samples, most_steps(rules, limits), runtime):
-            keys = [f"{key}|{p.id}|{g}" for p in part for g in range(samples)]
-            made = rollout(lm, rules, tokens, [p.prompt for p in part], samples, keys, limits)
-            if not made.entropy_NT.isfinite().all():
-                raise UserError(f"model {lm.name}: its logits are not finite; its weights are damaged")
-            verdicts = grade(judge, rules, made, part)
-            lines = [_line(lm, rules, made, verdicts, b, problem) for b, problem in enumerate(part)]
-            shard.append([line | {"made_on": made_on} for line in lines])
-            advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))
-            interruption.exit_if_asked()
+@dataclass(frozen=True)
+class Cells:
+    """The inference modes of one job: what they share, and how the records of one are made."""
+
+    problems: list[Problem]
+    judge: Judge
+    runtime: RuntimeSettings
+    key: str  # of the job's random numbers
+    made_on: str
+    interruption: Interruption
+
+    def complete(self, name: str, shard: Shard, policy: Policy, samples: int) -> None:
+        """Generates the problems that the shard lacks, a batch at a time."""
+        done = {line["problem_id"] for line in shard.lines}
+        missing = [p for p in self.problems if p.id not in done]
+        with progress(f"evaluate {name}", len(self.problems), len(self.problems) - len(missing)) as advance:
+            for part in batches(missing, samples, policy.most_steps, self.runtime):
+                keys = [f"{self.key}|{p.id}|{g}" for p in part for g in range(samples)]
+                made = rollout(policy, Batch([p.prompt for p in part], samples, keys))
+                if not made.entropy_NT.isfinite().all():
+                    raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
+                verdicts = grade(self.judge, policy.rules, made, part)
+                lines = [_line(policy, made, verdicts, b, problem) for b, problem in enumerate(part)]
+                shard.append([line | {"made_on": self.made_on} for line in lines])
+                advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))
+                self.interruption.exit_if_asked()
 
 
-def _line(
-    lm: LanguageModel, rules: TextRules, made: Rollout, verdicts: list[Verdict], b: int, problem: Problem
-) -> dict[str, Any]:
+def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, problem: Problem) -> dict[str, Any]:
     """The finished samples of one problem, and the sums of its entropy profile."""
     rows = range(b * made.samples, (b + 1) * made.samples)
     lengths = made.cot_lengths[rows.start : rows.stop]
@@ -147,8 +144,8 @@ def _line(
                 "correct": verdicts[row].correct,
                 "boxed": verdicts[row].boxed is not None,
                 "status": verdicts[row].status,
-                "answer": rules.answer_text(made, row),
-                "cot": decode(lm.tokenizer, made.cot(row)),
+                "answer": policy.rules.answer_text(made.prefill(row), made.answers[row]),
+                "cot": decode(policy.lm.tokenizer, made.cot(row)),
                 "cot_tokens": len(made.cot(row)),
                 "answer_tokens": len(made.answers[row]),
                 "stop": INFERENCE_STOPS[made.stops[row]],

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from softtok.config.settings import RuntimeSettings
+from softtok.method.noise_units import RMS_PROMPTS
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import RMS_PROMPTS
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
 from softtok.problems.prompt import render
@@ -48,7 +48,7 @@ def shuffled(count: int, key: str) -> np.ndarray:
 
 
 def rms_prompts(problems: list[Problem]) -> list[list[int]]:
-    """The fixed prompts behind which states are measured for `token_modes.state_rms`."""
+    """The fixed prompts behind which states are measured for `noise_units.state_rms`."""
     return [problems[i].prompt for i in shuffled(len(problems), RMS_SLICE)[:RMS_PROMPTS]]
 
 
@@ -70,6 +70,6 @@ def batches(problems: list[Problem], samples: int, length: int, runtime: Runtime
 
 def grade(judge: Judge, rules: TextRules, out: Rollout, problems: list[Problem]) -> list[Verdict]:
     """Verdicts of N answers to B problems."""
-    texts = [rules.answer_text(out, row) for row in range(len(out.answers))]
+    texts = [rules.answer_text(out.prefill(row), answer) for row, answer in enumerate(out.answers)]
     asked = [problems[row // out.samples] for row in range(len(texts))]
     return judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])

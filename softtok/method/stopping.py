@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
-from softtok.method.trajectories import Limits, Rollout
 from softtok.models.language_model import LanguageModel
 from softtok.problems.answer_format import PAPER_FORMAT, AnswerFormat
 from softtok.problems.prompt import AnswerRule, StopRule, decode, eos_ids, token_texts
@@ -33,17 +33,10 @@ class TextRules:
             return "eos"
         return "phrase" if self._stop.candidates[ids[-1]] and self._stop.matches(ids.tolist()) else None
 
-    def answer_text(self, out: Rollout, row: int) -> str:
-        """What the reward reads: the prefilled words and the answer, without the EOS that may end it."""
-        ids = out.answers[row]
-        return self._text((*out.prefills[out.stops[row]], *(ids[:-1] if ids[-1] in self.eos else ids)))
+    def answer_text(self, prefill: Sequence[int], answer: Sequence[int]) -> str:
+        """Returns what the reward reads: the prefilled words and the answer, without the EOS that may end it."""
+        return self._text((*prefill, *(answer[:-1] if answer[-1] in self.eos else answer)))
 
     def answer_ends(self, ids: list[int]) -> bool:
         """Whether an answer ends with its newest id: at EOS, or when it is complete."""
         return ids[-1] in self.eos or (bool(self._end.candidates[ids[-1]]) and self._end.complete(ids))
-
-
-def most_steps(rules: TextRules, limits: Limits) -> int:
-    """How many positions a row may write behind its prompt."""
-    prefill = max(len(rules.prefill_after_phrase), len(rules.prefill_after_cut))
-    return limits.max_cot_tokens + prefill + limits.max_answer_tokens

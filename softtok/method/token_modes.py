@@ -1,336 +1,461 @@
-"""The token modes: how one CoT step is made, and how its log-probability is recomputed.
+"""The token modes: how one CoT step is made, what of it is recorded, and how its log-probability is computed again.
 
-All of them are settings of one family. With logits z, p = softmax(z / tau) and eps ~ N(0, I):
-    hard             x = E[i], i ~ p                           log pi = log p_i
-    soft, fuzzy      x = p E + sigma eps                       log pi = -|x - p E|^2 / (2 sigma^2)
-    noise on hidden  x = softmax(head a / tau) E               log pi = -|a - s|^2 / (2 sigma^2), a = s + sigma eps
-    noise on logits  x = softmax(a / tau) E                    log pi = -|a - z|^2 / (2 sigma^2), a = z + sigma eps
-    Gumbel           x = softmax(y / tau) E                    log pi = sum_i -g_i - exp(-g_i), y = l + g
-up to constants, where s is the final hidden state and l = log softmax(z). With `top_k`, all but the k largest z (of
-head a, for noise on hidden) are at -inf first. What is fed, x, is a constant in training: where the noise lies before
-the mixture, head and E turn the action into x as if they were frozen copies of the present ones. Everything
-vocabulary-sized is fp32.
+Each mode is a class below, beside its equations. With logits z, p = softmax(z / tau), eps ~ N(0, I), the final hidden
+state s and l = log softmax(z), the log-probabilities are, up to constants:
 
-A CoT's text is that of its ids: the sampled tokens, or the *shadow*, the heaviest token of the mixture that is fed.
+    HardTokens     x = E[i], i ~ p                  log pi = log p_i
+    SoftTokens     x = p E + sigma eps              log pi = -|x - p E|^2 / (2 sigma^2)     (fuzzy: tau = 1e-4)
+    HiddenNoise    x = softmax(head a / tau) E      log pi = -|a - s|^2 / (2 sigma^2),  a = s + sigma eps
+    LogitNoise     x = softmax(a / tau) E           log pi = -|a - z|^2 / (2 sigma^2),  a = z + sigma eps
+    GumbelNoise    x = softmax(y / tau) E           log pi = sum_i -g_i - exp(-g_i),    y = l + g
 
-Shapes: N rows, D width, V vocabulary.
+With `top_k`, all but the k largest z (of head a, for noise on the hidden state) are set to -inf first. What is fed, x,
+is a constant in training. Where the noise lies before the mixture, head and E turn the action into x as if they were
+frozen copies of the present ones.
+
+The text of a CoT is the text of its ids: the sampled tokens, or the *shadow*, the heaviest token of the mixture.
+
+A mode of one's own is a subclass: see `examples/laplace_noise.py`.
+
+Shapes: N rows, M tokens of a tile, T CoT steps, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from softtok.config.settings import TokenMode
-from softtok.method.vocabulary_products import Summed, look_up, times
-from softtok.models.language_model import LanguageModel, logits_fp32, prefill
+from softtok.method.draws import DRAW_BLOCK, Draws
+from softtok.method.sampling import NEAR_TIE_GAP, entropy, keep_top, log_prob, mix, sample_ids, top_gap
+from softtok.method.vocabulary_products import Vocabulary
+from softtok.models.language_model import logits_fp32
 
-# Below this temperature the mixture is nearly always one row of E: looking for the exceptions beats the product.
-SINGLE_ROW_TEMPERATURE = 0.02
-MOST_TIED = 16  # tokens that count in one fuzzy mixture, up to which their rows of E are gathered
-# Two fp32 passes over the same trajectory differ by about 1e-6 of a logit; closer calls than this may fall either way.
-NEAR_TIE_GAP = 1e-4
 # The smallest uniform that Gumbel noise is made of: half a step of a 24-bit generator, in the place of its 0.
 SMALLEST_UNIFORM = 2.0**-25
-RUN = 64  # vocabulary entries of which the maximum, or the sum, is taken first
-RMS_PROMPTS = 64
-RMS_PROMPTS_AT_ONCE = 8
+
+DrawKind = Literal["normal", "uniform", "none"]
+Place = tuple[torch.Tensor | np.ndarray | slice, int | np.ndarray]  # rows and steps of a record
 
 
-def embedding_rms(embedding_VD: torch.Tensor) -> float:
-    """RMS(E) over all entries; sigma = gamma * RMS(E), measured once on the base model."""
-    return embedding_VD.detach().float().square().mean().sqrt().item()
+@dataclass(frozen=True)
+class Predictions:
+    """What N rows (or M tokens) predict next, and the matrices that turn it into tokens."""
 
-
-@torch.no_grad()
-def state_rms(lm: LanguageModel, prompts: list[list[int]]) -> dict[str, float]:
-    """RMS of the final hidden states and of all logits where the first CoT token is made, behind the first
-    RMS_PROMPTS of these prompts. Which prompts they are is the caller's choice, once, with the base model."""
-    squares = {"hidden": 0.0, "logits": 0.0}
-    prompts = prompts[:RMS_PROMPTS]
-    for start in range(0, len(prompts), RMS_PROMPTS_AT_ONCE):
-        last_BD = prefill(lm, prompts[start : start + RMS_PROMPTS_AT_ONCE])[0]
-        squares["hidden"] += last_BD.float().square().mean(-1).sum().item()
-        squares["logits"] += logits_fp32(last_BD, lm.head_VD).square().mean(-1).sum().item()
-    return {name: math.sqrt(square / len(prompts)) for name, square in squares.items()}
+    hidden_ND: torch.Tensor  # final hidden states
+    logits_NV: torch.Tensor  # fp32, at temperature 1
+    vocabulary: Vocabulary
+    p_NV: torch.Tensor | None = None  # softmax(logits), where it is known and no gradient is wanted
 
 
 @dataclass(frozen=True)
 class CotStep:
     """One CoT step of N rows."""
 
-    x_ND: torch.Tensor  # what is fed, in the dtype of E
+    x_ND: torch.Tensor  # what is fed, in the model's dtype
     ids_N: torch.Tensor  # the token (hard) or its shadow (soft)
-    mixture_ND: torch.Tensor | None  # the action's mean in fp32 (soft): h = p E; the hidden state; D of the logits
     near_tie_N: torch.Tensor  # true where rounding could have changed ids_N
-    action_ND: torch.Tensor | None = None  # s + sigma eps in fp32 (noise on the hidden state)
+    mean_ND: torch.Tensor | None = None  # the action's mean in fp32: h = p E, s, or D of the logits
+    action_ND: torch.Tensor | None = None  # where the action is not what is fed: s + sigma eps in fp32
 
 
 @dataclass(frozen=True)
-class CotTokens:
-    """A token mode bound to a model's E and noise: makes steps from logits and draws."""
+class Scores:
+    """Log-probabilities of M recorded CoT tokens; of soft ones also how well their steps are computed again."""
 
-    mode: TokenMode
-    embedding_VD: torch.Tensor
-    noise_std: float  # sigma; 0 for hard tokens, for soft tokens without noise and for Gumbel noise
-    head_VD: torch.Tensor | None = None  # for noise on the hidden state
+    log_prob_M: torch.Tensor
+    mean_MD: torch.Tensor | None = None  # the action's mean, with its graph
+    gap: float = 0.0  # largest difference of a coordinate of the mean from the rollout's, in units of the noise
+    noise_M: torch.Tensor | None = None  # the size of the noise as it is found again: 1 on average
+    shadow_M: torch.Tensor | None = None  # the ids that the steps would have now
+
+
+@dataclass(frozen=True)
+class Record:
+    """What training needs of soft CoT tokens. Columns behind a row's CoT are undefined."""
+
+    x_NTD: torch.Tensor  # what was fed
+    mean_NTD: torch.Tensor  # the action's mean in fp32
+
+    def note(self, at: Place, step: CotStep) -> None:
+        """Writes one step of some rows."""
+        assert step.mean_ND is not None, "a step of soft tokens has a mean"
+        self.x_NTD[at] = step.x_ND
+        self.mean_NTD[at] = step.mean_ND
+
+
+@dataclass(frozen=True)
+class HiddenRecord(Record):
+    """A record of noise on the hidden state: the action is not what is fed."""
+
+    action_NTD: torch.Tensor  # s + sigma eps in fp32
+
+    def note(self, at: Place, step: CotStep) -> None:
+        super().note(at, step)
+        assert step.action_ND is not None, "noise on the hidden state has an action of its own"
+        self.action_NTD[at] = step.action_ND
+
+
+@dataclass(frozen=True)
+class LogitRecord(Record):
+    """A record of noise on the logits: too wide to be kept, it is drawn again."""
+
+    draws: Draws
+
+
+class CotTokens(ABC):
+    """A token mode with its noise: makes CoT steps from predictions and draws, and scores them again in training."""
+
+    draw_block: ClassVar[int] = DRAW_BLOCK  # steps that are drawn at a time
+    mixes: ClassVar[bool]  # whether all rows of E take part in a step
+    has_ratios: ClassVar[bool] = False  # whether ratios of its probabilities are sound (see `objectives.py`)
+
+    def __init__(self, mode: TokenMode, noise_std: float = 0.0):
+        """`noise_std` is sigma, in the units of what the noise is added to."""
+        self.mode = mode
+        self.noise_std = noise_std
 
     @property
-    def soft(self) -> bool:
-        return self.mode.tokens == "soft"
+    @abstractmethod
+    def draw_kind(self) -> DrawKind:
+        """What a step's draws are: standard normals, uniforms in [0, 1), or none for a deterministic mode."""
+
+    @abstractmethod
+    def draw_width(self, embedding_VD: torch.Tensor) -> int:
+        """Returns how many random numbers a step takes per row."""
+
+    @abstractmethod
+    def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
+        """Makes the next CoT token of each row; `draw` has the shape (N, `draw_width`), and is None without draws."""
+
+    @abstractmethod
+    def score(self, predicted: Predictions, ids_M: torch.Tensor, record: Record | None, at: Place) -> Scores:
+        """Scores the recorded tokens at these rows and columns, with a gradient to `predicted`."""
+
+    @abstractmethod
+    def kl(self, own: Predictions, base: Predictions, mean_MD: torch.Tensor | None) -> torch.Tensor:
+        """Returns KL(own || base) of each token, shape (M,); `mean_MD` is that of `score`, where it is known."""
+
+    def draws(self, keys: list[str], embedding_VD: torch.Tensor) -> Draws:
+        """Returns the random numbers of these rows' CoTs."""
+        width = self.draw_width(embedding_VD)
+        return Draws(keys, "cot", self.draw_kind, width, embedding_VD.device, self.draw_block)
+
+    def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record | None:
+        """Returns an empty record of so many steps; None where ids are all that training needs."""
+        return None
+
+    def text_ids(self, made: CotStep, stop_on: str, vocabulary: Vocabulary) -> torch.Tensor:
+        """Returns the ids whose text the CoT has, shape (N,)."""
+        return made.ids_N
+
+
+class HardTokens(CotTokens):
+    """Sampled tokens: x = E[i], i ~ softmax(z / tau); log pi = log p_i. At temperature 0 i is the argmax."""
+
+    mixes = False
+    has_ratios = True
 
     @property
-    def mixes(self) -> bool:
-        """Whether what is fed is a mixture of E's rows."""
-        return self.soft or self.mode.inputs_beta is not None
-
-    @property
-    def gumbel(self) -> bool:
-        return self.mode.noise == "gumbel"
-
-    @property
-    def noise_on_hidden(self) -> bool:
-        return self.soft and self.mode.noise_at == "hidden" and self.draws != "none"
-
-    @property
-    def noise_on_logits(self) -> bool:
-        """Whether the action is as wide as the vocabulary: its noise is not recorded but drawn again."""
-        return self.soft and self.mode.noise_at == "logits" and self.draws != "none"
-
-    @property
-    def draws(self) -> str:
-        """What a step's draws are: "normal", "uniform" or "none" (deterministic)."""
-        if self.soft:
-            return "uniform" if self.gumbel else "normal" if self.noise_std > 0 else "none"
+    def draw_kind(self) -> DrawKind:
         return "uniform" if self.mode.temperature > 0 else "none"
 
-    @property
-    def draw_width(self) -> int:
-        """How many of them a step consumes per row: 1 (hard), D or V."""
-        vocabulary, width = self.embedding_VD.shape
-        return 1 if not self.soft else vocabulary if self.noise_on_logits else width
+    def draw_width(self, embedding_VD: torch.Tensor) -> int:
+        return 1
 
-    def step(
-        self,
-        logits_NV: torch.Tensor,
-        draw: torch.Tensor | None,
-        hidden_ND: torch.Tensor | None = None,
-        p_NV: torch.Tensor | None = None,
-    ) -> CotStep:
-        """The next CoT token of each row; `draw` is eps (N, D or V) for noisy soft tokens, u in [0, 1) for sampled hard
-        ones (N,) and for Gumbel noise (N, V). `hidden_ND`, what the logits were made of, is for noise on it; `p_NV` is
-        their softmax, where it is known (and no gradient is wanted)."""
-        if not self.soft:
-            ids, near_tie = sample_ids(logits_NV, self.mode.temperature, draw, p_NV)
-            return CotStep(self._inputs(logits_NV, ids), ids, None, near_tie)
-        kept_NV, mean, action, noise_after = keep_top(logits_NV, self.mode.top_k), None, None, None
-        if draw is None or self.mode.noise_at == "embedding":
-            noise_after = draw
-        elif self.noise_on_logits:
-            mean = logits_NV[:, : self.embedding_VD.shape[1]]
-            kept_NV = self.logit_action(kept_NV, draw)
-        else:
-            assert hidden_ND is not None and self.head_VD is not None, (
-                "noise on the hidden state needs it, and the head"
-            )
-            mean = hidden_ND.float()
-            action = mean + self.noise_std * draw
-            kept_NV = keep_top(logits_fp32(action, self.head_VD), self.mode.top_k)
-        best, gap = top_gap(kept_NV)
-        p_NV = p_NV if kept_NV is logits_NV else None
-        mixture = mix(kept_NV, self.embedding_VD, self.mode.temperature, best, gap, p_NV)
-        x = mixture if noise_after is None else mixture + self.noise_std * noise_after
-        return CotStep(
-            x.to(self.embedding_VD.dtype), best, mixture if mean is None else mean, gap < NEAR_TIE_GAP, action
-        )
+    def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
+        u_N = None if draw is None else draw[:, 0]
+        ids, near_tie = sample_ids(predicted.logits_NV, self.mode.temperature, u_N, predicted.p_NV)
+        return CotStep(self.inputs(predicted, ids).to(predicted.vocabulary.dtype), ids, near_tie)
 
-    def _inputs(self, logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-        """What hard tokens are fed as: their rows of E, or their Mixture of Inputs, with weights (H p_i + (beta + 1 -
-        H) [i is the token]) / (beta + 1), where H is the entropy of p over ln V."""
-        rows, beta = F.embedding(ids_N, self.embedding_VD), self.mode.inputs_beta
-        if beta is None:
-            return rows
-        share_N1 = entropy(logits_NV / self.mode.temperature)[:, None] / (math.log(logits_NV.shape[1]) * (beta + 1))
-        mixture = mix(logits_NV, self.embedding_VD, self.mode.temperature)
+    def inputs(self, predicted: Predictions, ids_N: torch.Tensor) -> torch.Tensor:
+        """Returns what the tokens are fed as, shape (N, D)."""
+        return F.embedding(ids_N, predicted.vocabulary.embedding)
+
+    def score(self, predicted: Predictions, ids_M: torch.Tensor, record: Record | None, at: Place) -> Scores:
+        return Scores(log_prob(predicted.logits_NV, ids_M, self.mode.temperature))
+
+    def kl(self, own: Predictions, base: Predictions, mean_MD: torch.Tensor | None) -> torch.Tensor:
+        return hard_kl(own.logits_NV / self.mode.temperature, base.logits_NV / self.mode.temperature)
+
+
+class MixtureOfInputs(HardTokens):
+    """Sampled tokens, fed mixed with all (Mixture of Inputs, arXiv 2505.14827); for inference.
+
+    The weight of E[j] is (H p_j + (beta + 1 - H) [j is the token]) / (beta + 1), with H the entropy of p over ln V.
+    """
+
+    mixes = True
+
+    def inputs(self, predicted: Predictions, ids_N: torch.Tensor) -> torch.Tensor:
+        assert self.mode.inputs_beta is not None, "the mode has a beta"
+        logits_NV, embedding_VD = predicted.logits_NV, predicted.vocabulary.embedding
+        rows, scale = F.embedding(ids_N, embedding_VD), math.log(logits_NV.shape[1]) * (self.mode.inputs_beta + 1)
+        share_N1 = entropy(logits_NV / self.mode.temperature)[:, None] / scale
+        mixture = mix(logits_NV, embedding_VD, self.mode.temperature)
         return (share_N1 * mixture + (1 - share_N1) * rows.float()).to(rows.dtype)
 
-    def logit_action(self, kept_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
-        """z + sigma eps, or l + g, of logits where some may be at -inf (and stay there)."""
-        if self.gumbel:
-            return torch.log_softmax(kept_NV, -1) + gumbel(draw_NV)
+
+class SoftTokens(CotTokens):
+    """Mixtures with noise: x = h + sigma eps, h = softmax(z / tau) E; log pi = -|x - h|^2 / (2 sigma^2).
+
+    The paper's soft tokens (tau = 0.5) and fuzzy tokens (tau = 1e-4); without noise (sigma = 0) there is no density.
+    A subclass with other noise on the mixture overrides `noise_draws`, `noise`, `log_density` and `noise_size`.
+    """
+
+    mixes = True
+    noise_draws: ClassVar[DrawKind] = "normal"
+
+    @property
+    def draw_kind(self) -> DrawKind:
+        return self.noise_draws if self.noise_std > 0 else "none"
+
+    def draw_width(self, embedding_VD: torch.Tensor) -> int:
+        return embedding_VD.shape[1]
+
+    def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
+        kept_NV = keep_top(predicted.logits_NV, self.mode.top_k)
+        p_NV = predicted.p_NV if kept_NV is predicted.logits_NV else None
+        mean, ids, near_tie = self.mixture(kept_NV, predicted.vocabulary, p_NV)
+        x_ND = mean if draw is None else mean + self.noise(draw)
+        return CotStep(x_ND.to(predicted.vocabulary.dtype), ids, near_tie, mean)
+
+    def mixture(
+        self, kept_NV: torch.Tensor, vocabulary: Vocabulary, p_NV: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns softmax(logits / tau) E, its heaviest tokens, and where these are near-ties."""
+        best, gap = top_gap(kept_NV)
+        return mix(kept_NV, vocabulary.embedding, self.mode.temperature, best, gap, p_NV), best, gap < NEAR_TIE_GAP
+
+    def noise(self, draw_ND: torch.Tensor) -> torch.Tensor:
+        """Returns what is added to the mean, from the draws of a step."""
+        return self.noise_std * draw_ND
+
+    def log_density(self, action_MD: torch.Tensor, mean_MD: torch.Tensor) -> torch.Tensor:
+        """Returns the log-density of the actions around their means, shape (M,), up to a constant."""
+        return gaussian_log_density(action_MD, mean_MD, self.noise_std)
+
+    def noise_size(self, noise_MD: torch.Tensor) -> torch.Tensor:
+        """Returns the size of each coordinate's noise, in units in which it is 1 on average."""
+        return (noise_MD / self.noise_std).square()
+
+    def mean(self, predicted: Predictions) -> torch.Tensor:
+        """Returns h = p E, shape (M, D)."""
+        kept_MV = keep_top(predicted.logits_NV, self.mode.top_k)
+        return mix(kept_MV, predicted.vocabulary.embedding_VD, self.mode.temperature)
+
+    def score(self, predicted: Predictions, ids_M: torch.Tensor, record: Record | None, at: Place) -> Scores:
+        assert record is not None, "the rollout was recorded"
+        mean, action = self.mean(predicted), self.action(record, at)
+        return Scores(
+            self.log_density(action, mean),
+            mean,
+            largest_gap(mean, record, at) / self.noise_std,
+            self.noise_size(action - mean.detach()).mean(-1),
+            self.shadow(predicted, action),
+        )
+
+    def action(self, record: Record, at: Place) -> torch.Tensor:
+        """Returns the recorded actions in fp32, shape (M, D)."""
+        return record.x_NTD[at].float()
+
+    def shadow(self, predicted: Predictions, action_MD: torch.Tensor) -> torch.Tensor:
+        """Returns the heaviest tokens of the mixtures that are fed, shape (M,)."""
+        return predicted.logits_NV.detach().argmax(-1)
+
+    def kl(self, own: Predictions, base: Predictions, mean_MD: torch.Tensor | None) -> torch.Tensor:
+        return gaussian_kl(self.mean(own) if mean_MD is None else mean_MD, self.mean(base), self.noise_std)
+
+    def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
+        return Record(*self.empty(len(draws.seeds), steps, embedding_VD))
+
+    @staticmethod
+    def empty(count: int, steps: int, embedding_VD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns room for what is fed and for means of E's width (or of V where that is less)."""
+        mean_width = min(embedding_VD.shape)
+        x_NTD = torch.zeros(count, steps, embedding_VD.shape[1], dtype=embedding_VD.dtype, device=embedding_VD.device)
+        return x_NTD, torch.zeros(count, steps, mean_width, device=embedding_VD.device)
+
+    def text_ids(self, made: CotStep, stop_on: str, vocabulary: Vocabulary) -> torch.Tensor:
+        """Returns the shadow tokens, or those whose rows of E are nearest to x.
+
+        The stop at the nearest token depends on the action, not on the states that made it. (The stop at the shadow
+        token does depend on them, and the estimate does not see it.) It reads the present E: what a step on E does to
+        the regions of the tokens is no part of the gradient, as if the stop had a frozen copy of E.
+        """
+        if stop_on != "nearest":
+            return made.ids_N
+        embedding = vocabulary.embedding.float()
+        return (logits_fp32(made.x_ND, embedding) - embedding.square().sum(1) / 2).argmax(-1)
+
+
+class HiddenNoise(SoftTokens):
+    """Noise on the hidden state: a = s + sigma eps, x = softmax(head a / tau) E; log pi = -|a - s|^2 / (2 sigma^2)."""
+
+    def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
+        assert draw is not None, "a mode with noise on the hidden state has noise"
+        mean = predicted.hidden_ND.float()
+        action = mean + self.noise(draw)
+        kept_NV = keep_top(predicted.vocabulary.logits(action), self.mode.top_k)
+        mixture, ids, near_tie = self.mixture(kept_NV, predicted.vocabulary)
+        return CotStep(mixture.to(predicted.vocabulary.dtype), ids, near_tie, mean, action)
+
+    def mean(self, predicted: Predictions) -> torch.Tensor:
+        return predicted.hidden_ND.float()
+
+    def action(self, record: Record, at: Place) -> torch.Tensor:
+        assert isinstance(record, HiddenRecord), "the rollout recorded noise on the hidden state"
+        return record.action_NTD[at]
+
+    def shadow(self, predicted: Predictions, action_MD: torch.Tensor) -> torch.Tensor:
+        return predicted.vocabulary.logits(action_MD.detach()).detach().argmax(-1)
+
+    def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
+        count, width = len(draws.seeds), embedding_VD.shape[1]
+        x_NTD, _ = self.empty(count, steps, embedding_VD)
+        mean_NTD, action_NTD = (torch.zeros(count, steps, width, device=embedding_VD.device) for _ in range(2))
+        return HiddenRecord(x_NTD, mean_NTD, action_NTD)
+
+
+class LogitNoise(SoftTokens):
+    """Noise on the logits: a = z + sigma eps, x = softmax(a / tau) E; log pi = -|a - z|^2 / (2 sigma^2).
+
+    The noise is as wide as the vocabulary: it is not recorded but drawn again. The gradient of the log-density is
+    (eps / sigma) . dz over the kept tokens.
+    """
+
+    draw_block = 1
+
+    def draw_width(self, embedding_VD: torch.Tensor) -> int:
+        return embedding_VD.shape[0]
+
+    def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
+        assert draw is not None, "a mode with noise on the logits has noise"
+        vocabulary = predicted.vocabulary
+        kept_NV = self.with_noise(keep_top(predicted.logits_NV, self.mode.top_k), draw)
+        mixture, ids, near_tie = self.mixture(kept_NV, vocabulary)
+        seen = predicted.logits_NV[:, : vocabulary.embedding.shape[1]]
+        return CotStep(mixture.to(vocabulary.dtype), ids, near_tie, seen)
+
+    def with_noise(self, kept_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
+        """Returns the action that these logits make; those at -inf stay there."""
         return kept_NV + self.noise_std * draw_NV
 
     def logit_log_density(self, logits_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
-        """log density of the action that these logits and draws make, shape (N,); the action is a constant. Its
-        gradient is (eps / sigma) . dz, or sum_i (1 - exp(-g_i)) dl_i, over the kept tokens."""
+        """Returns the log-density of the action that these logits and draws make, shape (N,)."""
         kept_NV = keep_top(logits_NV, self.mode.top_k)
-        if self.gumbel:
-            mean_NV = torch.log_softmax(kept_NV, -1)
-            return gumbel_log_density(mean_NV.detach() + gumbel(draw_NV), mean_NV)
         noise_NV = (self.noise_std * draw_NV).masked_fill(torch.isinf(kept_NV), 0.0)
-        return soft_log_density(logits_NV.detach() + noise_NV, logits_NV, self.noise_std)
+        return gaussian_log_density(logits_NV.detach() + noise_NV, logits_NV, self.noise_std)
 
-    def nearest_ids(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """The token whose embedding is nearest to x: a stop that depends on the action, not on the states that made it.
-        (The stop at the shadow token does depend on them, and the estimate does not see it.) It reads the present E:
-        what a step on E does to the regions of the tokens is no part of the gradient, as if the stop had a frozen copy
-        of E."""
-        embedding = self.embedding_VD.float()
-        return (logits_fp32(x_ND, embedding) - embedding.square().sum(1) / 2).argmax(-1)
+    def draw_size(self, draw_NV: torch.Tensor) -> torch.Tensor:
+        """Returns the size of the noise that is made of these draws: 1 on average."""
+        return draw_NV.square()
+
+    def gap_unit(self) -> float:
+        """Returns the unit of the gap between recorded and recomputed logits."""
+        return self.noise_std
+
+    def score(self, predicted: Predictions, ids_M: torch.Tensor, record: Record | None, at: Place) -> Scores:
+        assert isinstance(record, LogitRecord), "the rollout recorded noise on the logits"
+        rows, steps = at
+        assert isinstance(rows, np.ndarray) and isinstance(steps, np.ndarray), "rows and steps of a tile"
+        draw_MV, logits_MV = record.draws.again(rows, steps), predicted.logits_NV.detach()
+        mean = logits_MV[:, : record.mean_NTD.shape[2]]
+        return Scores(
+            self.logit_log_density(predicted.logits_NV, draw_MV),
+            None,
+            largest_gap(mean, record, at) / self.gap_unit(),
+            self.draw_size(draw_MV).mean(-1),
+            self.with_noise(keep_top(logits_MV, self.mode.top_k), draw_MV).argmax(-1),
+        )
+
+    def kl(self, own: Predictions, base: Predictions, mean_MD: torch.Tensor | None) -> torch.Tensor:
+        raise NotImplementedError("the configuration refuses a KL term beside noise on the logits")
+
+    def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
+        return LogitRecord(*self.empty(len(draws.seeds), steps, embedding_VD), draws)
 
 
-def bind(mode: TokenMode, lm: LanguageModel, rms: Mapping[str, float]) -> CotTokens:
-    """The mode for this model; sigma in units of the base model's RMS, by place (`TokenMode.noise_at`)."""
+class GumbelNoise(LogitNoise):
+    """Gumbel noise on the log-probabilities: y = l + g, x = softmax(y / tau) E; log pi = sum_i -g_i - exp(-g_i).
+
+    The gradient of the log-density is sum_i (1 - exp(-g_i)) dl_i over the kept tokens.
+    """
+
+    @property
+    def draw_kind(self) -> DrawKind:
+        return "uniform"
+
+    def with_noise(self, kept_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(kept_NV, -1) + gumbel(draw_NV)
+
+    def logit_log_density(self, logits_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
+        mean_NV = torch.log_softmax(keep_top(logits_NV, self.mode.top_k), -1)
+        return gumbel_log_density(mean_NV.detach() + gumbel(draw_NV), mean_NV)
+
+    def draw_size(self, draw_NV: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-gumbel(draw_NV))
+
+    def gap_unit(self) -> float:
+        return 1.0
+
+
+MODES: dict[str, type[CotTokens]] = {
+    "hard": HardTokens,
+    "mixture-of-inputs": MixtureOfInputs,
+    "embedding": SoftTokens,
+    "hidden": HiddenNoise,
+    "logits": LogitNoise,
+    "gumbel": GumbelNoise,
+}
+"""The class of each kind of mode (`TokenMode.kind`)."""
+
+
+def bind(mode: TokenMode, rms: Mapping[str, float]) -> CotTokens:
+    """Returns the mode with its noise, in units of the base model's RMS by place (`TokenMode.noise_at`)."""
     noise_std = mode.noise_scale * rms[mode.noise_at] if mode.noise_scale > 0 else 0.0
-    return CotTokens(mode, lm.embedding_VD.detach(), noise_std, lm.head_VD.detach())
-
-
-def keep_top(logits_NV: torch.Tensor, k: int | None) -> torch.Tensor:
-    """The logits, all but the k largest of a row at -inf. Which they are is no part of the gradient: the estimate does
-    not see a token enter or leave."""
-    if k is None or k >= logits_NV.shape[1]:
-        return logits_NV
-    return logits_NV.masked_fill(logits_NV < logits_NV.detach().topk(k).values[:, -1:], -torch.inf)
+    return MODES[mode.kind](mode, noise_std)
 
 
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise from uniforms in [0, 1)."""
+    """Returns standard Gumbel noise made of uniforms in [0, 1)."""
     return -(-uniform.clamp(min=SMALLEST_UNIFORM).log()).log()
 
 
-def top_gap(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The argmax and its lead over the runner-up, both of shape (N,).
-
-    The two largest are in the two runs of RUN entries whose maxima are the largest: `topk` need not look at the rest,
-    over which it takes several times as long as a maximum.
-    """
-    candidates_NC = logits_NV.detach()
-    vocabulary, runs_N2 = candidates_NC.shape[1], None
-    if vocabulary % RUN == 0 and vocabulary > 2 * RUN:
-        runs_NQR = candidates_NC.unflatten(1, (-1, RUN))
-        runs_N2 = runs_NQR.amax(-1).topk(2).indices
-        candidates_NC = runs_NQR.gather(1, runs_N2.unsqueeze(-1).expand(-1, -1, RUN)).flatten(1)
-    top_N2, place_N2 = candidates_NC.topk(2)
-    best_N1 = place_N2[:, :1]
-    if runs_N2 is not None:
-        best_N1 = runs_N2.gather(1, best_N1 // RUN) * RUN + best_N1 % RUN
-    return best_N1.squeeze(1), top_N2[:, 0] - top_N2[:, 1]
-
-
-def tempered(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """logits / temperature; at 1, the usual case, without a pass over them."""
-    return logits_NV if temperature == 1 else logits_NV / temperature
-
-
-def sample_ids(
-    logits_NV: torch.Tensor, temperature: float, u_N: torch.Tensor | None, p_NV: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N,) from softmax(logits / temperature) by inverse CDF at u_N, or the argmax at temperature 0; and
-    where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting; it is over runs of
-    the vocabulary first and then over the entries of one, for a cumulative sum over all takes several times as long as
-    a sum. `p_NV`, the softmax at temperature 1, saves making it again."""
-    if temperature == 0 or u_N is None:
-        best, gap = top_gap(logits_NV)
-        return best, gap < NEAR_TIE_GAP
-    if p_NV is None or temperature != 1:
-        p_NV = torch.softmax(tempered(logits_NV, temperature), -1)
-    vocabulary = p_NV.shape[1]
-    run = RUN if vocabulary % RUN == 0 else vocabulary
-    p_NQR = p_NV.unflatten(1, (-1, run))
-    cdf_NQ = p_NQR.sum(-1).cumsum(-1)
-    at_N1 = u_N.unsqueeze(1) * cdf_NQ[:, -1:]
-    run_N1, before_N1, _ = _interval(cdf_NQ, at_N1)
-    cdf_NR = p_NQR.gather(1, run_N1.unsqueeze(-1).expand(-1, -1, run)).squeeze(1).cumsum(-1)
-    at_N1 = at_N1 - before_N1
-    place_N1, from_N1, to_N1 = _interval(cdf_NR, at_N1)
-    margin_N1 = torch.minimum(to_N1 - at_N1, at_N1 - from_N1)
-    return (run_N1 * run + place_N1).squeeze(1), margin_N1.squeeze(1) < NEAR_TIE_GAP / 10
-
-
-def _interval(cdf_NK: torch.Tensor, at_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In which of K intervals, closed below and open above, a number lies, where that one starts and where it ends, all
-    (N, 1). Numbers at the end or, by rounding, behind it are in the last that is not empty; so that ids are some where
-    p is not a number (`rollout` leaves that to its caller to see)."""
-    end_N1 = cdf_NK[:, -1:]
-    at_N1 = torch.minimum(at_N1, torch.nextafter(end_N1, torch.zeros_like(end_N1)))
-    place_N1 = torch.searchsorted(cdf_NK, at_N1, right=True).clamp(max=cdf_NK.shape[1] - 1)
-    return place_N1, cdf_NK.gather(1, (place_N1 - 1).clamp(min=0)) * (place_N1 > 0), cdf_NK.gather(1, place_N1)
-
-
-def mix(
-    logits_NV: torch.Tensor,
-    embedding_VD: torch.Tensor | Summed,
-    temperature: float,
-    best_N: torch.Tensor | None = None,
-    gap_N: torch.Tensor | None = None,
-    p_NV: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """h = softmax(logits / temperature) E, shape (N, D), fp32, differentiable in logits and E. `p_NV`, the softmax at
-    temperature 1, is for passes without gradients: at 0.5, the paper's temperature, the weights are its squares over
-    their sum, which costs less than a softmax of their own.
-
-    At fuzzy temperatures the mixture is the argmax's row but for near-ties: where the argmax leads by more than
-    temperature * (30 + ln V), the others weigh less than 1e-13 together, and the row is looked up instead of computed.
-    """
-    if temperature == 0.5 and p_NV is not None:
-        squares_NV = p_NV.square()
-        return times(squares_NV, _fp32(embedding_VD)) / squares_NV.sum(-1, keepdim=True)
-    if temperature >= SINGLE_ROW_TEMPERATURE:
-        return times(torch.softmax(logits_NV / temperature, -1), _fp32(embedding_VD))
-    if best_N is None or gap_N is None:
-        best_N, gap_N = top_gap(logits_NV)
-    negligible = temperature * (30 + math.log(logits_NV.shape[1]))
-    mixed = (gap_N <= negligible).nonzero().squeeze(1)
-    rows = look_up(best_N, embedding_VD).float()
-    if len(mixed) == 0:
-        return rows
-    # The lead is taken before the division: logits / 1e-4 is rounded to a few thousandths of a nat.
-    lead = logits_NV[mixed] - logits_NV[mixed].amax(-1, keepdim=True)
-    if not torch.is_grad_enabled() and not isinstance(embedding_VD, Summed):
-        tied = int((lead >= -negligible).sum(-1).max())
-        if tied <= MOST_TIED:  # a handful of rows of E, in the place of a product with all of it
-            top, ids = lead.topk(tied)
-            weights = torch.softmax(top / temperature, -1)
-            return rows.index_copy(0, mixed, (weights.unsqueeze(1) @ embedding_VD[ids].float()).squeeze(1))
-    return rows.index_copy(0, mixed, times(torch.softmax(lead / temperature, -1), _fp32(embedding_VD)))
-
-
-def _fp32(embedding_VD: torch.Tensor | Summed) -> torch.Tensor | Summed:
-    return embedding_VD if isinstance(embedding_VD, Summed) else embedding_VD.float()
-
-
-def hard_log_prob(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log p_i of the sampled tokens, shape (N,)."""
-    return -F.cross_entropy(tempered(logits_NV, temperature), ids_N, reduction="none")
-
-
-def soft_log_density(x_ND: torch.Tensor, mixture_ND: torch.Tensor, noise_std: float) -> torch.Tensor:
-    """-|x - h|^2 / (2 sigma^2), shape (N,): the Gaussian log-density of x up to a constant. x is the action: no
-    gradient through it."""
-    return -(x_ND.detach().float() - mixture_ND).square().sum(-1) / (2 * noise_std**2)
+def gaussian_log_density(action_ND: torch.Tensor, mean_ND: torch.Tensor, noise_std: float) -> torch.Tensor:
+    """Returns -|a - mean|^2 / (2 sigma^2), shape (N,); the action is a constant."""
+    return -(action_ND.detach().float() - mean_ND).square().sum(-1) / (2 * noise_std**2)
 
 
 def gumbel_log_density(action_NV: torch.Tensor, mean_NV: torch.Tensor) -> torch.Tensor:
-    """sum_i -(y_i - l_i) - exp(-(y_i - l_i)), shape (N,), over the tokens whose l is not -inf: the log density of
-    Gumbel variables y around l. y is the action: no gradient through it."""
+    """Returns sum_i -(y_i - l_i) - exp(-(y_i - l_i)), shape (N,), over the tokens whose l is not -inf.
+
+    This is the log-density of Gumbel variables y around l; y is a constant.
+    """
     dropped_NV = torch.isinf(mean_NV)
     excess_NV = action_NV.detach().masked_fill(dropped_NV, 0.0) - mean_NV.masked_fill(dropped_NV, 0.0)
     return -(excess_NV + torch.exp(-excess_NV)).masked_fill(dropped_NV, 0.0).sum(-1)
 
 
-def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of the next-token distribution at temperature 1, shape (N,)."""
-    log_p = torch.log_softmax(logits_NV, -1)
-    return -(log_p.exp() * log_p).sum(-1)
+def hard_kl(logits_MV: torch.Tensor, base_logits_MV: torch.Tensor) -> torch.Tensor:
+    """Returns KL(p || p_base) of the next-token distributions, exact over the whole vocabulary, shape (M,)."""
+    log_p, base_log_p = torch.log_softmax(logits_MV, -1), torch.log_softmax(base_logits_MV, -1)
+    return (log_p.exp() * (log_p - base_log_p)).sum(-1)
 
 
-def entropy_of(p_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
-    """`entropy` where p = softmax(logits) is known, without a graph; overwrites the logits, for a second matrix of
-    their size takes longer than the arithmetic. It is log sum_i e^(z_i - z_max) - sum_i p_i (z_i - z_max), whose terms
-    are not negative and do not cancel; the first sum is 1 / p_max."""
-    weighted_NV = logits_NV.sub_(logits_NV.amax(-1, keepdim=True)).mul_(p_NV)
-    return -weighted_NV.sum(-1) - p_NV.amax(-1).log()
+def gaussian_kl(mean_MD: torch.Tensor, base_mean_MD: torch.Tensor, noise_std: float) -> torch.Tensor:
+    """Returns the KL of two Gaussians of one width, |h - h_base|^2 / (2 sigma^2), shape (M,)."""
+    return (mean_MD - base_mean_MD).square().sum(-1) / (2 * noise_std**2)
+
+
+@torch.no_grad()
+def largest_gap(mean_MD: torch.Tensor, record: Record, at: Place) -> float:
+    """Returns the largest difference of a coordinate of the means from the recorded ones."""
+    return float((mean_MD - record.mean_NTD[at]).abs().max())

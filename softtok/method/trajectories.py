@@ -1,4 +1,7 @@
-"""What a rollout is asked for, and what it returns."""
+"""What a rollout is asked for, and what it returns.
+
+Shapes: B prompts, G samples per prompt, N = B * G rows (row b * G + g), T CoT steps.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from softtok.method.draws import Draws
+from softtok.method.stopping import TextRules
+from softtok.method.token_modes import CotTokens, Record
+from softtok.models.language_model import LanguageModel
 
 STOPS = ("phrase", "eos", "cap")
 INFERENCE_STOPS = (*STOPS, "entropy")  # the last for modes with `end_entropy`
@@ -23,10 +28,44 @@ class Limits:
     stop_on: str  # "shadow" or "nearest": whose text is searched for the stop phrase
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What generates trajectories: a model that thinks in a token mode, by the rules of a text, within limits."""
+
+    lm: LanguageModel
+    rules: TextRules
+    tokens: CotTokens
+    limits: Limits
+
+    @property
+    def most_steps(self) -> int:
+        """How many positions a row may write behind its prompt."""
+        longest_prefill = max(len(self.rules.prefill_after_phrase), len(self.rules.prefill_after_cut))
+        return self.limits.max_cot_tokens + longest_prefill + self.limits.max_answer_tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts to be answered side by side, G times each."""
+
+    prompts: list[list[int]]  # token ids
+    samples: int  # G
+    keys: list[str]  # N names of the rows, from which their random numbers are made
+
+    def __post_init__(self) -> None:
+        assert len(self.keys) == self.rows, "one randomness key per row"
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts) * self.samples
+
+
 @dataclass
 class Rollout:
-    """N finished trajectories, on the model's device unless named numpy. Columns behind a row's length are
-    undefined."""
+    """N finished trajectories, on the model's device unless named numpy.
+
+    Columns behind a row's length are undefined.
+    """
 
     prompts: list[list[int]]
     samples: int
@@ -37,13 +76,14 @@ class Rollout:
     answers: list[list[int]]  # sampled answer ids of each row, EOS included
     near_ties: np.ndarray  # (N,) CoT steps and answer tokens that rounding could have changed
     entropy_NT: torch.Tensor  # next-token entropy at each CoT step, nats
-    x_NTD: torch.Tensor | None = None  # soft, recorded: what was fed
-    mixture_NTD: torch.Tensor | None = None  # soft, recorded: the action's mean in fp32 (h = p E, ...), see `CotStep`
-    action_NTD: torch.Tensor | None = None  # noise on the hidden state, recorded: s + sigma eps in fp32
-    draws: Draws | None = None  # noise on the logits, recorded: draws it again, for it is too wide to be kept
-    old_log_prob_NL: torch.Tensor | None = None  # of sampled tokens before any update; filled in training
+    record: Record | None = None  # of soft tokens, where training asks for it
     decode_rows: int = 0  # rows x decode steps that the model ran
 
+    def prefill(self, row: int) -> list[int]:
+        """Returns the ids that were prefilled in front of one row's answer."""
+        return self.prefills[self.stops[row]]
+
     def cot(self, row: int) -> list[int]:
-        """Ids of one row's CoT."""
-        return self.cot_ids[row, : self.cot_lengths[row]].tolist()
+        """Returns the ids of one row's CoT."""
+        ids: list[int] = self.cot_ids[row, : self.cot_lengths[row]].tolist()
+        return ids

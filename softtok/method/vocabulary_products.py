@@ -9,6 +9,7 @@ Shapes: M tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +49,24 @@ def look_up(ids_M: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tens
     if isinstance(matrix_VD, Summed):
         return _LookUp.apply(ids_M, matrix_VD.leaf, matrix_VD.gradient_VD)
     return F.embedding(ids_M, matrix_VD)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The output head and E where the vocabulary appears: fp32 matrices, or sums of their gradients with them."""
+
+    head_VD: torch.Tensor | Summed
+    embedding_VD: torch.Tensor | Summed
+    dtype: torch.dtype = torch.float32  # of the model: what is fed is rounded to it
+
+    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        """Returns head @ hidden in fp32, shape (M, V)."""
+        return project(hidden_MD.float(), self.head_VD)
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """E as a plain matrix, for steps without a gradient."""
+        return self.embedding_VD.matrix_VD if isinstance(self.embedding_VD, Summed) else self.embedding_VD
 
 
 def _add_product(sum_VD: torch.Tensor, a_MV: torch.Tensor, b_MD: torch.Tensor) -> None:

@@ -20,11 +20,13 @@ from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.config.specs import Divergence, RunManifest, RunSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts, shuffled
-from softtok.method.objective import PassStatistics, accumulate_gradients, group_advantages
+from softtok.method.noise_units import embedding_rms, state_rms
+from softtok.method.objectives import group_advantages
+from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
-from softtok.method.stopping import TextRules, most_steps
-from softtok.method.token_modes import bind, embedding_rms, state_rms
-from softtok.method.trajectories import STOPS, Limits, Rollout
+from softtok.method.stopping import TextRules
+from softtok.method.token_modes import bind
+from softtok.method.trajectories import STOPS, Batch, Limits, Policy
 from softtok.models.devices import PRECISIONS, announce
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
@@ -77,11 +79,13 @@ class Trainer:
         self.rms = {
             "embedding": embedding_rms(self.lm.embedding_VD), **state_rms(self.lm, rms_prompts(problems)),
         }  # fmt: skip
-        self.tokens = bind(spec.mode, self.lm, self.rms)
-        self.greedy = bind(spec.mode.without_noise(), self.lm, self.rms)
-        self.rules = TextRules(self.lm, spec.grading.answer_format)
-        longest = max(len(problem.prompt) for problem in problems) + most_steps(self.rules, self.limits(0.0))
+        rules = TextRules(self.lm, spec.grading.answer_format)
+        limits = self.limits(self.settings.answer_temperature)
+        self.policy = Policy(self.lm, rules, bind(spec.mode, self.rms), limits)
+        self.greedy = Policy(self.lm, rules, bind(spec.mode.without_noise(), self.rms), self.limits(0.0))
+        longest = max(len(problem.prompt) for problem in problems) + self.policy.most_steps
         refuse_longer(self.lm, longest, f"train set {data}")
+        self.tiling = Tiling.of(runtime)
         held_out = set(shuffled(len(problems), VALIDATION_SLICE)[: self.settings.validation_problems].tolist())
         self.validation = [problems[i] for i in sorted(held_out)]
         self.problems = [problem for i, problem in enumerate(problems) if i not in held_out]
@@ -112,10 +116,10 @@ class Trainer:
 
     def validate(self) -> float:
         """Greedy accuracy in percent on the held-out problems, in the run's own mode without noise."""
-        correct, limits = 0, self.limits(0.0)
-        for part in batches(self.validation, 1, most_steps(self.rules, limits), self.runtime):
-            out = rollout(self.lm, self.rules, self.greedy, [p.prompt for p in part], 1, [p.id for p in part], limits)
-            correct += sum(verdict.correct for verdict in grade(self.judge, self.rules, out, part))
+        correct, rules = 0, self.greedy.rules
+        for part in batches(self.validation, 1, self.greedy.most_steps, self.runtime):
+            out = rollout(self.greedy, Batch([p.prompt for p in part], 1, [p.id for p in part]))
+            correct += sum(verdict.correct for verdict in grade(self.judge, rules, out, part))
         return 100 * correct / len(self.validation)
 
     def take_step(self, step: int) -> dict[str, Any]:
@@ -128,36 +132,31 @@ class Trainer:
             for b, p in enumerate(part)
             for g in range(settings.samples_per_prompt)
         ]
-        out = rollout(
-            self.lm,
-            self.rules,
-            self.tokens,
-            [p.prompt for p in part],
-            settings.samples_per_prompt,
-            keys,
-            self.limits(settings.answer_temperature),
-            record=True,
-        )
+        batch = Batch([p.prompt for p in part], settings.samples_per_prompt, keys)
+        out = rollout(self.policy, batch, record=True)
         thinking = np.arange(out.cot_ids.shape[1]) < out.cot_lengths[:, None]
         entropy = float(out.entropy_NT.cpu().numpy()[thinking].mean())
         if not math.isfinite(entropy):
             raise FloatingPointError(f"entropy of the CoT is {entropy}")
         rolled_out = time.perf_counter()
-        verdicts = grade(self.judge, self.rules, out, part)
+        verdicts = grade(self.judge, self.policy.rules, out, part)
         rewarded = time.perf_counter()
         rewards_BG = torch.tensor([v.reward for v in verdicts]).view(len(part), -1)
-        advantages_N = group_advantages(rewards_BG, settings.objective).flatten().numpy()
+        advantages_N = group_advantages(rewards_BG, self.loss.objective).flatten().numpy()
+        experience = Experience(out, advantages_N)
         norms = {}
         if step % settings.validate_every == 0:
             for term in ("cot", "answer"):
-                self.accumulate(out, advantages_N, (term,))
+                self.accumulate(experience, (term,))
                 norms[f"gradient_norm_{term}"] = self.optimizer.gradient_norm()
         for _ in range(settings.updates_per_step):
-            seen = self.accumulate(out, advantages_N, ("cot", "answer"))
+            seen = self.accumulate(experience, TERMS)
             norm = self.optimizer.gradient_norm()
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient norm is {norm}")
             self.optimizer.step(step, norm)
+            if experience.old_log_prob_NL is None:
+                experience = Experience(out, advantages_N, seen.log_prob_NL)
         return {
             "step": step,
             "reward": rewards_BG.mean().item(),
@@ -177,24 +176,28 @@ class Trainer:
             "update_s": time.perf_counter() - rewarded,
         }
 
-    def accumulate(self, out: Rollout, advantages_N: np.ndarray, terms: tuple[str, ...]) -> PassStatistics:
-        """The gradient of this rollout alone. A GPU whose memory does not hold a micro-batch gets halves from then on:
-        gradients do not depend on it."""
+    @property
+    def loss(self) -> Loss:
+        return Loss(self.settings, self.tiling, self.reference)
+
+    def accumulate(self, experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
+        """Forms the gradient of this rollout alone.
+
+        A GPU whose memory does not hold a micro-batch gets halves from then on: gradients do not depend on it.
+        """
         while True:
             self.optimizer.zero_grad()
             try:
                 return accumulate_gradients(
-                    self.lm, self.tokens, out, advantages_N, self.settings, self.runtime, terms, self.reference,
-                    self.optimizer.gradients,
-                )  # fmt: skip
+                    self.lm, self.policy.tokens, experience, self.loss, terms, self.optimizer.gradients
+                )
             except torch.OutOfMemoryError:
-                tokens = self.runtime.micro_batch_tokens // 2
+                tokens = self.tiling.micro_batch_tokens // 2
                 if tokens < FEWEST_TOKENS:
                     raise
             torch.cuda.empty_cache()
-            tile = min(self.runtime.tile_tokens, tokens // 8)
-            self.runtime = self.runtime.model_copy(update={"micro_batch_tokens": tokens, "tile_tokens": tile})
-            less = f"micro_batch_tokens: {tokens}, tile_tokens: {tile}"
+            self.tiling = Tiling(tokens, min(self.tiling.tile_tokens, tokens // 8))
+            less = f"micro_batch_tokens: {tokens}, tile_tokens: {self.tiling.tile_tokens}"
             print(f"softtok: out of memory in step {self.step + 1}; going on with {less}")
 
     def run(self, interruption: Interruption) -> None:

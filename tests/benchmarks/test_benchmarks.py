@@ -1,13 +1,11 @@
-"""The benchmarks: counted arithmetic is what PyTorch counts, the work is the same on all sides, and the driver runs one
-measurement from end to end."""
+"""The benchmarks' arithmetic and statistics: counted operations are PyTorch's, the work is the same on all sides."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from benchmarks import bounds, work
-from benchmarks.driver import Rounds, interleave
-from benchmarks.measurements import grid_overhead
+from benchmarks.driver import Rounds, Side, interleave
+from benchmarks.overhead import grid_overhead
+from benchmarks.toy import expand
 from benchmarks.work import LARGE_ROWS, Load, Ours, Size, make_prompts, random_llama
 
 SIZE = Size(width=32, layers=2, heads=4, key_heads=2, mlp_width=48, vocabulary=96)
@@ -30,17 +29,17 @@ def ours() -> Ours:
     return made
 
 
-def counted(once) -> int:
+def counted(once: Callable[[], object]) -> int:
     unknown = {  # to PyTorch's counter: the product that adds to a sum in place, and oneDNN's
         torch.ops.aten.addmm_: lambda total, a, b, **_: addmm_flop(total, a, b),
         torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0],
     }
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         once()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
-def test_products_are_counted_as_pytorch_counts_them(ours):
+def test_products_are_counted_as_pytorch_counts_them(ours: Ours) -> None:
     assert counted(ours.decode_products) == bounds.decode_product_flops(SIZE, LOAD)
     assert counted(ours.large_products) == bounds.large_product_flops(SIZE, LARGE_ROWS)
     assert counted(ours.mixture_products) == bounds.mixture_flops(SIZE, LOAD, "soft")
@@ -48,33 +47,33 @@ def test_products_are_counted_as_pytorch_counts_them(ours):
     assert counted(ours.prefill) == bounds.prefill_flops(SIZE, LOAD)
 
 
-def test_a_rollout_does_the_counted_arithmetic():
+def test_a_rollout_does_the_counted_arithmetic() -> None:
     """A bound above what the code does would be no bound, and one below it would say little."""
     ours = Ours(SIZE, LOAD)
     fused = bounds.attention_flops(SIZE, LOAD.prompts * LOAD.prompt**2)  # the prompts', which PyTorch does not see
     for mode in ("hard", "soft", "fuzzy"):
         decode = bounds.decode_flops(SIZE, LOAD) + bounds.mixture_flops(SIZE, LOAD, mode)
         least = decode + bounds.prefill_flops(SIZE, LOAD) - fused
-        assert 1 <= counted(lambda mode=mode: ours.rollout(mode)) / least < 1.003, mode
+        assert 1 <= counted(partial(ours.rollout, mode)) / least < 1.003, mode
 
 
-def test_a_pass_does_the_counted_arithmetic(ours, monkeypatch):
+def test_a_pass_does_the_counted_arithmetic(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "reward", lambda ids: float(sum(ids)))  # no two alike: rows without advantage are not run
     ours.lm.model.set_attn_implementation("softtok_grouped")
     out = {mode: ours.rollout(mode) for mode in ("hard", "soft", "fuzzy")}
     ours.lm.model.set_attn_implementation("eager")
     for mode, made in out.items():
-        seen = counted(lambda mode=mode, made=made: ours.update(mode, made))
+        seen = counted(partial(ours.update, mode, made))
         assert 1 <= seen / bounds.pass_flops(SIZE, LOAD, mode) < 1.003, mode
 
 
-def test_sizes_have_the_parameters_they_are_named_for():
+def test_sizes_have_the_parameters_they_are_named_for() -> None:
     parameters = sum(p.numel() for p in random_llama(SIZE).parameters())
     norms = (2 * SIZE.layers + 1) * SIZE.width
     assert parameters - norms == (bounds.body_flops(SIZE) + bounds.head_flops(SIZE)) // 2
 
 
-def test_every_row_samples_exactly_the_tokens(ours):
+def test_every_row_samples_exactly_the_tokens(ours: Ours) -> None:
     ours.lm.model.set_attn_implementation("softtok_grouped")
     out = ours.rollout("hard")
     assert (out.cot_lengths == LOAD.new_tokens - 1).all()
@@ -82,16 +81,20 @@ def test_every_row_samples_exactly_the_tokens(ours):
     assert [len(prompt) for prompt in make_prompts(SIZE, LOAD)] == [8, 6, 4]
 
 
-def test_rounds_are_interleaved_and_the_first_is_forgotten():
+def test_rounds_are_interleaved_and_the_first_is_forgotten() -> None:
     calls: list[str] = []
 
-    def contestant(name: str, seconds: float):
-        return lambda: calls.append(name) or {"wall_s": seconds, "cpu_s": seconds}
+    def contestant(name: str, seconds: float) -> Callable[[], dict[str, float]]:
+        def turn() -> dict[str, float]:
+            calls.append(name)
+            return {"wall_s": seconds, "cpu_s": seconds}
+
+        return turn
 
     rounds = interleave({"a": contestant("a", 2.0), "b": contestant("b", 1.0)}, seconds=60, most=3)
     assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert rounds.repeats == 3
-    row = rounds.row("m", "case", ("a", ""), ("b", ""), ("A", "B"), goal=1.5)
+    row = rounds.row("m", "case", Side("A", "a"), Side("B", "b"), goal=1.5)
     assert (row.ratio, row.reached) == (2.0, True)
     short = interleave({"a": contestant("a", 1.0)}, seconds=-1)
     assert short.warm_up and short.repeats == 2, "two rounds count even where time is up"
@@ -100,15 +103,17 @@ def test_rounds_are_interleaved_and_the_first_is_forgotten():
     assert interleave({"a": contestant("a", 1.0)}, seconds=60, most=3, warm=True).repeats == 3
 
 
-def test_ratio_is_of_the_minima():
+def test_ratio_is_of_the_minima() -> None:
     turns = {"a": [{"wall_s": w, "cpu_s": w} for w in (3.0, 9.0)], "b": [{"wall_s": w, "cpu_s": w} for w in (2.0, 1.0)]}
-    row = Rounds(turns, True).row("m", "case", ("a", ""), ("b", ""), ("A", "B"), goal=4, better="less")
+    row = Rounds(turns, True).row("m", "case", Side("A", "a"), Side("B", "b"), goal=4, better="less")
     assert (row.ratio, row.median, row.spread, row.reached) == (3.0, 4.0, (1.5, 9.0), True)
 
 
-def test_overhead_of_a_finished_grid(tmp_path):
-    """Two jobs of 10 s side by side, a pause in which nothing ran, one of 20 s: 1 - 34 s of work / (30 s x 2 cores). A
-    job that seems to begin before another's end takes no third core."""
+def test_overhead_of_a_finished_grid(tmp_path: Path) -> None:
+    """Two jobs of 10 s run side by side, then nothing, then one of 20 s: 1 - 34 s of work / (30 s x 2 cores).
+
+    A job that seems to begin before another's end takes no third core.
+    """
     (tmp_path / "reports" / "demo").mkdir(parents=True)
     assert grid_overhead(tmp_path, 2.0).ratio is None
     (tmp_path / "reports" / "demo" / "report.html").touch()
@@ -125,30 +130,21 @@ def test_overhead_of_a_finished_grid(tmp_path):
     assert grid_overhead(tmp_path, 2.0).ratio == pytest.approx(1 - (8 + 8 + 8 + 18) / (39.5 * 2))
 
 
-def test_driver_runs_a_measurement(tmp_path):
-    pytest.importorskip("trl")
-    command = [sys.executable, "-m", "benchmarks.run", "--tiny", "--threads", "1", "--only", "step_vs_trl"]
-    made = subprocess.run(
-        [*command, "--out", tmp_path], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    found = json.loads((tmp_path / "peers.json").read_text())
-    assert {"plan", "machine", "seconds", "rows"} <= found.keys()
-    assert [row["case"] for row in found["rows"]] == ["S P=8 hard", "S P=8 soft", "S P=8 fuzzy"]
-    for row in found["rows"]:
-        assert row.keys() >= {
-            "measurement",
-            "ratio",
-            "goal",
-            "reached",
-            "bound",
-            "spread",
-            "median",
-            "repeats",
-            "sides",
-        }
-        assert 0 < row["ratio"] < row["bound"], "nothing is ahead of its bound"
-        for side in ("ours", "TRL"):
-            assert row["sides"][side].keys() == {"wall_min", "wall_median", "wall_max", "cpu_min", "cpu_median"}
-            assert 0 < row["sides"][side]["wall_min"] <= row["sides"][side]["wall_median"]
-    assert "| S P=8 hard |" in (tmp_path / "peers.md").read_text()
+def test_a_row_takes_the_named_part_of_each_turn() -> None:
+    turns = {
+        "through": [{"wall_s": 6.0, "cpu_s": 6.0, "mb": 30.0}],
+        "step": [{"wall_s": 9.0, "cpu_s": 9.0, "pass_wall_s": 2.0, "pass_cpu_s": 1.0, "mb": 10.0}],
+    }
+    rounds = Rounds(turns, True)
+    row = rounds.row("m", "case", Side("through time", "through"), Side("pass", "step", "pass_"))
+    assert row.ratio == 3.0
+    assert {label: times.cpu_min for label, times in row.sides.items()} == {"through time": 6.0, "pass": 1.0}
+    memory = rounds.memory_row("m", "case", "through", "step")
+    assert (memory.ratio, memory.note) == (3.0, "30 MB over 10 MB")
+
+
+def test_study_of_many_runs_has_them() -> None:
+    """The dry run that is timed is of a study with as many trained runs as its row says, each evaluated."""
+    grid = expand(problems=2, steps=0, runs=7)
+    assert sum(run.train_set is not None for run in grid.runs.values()) == 7
+    assert len(grid.studies["cell"].evaluation_files(".parquet")) == 8

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 
 from softtok.config.grid import Grid
 from softtok.config.load import load
-from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
-from softtok.method.losses import group_advantages, leave_one_out
-from softtok.method.objective import accumulate_gradients
+from softtok.method.objectives import group_advantages, leave_one_out, objective_of
+from softtok.method.policy_gradient import Experience, PassStatistics, Tiling
+from softtok.method.token_modes import CotTokens, SoftTokens
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
 from softtok.storage.files import read_json
@@ -28,6 +30,8 @@ from tests.support.gradients import MODES as OBJECTIVE_MODES
 from tests.support.gradients import (
     PROMPTS,
     SAMPLES,
+    SMALL_TILES,
+    TILING,
     Case,
     LargestOfVocabulary,
     assert_same,
@@ -35,9 +39,12 @@ from tests.support.gradients import (
     make_advantages,
     make_rollout,
     naive_loss,
+    run_pass,
     take_gradients,
 )
 from tests.support.gradients import SETTINGS as PLAIN
+from tests.support.gradients import pass_gradients as gradients
+from tests.support.records import fed
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
 from tests.support.tiny_models import tiny_model, token_mode
@@ -66,27 +73,18 @@ def moved(lm: LanguageModel, by: float, seed: int = 0) -> LanguageModel:
     return LanguageModel(model, lm.tokenizer, lm.name)
 
 
-def gradients(
-    case: Case, changed: TrainingSettings, reference: LanguageModel | None = None, **runtime: int
-) -> dict[str, torch.Tensor]:
-    lm, tokens, out, advantages = case
-    lm.model.zero_grad()
-    accumulate_gradients(lm, tokens, out, advantages, changed, RuntimeSettings(**runtime), ("cot", "answer"), reference)
-    return take_gradients(lm)
-
-
-def row_logits(lm: LanguageModel, tokens: Any, out: Rollout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+def row_logits(lm: LanguageModel, tokens: CotTokens, out: Rollout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits before the CoT and before the answer of one row, from a plain forward."""
     embedding, prompt, cot = lm.embedding_VD, out.prompts[row // out.samples], out.cot(row)
-    words, answer = out.prefills[out.stops[row]], out.answers[row]
-    x = out.x_NTD[row, : len(cot)].to(embedding) if tokens.soft else embedding[cot]
+    words, answer = out.prefill(row), out.answers[row]
+    x = fed(out)[row, : len(cot)].to(embedding) if isinstance(tokens, SoftTokens) else embedding[cot]
     logits = lm.model(
         inputs_embeds=torch.cat([embedding[prompt], x, embedding[words], embedding[answer]])[None]
     ).logits[0, len(prompt) - 1 : -1]
     return logits[: len(cot)], logits[len(cot) + len(words) :]
 
 
-def naive(lm: LanguageModel, loss: Any) -> dict[str, torch.Tensor]:
+def naive(lm: LanguageModel, loss: Callable[[LanguageModel], torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients of a loss of the fp64 copy."""
     exact = in_double(lm)
     loss(exact).backward()
@@ -98,11 +96,12 @@ def naive(lm: LanguageModel, loss: Any) -> dict[str, torch.Tensor]:
 
 def test_advantages_of_grpo_are_standardised_within_a_group() -> None:
     rewards = torch.tensor([[100.0, 0.0, 10.0, 10.0], [10.0, 10.0, 10.0, 10.0]])
-    advantages = group_advantages(rewards, "grpo")
+    advantages = group_advantages(rewards, objective_of(settings(objective="grpo")))
     wanted = (rewards[0].double() - 30) / (np.std([100, 0, 10, 10], ddof=1) + 1e-4)
     torch.testing.assert_close(advantages[0].double(), wanted, rtol=1e-5, atol=0)
     assert torch.equal(advantages[1], torch.zeros(4))
-    for objective in ("rloo", "ppo-clip"):
+    for name in ("rloo", "ppo-clip"):
+        objective = objective_of(settings(objective=name))
         assert torch.equal(group_advantages(rewards, objective), leave_one_out(rewards))
         tenths = group_advantages(torch.full((2, 3), 0.1), objective)
         assert not tenths.any(), "a mean that is off by a rounding error is no reason to run a pass"
@@ -131,7 +130,7 @@ def test_entropy_bonus_is_that_of_the_cot_tokens(mode: str, objective: str) -> N
     only_bonus = (lm, tokens, out, 0 * advantages)
     changed = settings(entropy_bonus=0.3, objective=objective)
     assert_same(gradients(only_bonus, changed), bonus)
-    assert_same(gradients(only_bonus, changed, micro_batch_tokens=40, tile_tokens=7), bonus, 1e-4)
+    assert_same(gradients(only_bonus, changed, tiling=SMALL_TILES), bonus, 1e-4)
     without = gradients(case, settings(objective=objective))
     assert_same(gradients(case, changed), {name: without[name] + bonus[name] for name in bonus}, 1e-4)
 
@@ -154,7 +153,7 @@ def test_kl_is_that_of_the_policies(mode: str, tied: bool) -> None:
         for row in range(len(out.answers)):
             pairs = list(zip(row_logits(exact, tokens, out, row), row_logits(base, tokens, out, row), strict=True))
             for part, (mine, theirs) in zip(("cot", "answer"), pairs, strict=True):
-                if part == "cot" and tokens.soft:
+                if part == "cot" and isinstance(tokens, SoftTokens):
                     p, q = (
                         torch.distributions.Normal(mixture(*pair), tokens.noise_std)
                         for pair in ((exact, mine), (base, theirs.detach()))
@@ -170,10 +169,10 @@ def test_kl_is_that_of_the_policies(mode: str, tied: bool) -> None:
     wanted = naive(lm, loss)
     changed = settings(kl_coefficient=0.2)
     only_kl = (lm, tokens, out, 0 * advantages)
-    assert_same(gradients(only_kl, changed, reference), wanted, 2e-4)
-    assert_same(gradients(only_kl, changed, reference, micro_batch_tokens=40, tile_tokens=7), wanted, 2e-4)
+    assert_same(gradients(only_kl, changed, reference=reference), wanted, 2e-4)
+    assert_same(gradients(only_kl, changed, reference=reference, tiling=SMALL_TILES), wanted, 2e-4)
     assert all(parameter.grad is None for parameter in reference.model.parameters())
-    seen = accumulate_gradients(*only_kl, changed, RuntimeSettings(), reference=reference)
+    seen = run_pass(only_kl, changed, reference=reference)
     assert seen.as_metrics()["kl"] == pytest.approx(torch.cat(kls).mean().item(), rel=1e-3)
 
 
@@ -183,9 +182,9 @@ def test_kl_to_itself_is_zero_and_pulls_nowhere(mode: str) -> None:
     lm, _, out, _ = case
     twin = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, lm.name)
     changed = settings(kl_coefficient=0.2)
-    seen = accumulate_gradients(*case, changed, RuntimeSettings(), reference=twin)
+    seen = run_pass(case, changed, reference=twin)
     assert seen.kl == 0 and seen.kl_tokens == out.cot_lengths.sum() + sum(map(len, out.answers))
-    assert_same(gradients(case, changed, twin), gradients(case, PLAIN), 1e-5)
+    assert_same(gradients(case, changed, reference=twin), gradients(case, PLAIN), 1e-5)
 
 
 def test_reference_too_has_its_vocabulary_for_one_tile() -> None:
@@ -194,14 +193,15 @@ def test_reference_too_has_its_vocabulary_for_one_tile() -> None:
     out = make_rollout(lm, tokens)
     case = (lm, tokens, out, make_advantages(len(out.answers)))
     with LargestOfVocabulary(67, 32) as largest:
-        gradients(case, settings(kl_coefficient=0.1, entropy_bonus=0.1), moved(lm, 0.01), tile_tokens=5)
+        changed, tiling = settings(kl_coefficient=0.1, entropy_bonus=0.1), Tiling(TILING.micro_batch_tokens, 5)
+        gradients(case, changed, reference=moved(lm, 0.01), tiling=tiling)
     assert largest.rows == 5
 
 
 # Ratios
 
 
-def sampled_log_probs(lm: LanguageModel, tokens: Any, out: Rollout, row: int) -> torch.Tensor:
+def sampled_log_probs(lm: LanguageModel, tokens: CotTokens, out: Rollout, row: int) -> torch.Tensor:
     cot, answer = row_logits(lm, tokens, out, row)
     return torch.cat(
         [
@@ -218,10 +218,11 @@ def test_second_update_has_the_clipped_loss(objective: str) -> None:
     lm, tokens, out, advantages = make_case("hard", tied=False)
     changed = settings(objective=objective, updates_per_step=3, clip_range=0.15)
     once = settings(objective=objective)
-    first = gradients((lm, tokens, out, advantages), changed)
-    assert_same(
-        first, gradients((lm, tokens, out.__class__(**{**vars(out), "old_log_prob_NL": None}), advantages), once)
-    )
+    lm.model.zero_grad()
+    old_NL = run_pass((lm, tokens, out, advantages), changed).log_prob_NL
+    first = take_gradients(lm)
+    assert_same(first, gradients((lm, tokens, out, advantages), once))
+    assert run_pass((lm, tokens, out, advantages), once).log_prob_NL is None, "nobody needs them"
     before = in_double(lm)
     for seed in (1, 2):
         after = moved(lm, 0.03, seed)
@@ -246,9 +247,9 @@ def test_second_update_has_the_clipped_loss(objective: str) -> None:
         wanted = naive(after, loss)
         assert 0.1 < np.mean(clips) < 0.9, "some ratios are clipped and some are not"
         case = (after, tokens, out, advantages)
-        assert_same(gradients(case, changed), wanted, 1e-4)
-        assert_same(gradients(case, changed, micro_batch_tokens=40, tile_tokens=7), wanted, 1e-4)
-        seen = accumulate_gradients(*case, changed, RuntimeSettings())
+        assert_same(gradients(case, changed, old_log_prob_NL=old_NL), wanted, 1e-4)
+        assert_same(gradients(case, changed, tiling=SMALL_TILES, old_log_prob_NL=old_NL), wanted, 1e-4)
+        seen = run_pass(case, changed, old_log_prob_NL=old_NL)
         rows = np.repeat(advantages != 0, [len(out.cot(row)) + len(out.answers[row]) for row in range(len(advantages))])
         assert seen.as_metrics()["clip_fraction"] == pytest.approx(np.mean(np.array(clips)[rows]), abs=0.01)
 
@@ -280,9 +281,9 @@ def test_grpo_equals_trl(drift: float, tmp_path: Path) -> None:
     tokens = token_mode(lm, TokenMode(tokens="hard", temperature=1.3))
     out = make_rollout(lm, tokens)
     rewards = torch.tensor([sum(answer) % 7 / 7 for answer in out.answers]).view(len(PROMPTS), SAMPLES)
-    advantages = group_advantages(rewards, "grpo").flatten().numpy()
+    advantages = group_advantages(rewards, objective_of(settings(objective="grpo"))).flatten().numpy()
     changed = settings(objective="grpo", updates_per_step=2)
-    gradients((lm, tokens, out, advantages), changed)
+    old_NL = run_pass((lm, tokens, out, advantages), changed).log_prob_NL
     after = moved(lm, drift, 3)
 
     words = Tokenizer(models.WordLevel({str(i): i for i in range(64)}, unk_token="0"))
@@ -298,7 +299,7 @@ def test_grpo_equals_trl(drift: float, tmp_path: Path) -> None:
     trainer.model.eval()
     rows = range(len(out.answers))
     asked = [out.prompts[row // SAMPLES] for row in rows]
-    parts = [(out.cot(row), out.prefills[out.stops[row]], out.answers[row]) for row in rows]
+    parts = [(out.cot(row), out.prefill(row), out.answers[row]) for row in rows]
     width, length = max(map(len, asked)), max(sum(map(len, part)) for part in parts)
     inputs: dict[str, Any] = {name: torch.zeros(len(asked), length, dtype=torch.long) for name in
                               ("completion_ids", "completion_mask", "tool_mask")}  # fmt: skip
@@ -317,7 +318,7 @@ def test_grpo_equals_trl(drift: float, tmp_path: Path) -> None:
     inputs |= {"advantages": torch.tensor(advantages), "old_per_token_logps": old}
     trainer._compute_loss(trainer.model, inputs).backward()
     wanted = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
-    assert_same(gradients((after, tokens, out, advantages), changed), wanted, 1e-4)
+    assert_same(gradients((after, tokens, out, advantages), changed, old_log_prob_NL=old_NL), wanted, 1e-4)
 
 
 # In the loop
@@ -360,12 +361,26 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
         assert all("clip_fraction" in line for line in lines(tmp_path / "run")[1:] if line["gradient_norm"] > 0)
 
 
-def test_each_update_of_a_step_is_one_of_the_optimizer(tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
+def test_each_update_of_a_step_is_one_of_the_optimizer(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the log-probabilities before the first are what the ratios of the others are to."""
     settings_ = {"objective": "ppo-clip", "updates_per_step": 3}
     trainer = Trainer(spec(HARD, **settings_), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+    accumulate, passes = trainer.accumulate, []
+
+    def noted(experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
+        passes.append((experience.old_log_prob_NL, accumulate(experience, terms)))
+        return passes[-1][1]
+
+    monkeypatch.setattr(trainer, "accumulate", noted)
     with trainer.judge:
         trainer.take_step(1)
     assert {int(state["step"]) for state in trainer.optimizer.adamw.state.values()} == {3}
+    before = [old_NL for old_NL, _ in passes]
+    first_NL = passes[0][1].log_prob_NL
+    assert first_NL is not None and before[0] is None
+    assert len(before) == 3 and all(old_NL is first_NL for old_NL in before[1:])
 
 
 def test_divergence_in_a_later_update_is_recorded(

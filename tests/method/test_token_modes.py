@@ -15,12 +15,14 @@ import pytest
 import torch
 from scipy import stats
 
-from softtok.config.schema import RuntimeSettings, SampledMode, TokenMode
+from softtok.config.settings import RuntimeSettings, SampledMode, TokenMode
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.method.batches import read_problems, rms_prompts
 from softtok.method.draws import Draws
-from softtok.method.objective import accumulate_gradients
-from softtok.method.token_modes import CotTokens, bind, embedding_rms, gumbel, gumbel_log_density, keep_top, state_rms
+from softtok.method.noise_units import embedding_rms, state_rms
+from softtok.method.policy_gradient import Tiling
+from softtok.method.sampling import keep_top
+from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind, gumbel, gumbel_log_density
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel, left_pad
@@ -32,14 +34,21 @@ from tests.support.gradients import (
     PROMPTS,
     SAMPLES,
     SETTINGS,
+    SMALL_TILES,
+    TILING,
+    Advantages,
     LargestOfVocabulary,
     assert_same,
     in_double,
     make_advantages,
+    run_pass,
     take_gradients,
 )
 from tests.support.gradients import make_rollout as roll
+from tests.support.gradients import pass_gradients as gradients
+from tests.support.records import actions, change_record, fed, logit_record, means, record_of
 from tests.support.specs import TEMPLATE, base_spec, evaluation_spec, toy_model, train_spec
+from tests.support.steps import bound_to, step
 from tests.support.tiny_models import random_logits, tiny_model
 
 HIDDEN = TokenMode(tokens="soft", temperature=0.5, noise_scale=0.4, noise_at="hidden")
@@ -57,19 +66,21 @@ MODES = {
 
 
 def bound(lm: LanguageModel, mode: TokenMode) -> CotTokens:
-    return bind(mode, lm, {"embedding": embedding_rms(lm.embedding_VD), **state_rms(lm, PROMPTS)})
+    return bind(mode, {"embedding": embedding_rms(lm.embedding_VD), **state_rms(lm, PROMPTS)})
 
 
-def noise_of(tokens: CotTokens, row: int, step: int, width: int) -> torch.Tensor:
+def noise_of(tokens: CotTokens, row: int, t: int, width: int) -> torch.Tensor:
     """The draws of one CoT step, by the rules of `Draws` alone: a block is one step."""
-    return Draws([KEYS[row]], "cot", tokens.draws, width, torch.device("cpu"), block=1).at(step, np.arange(1))[0]
+    drawn = Draws([KEYS[row]], "cot", tokens.draw_kind, width, torch.device("cpu"), block=1).at(t, np.arange(1))
+    assert drawn is not None
+    return drawn[0]
 
 
 def naive_states(lm: LanguageModel, out: Rollout, row: int) -> torch.Tensor:
     """Final hidden states before every completion token of one row, from a plain forward over all it was fed."""
     embedding, prompt = lm.embedding_VD, out.prompts[row // SAMPLES]
-    x = out.x_NTD[row, : out.cot_lengths[row]].to(embedding)
-    rest = embedding[out.prefills[out.stops[row]] + out.answers[row]]
+    x = fed(out)[row, : out.cot_lengths[row]].to(embedding)
+    rest = embedding[out.prefill(row) + out.answers[row]]
     states = lm.model.base_model(inputs_embeds=torch.cat([embedding[prompt], x, rest])[None]).last_hidden_state[0]
     return states[len(prompt) - 1 : -1]
 
@@ -87,12 +98,14 @@ def top_only(values_TV: torch.Tensor, k: int | None) -> torch.Tensor:
     return rank < (k or values_TV.shape[1])
 
 
-def naive_gradients(lm: LanguageModel, tokens: CotTokens, out: Rollout, advantages: np.ndarray) -> dict:
+def naive_gradients(
+    lm: LanguageModel, tokens: CotTokens, out: Rollout, advantages: Advantages
+) -> dict[str, torch.Tensor]:
     """Row by row in fp64, from the noise and its score: no density, no tile, no shared prompt."""
     exact = in_double(lm)
     mode, sigma, total = tokens.mode, tokens.noise_std, torch.zeros((), dtype=torch.float64)
     for row, answer in enumerate(out.answers):
-        length, words = out.cot_lengths[row], len(out.prefills[out.stops[row]])
+        length, words = out.cot_lengths[row], len(out.prefill(row))
         states = naive_states(exact, out, row)
         logits = states @ exact.head_VD.T
         log_pi = (logits[length + words :] / SETTINGS.answer_temperature).log_softmax(-1)[range(len(answer)), answer]
@@ -100,9 +113,9 @@ def naive_gradients(lm: LanguageModel, tokens: CotTokens, out: Rollout, advantag
         kept = top_only(z, mode.top_k)
         if mode.noise_at == "embedding":
             h = (z.masked_fill(~kept, -torch.inf) / mode.temperature).softmax(-1) @ exact.embedding_VD
-            cot = score(mode, (out.x_NTD[row, :length].double() - h.detach()) / sigma, h, sigma)
+            cot = score(mode, (fed(out)[row, :length].double() - h.detach()) / sigma, h, sigma)
         elif mode.noise_at == "hidden":
-            cot = score(mode, (out.action_NTD[row, :length].double() - state.detach()) / sigma, state, sigma)
+            cot = score(mode, (actions(out)[row, :length].double() - state.detach()) / sigma, state, sigma)
         else:
             draws = torch.stack([noise_of(tokens, row, t, z.shape[1]) for t in range(length)]).double()
             if mode.noise == "gumbel":
@@ -111,12 +124,6 @@ def naive_gradients(lm: LanguageModel, tokens: CotTokens, out: Rollout, advantag
         total = total - advantages[row] * (log_pi.sum() + cot) / len(advantages)
     total.backward()
     return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
-
-
-def gradients(lm: LanguageModel, tokens: CotTokens, out: Rollout, advantages: np.ndarray, **runtime: int) -> dict:
-    lm.model.zero_grad()
-    accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings(**runtime))
-    return take_gradients(lm)
 
 
 # Training
@@ -132,8 +139,9 @@ def test_gradients_are_the_noise_s_score_times_the_mean_s_gradient(name: str, fa
     out, advantages = roll(lm, tokens), make_advantages(len(KEYS))
     assert len(set(out.cot_lengths)) > 2 and len(set(out.stops)) > 1, "rows stop at several steps, for several reasons"
     wanted = naive_gradients(lm, tokens, out, advantages)
-    assert_same(gradients(lm, tokens, out, advantages), wanted, 2e-4)
-    assert_same(gradients(lm, tokens, out, advantages, micro_batch_tokens=40, tile_tokens=7), wanted, 2e-4)
+    case = (lm, tokens, out, advantages)
+    assert_same(gradients(case), wanted, 2e-4)
+    assert_same(gradients(case, tiling=SMALL_TILES), wanted, 2e-4)
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -151,7 +159,7 @@ def test_training_sees_the_states_of_the_rollout(name: str) -> None:
             weighed = torch.where(top_only(z, mode.top_k), z, -torch.inf)
             after: torch.Tensor | float = 0.0
             if mode.noise_at == "hidden":
-                mean, weighed = states, out.action_NTD[row, :length] @ lm.head_VD.T
+                mean, weighed = states, actions(out)[row, :length] @ lm.head_VD.T
             elif mode.noise_at == "logits":
                 draws = torch.stack([noise_of(tokens, row, t, z.shape[1]) for t in range(length)])
                 mean, weighed = z[:, : lm.embedding_VD.shape[1]], weighed.log_softmax(-1) - (-draws.log()).log()
@@ -159,22 +167,26 @@ def test_training_sees_the_states_of_the_rollout(name: str) -> None:
                     weighed = torch.where(top_only(z, mode.top_k), z + sigma * draws, -torch.inf)
             else:
                 mean = (weighed / mode.temperature).softmax(-1) @ lm.embedding_VD
-                after = sigma * noise_in_blocks(tokens, row, length)
-            assert (mean - out.mixture_NTD[row, :length]).abs().max() < 1e-3 * sigma
+                after = sigma * noise_in_blocks(row, length, lm.embedding_VD.shape[1])
+            assert (mean - means(out)[row, :length]).abs().max() < 1e-3 * sigma
             x = (weighed / mode.temperature).softmax(-1) @ lm.embedding_VD + after
             sure = weighed.topk(2).values.diff().abs().squeeze(1) > 1e-2  # fuzzy mixtures magnify rounding at ties
-            assert (x - out.x_NTD[row, :length])[sure].abs().max() < 1e-3 * embedding_rms(lm.embedding_VD)
+            assert (x - fed(out)[row, :length])[sure].abs().max() < 1e-3 * embedding_rms(lm.embedding_VD)
             assert weighed.argmax(-1)[sure].tolist() == np.array(out.cot(row))[sure.numpy()].tolist()
             assert sure.float().mean() > 0.9 or length < 10
-    metrics = accumulate_gradients(lm, tokens, out, np.ones(len(KEYS)), SETTINGS, RuntimeSettings()).as_metrics()
+    metrics = run_pass((lm, tokens, out, np.ones(len(KEYS)))).as_metrics()
     assert metrics["recomputation_gap"] < 1e-3
     assert metrics["shadow_flips"] < 2 / out.cot_lengths.sum()
     assert abs(metrics["noise_check"] - 1) < 5 * math.sqrt(2 / (32 * out.cot_lengths.sum()))
 
 
-def noise_in_blocks(tokens: CotTokens, row: int, length: int) -> torch.Tensor:
-    draws = Draws([KEYS[row]], "cot", "normal", tokens.draw_width, torch.device("cpu"))
-    return torch.stack([draws.at(t, np.arange(1))[0].clone() for t in range(length)])
+def noise_in_blocks(row: int, length: int, width: int) -> torch.Tensor:
+    draws, drawn = Draws([KEYS[row]], "cot", "normal", width, torch.device("cpu")), []
+    for t in range(length):
+        now = draws.at(t, np.arange(1))
+        assert now is not None
+        drawn.append(now[0].clone())
+    return torch.stack(drawn)
 
 
 def test_statistics_see_noise_that_is_not_the_rollout_s() -> None:
@@ -182,8 +194,9 @@ def test_statistics_see_noise_that_is_not_the_rollout_s() -> None:
         lm = tiny_model(spread=0.15)
         tokens = bound(lm, mode)
         out = roll(lm, tokens)
-        out.draws = Draws([f"other {key}" for key in KEYS], "cot", tokens.draws, 64, lm.device, block=1)
-        seen = accumulate_gradients(lm, tokens, out, np.ones(len(KEYS)), SETTINGS, RuntimeSettings())
+        others = [f"other {key}" for key in KEYS]
+        change_record(out, draws=Draws(others, "cot", tokens.draw_kind, 64, lm.device, block=1))
+        seen = run_pass((lm, tokens, out, np.ones(len(KEYS))))
         assert seen.as_metrics()["shadow_flips"] > 0.2
 
 
@@ -194,11 +207,12 @@ def test_vocabulary_exists_for_one_tile_at_a_time(name: str) -> None:
     tokens = bound(lm, MODES[name])
     out = roll(lm, tokens)
     with LargestOfVocabulary(67, 32) as largest:
-        gradients(lm, tokens, out, make_advantages(len(KEYS)), tile_tokens=5)
+        gradients((lm, tokens, out, make_advantages(len(KEYS))), tiling=Tiling(TILING.micro_batch_tokens, 5))
     assert largest.rows == 5
-    kept = [value for value in vars(out).values() if isinstance(value, torch.Tensor)]
+    kept = [value for part in (out, record_of(out)) for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    assert len(kept) == (4 if name == "hidden" else 3), "entropies, what is fed, its mean, and the action"
     assert all(67 not in tensor.shape for tensor in kept)
-    assert out.draws is None or out.draws.values.shape == (len(KEYS), 1, 67)
+    assert name == "hidden" or logit_record(out).draws.values.shape == (len(KEYS), 1, 67)
 
 
 @pytest.mark.parametrize("name", ["hidden", "logits-top", "gumbel"])
@@ -231,9 +245,9 @@ def placed_reward(problem: small.Problem, frozen: LanguageModel, noise_nTX: torc
     for prompt, rewards_V in zip(small.PROMPTS, small.REWARD_OF_TOKEN, strict=True):
         embeds = problem.lm.embedding_VD[torch.tensor(prompt)].expand(len(noise_nTX), -1, -1)
         asked = frozen.embedding_VD[torch.tensor(prompt)].expand(len(noise_nTX), -1, -1)
-        for step in range(COT):
+        for t in range(COT):
             state = problem.lm.model.base_model(inputs_embeds=embeds).last_hidden_state[:, -1]
-            noise = noise_nTX[:, step]
+            noise = noise_nTX[:, t]
             if mode.noise_at == "hidden":
                 weighed = (state + sigma * noise) @ frozen.head_VD.T
             else:
@@ -252,8 +266,8 @@ def test_estimate_is_the_gradient_of_the_expected_reward(name: str) -> None:
     base = small.make_problem("soft", None)
     lm, mode = base.lm, SMALL_MODES[name]
     rms = {"embedding": embedding_rms(lm.embedding_VD), **state_rms(lm, small.PROMPTS)}
-    problem = small.Problem(lm, bind(mode, lm, rms), base.rules, Limits(COT, 1, 1.3, "shadow"))
-    width = problem.tokens.draw_width
+    problem = small.Problem(lm, bind(mode, rms), base.rules, Limits(COT, 1, 1.3, "shadow"))
+    width = problem.tokens.draw_width(lm.embedding_VD)
     generator = torch.Generator().manual_seed(0)
     if mode.noise == "gumbel":
         noise = gumbel(torch.rand(20_000, COT, width, generator=generator))
@@ -273,11 +287,14 @@ def test_densities_are_those_of_torch_distributions() -> None:
     logits, generator = random_logits(20, 30).double().requires_grad_(), torch.Generator().manual_seed(1)
     kept = top_only(logits, 6)
     for mode in (LOGITS, GUMBEL, MODES["logits-top"], MODES["gumbel-top"]):
-        tokens = CotTokens(mode.model_copy(update={"top_k": mode.top_k and 6}), torch.empty(30, 4), 0.7)
+        tokens = bound_to(mode.model_copy(update={"top_k": mode.top_k and 6}), 0.7)
+        assert isinstance(tokens, LogitNoise)
         used = kept if mode.top_k else torch.ones_like(kept)
-        draw = (torch.rand if tokens.gumbel else torch.randn)(20, 30, generator=generator, dtype=torch.float64)
+        uniform = isinstance(tokens, GumbelNoise)
+        draw = (torch.rand if uniform else torch.randn)(20, 30, generator=generator, dtype=torch.float64)
         got = tokens.logit_log_density(logits, draw)
-        if tokens.gumbel:
+        law: torch.distributions.Distribution
+        if uniform:
             mean = logits.masked_fill(~used, -torch.inf).log_softmax(-1)[used].view(20, -1)
             law = torch.distributions.Gumbel(mean, 1.0)
             action = mean.detach() + gumbel(draw)[used].view(20, -1)
@@ -287,9 +304,9 @@ def test_densities_are_those_of_torch_distributions() -> None:
         wanted = law.log_prob(action).sum(-1)
         difference = (got - wanted).detach()
         torch.testing.assert_close(difference, difference[:1].expand(20), rtol=0, atol=1e-4)
-        gradients = [torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in (got, wanted)]
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
-        assert gradients[0].isfinite().all() and (gradients[0][~used] == 0).all()
+        found, expected = (torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in (got, wanted))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert found.isfinite().all() and (found[~used] == 0).all()
 
 
 def test_gumbel_noise_is_gumbel_noise_at_all_uniforms() -> None:
@@ -304,9 +321,9 @@ def test_gumbel_noise_is_gumbel_noise_at_all_uniforms() -> None:
 def test_cold_gumbel_tokens_are_sampled_hard_tokens() -> None:
     """Gumbel-max: as the temperature falls x is a row of E, the shadow's, drawn with the model's probabilities."""
     count, lm, logits = 40_000, tiny_model(vocabulary=32), random_logits(1, 32, seed=4) / 2
-    tokens = bind(TokenMode(tokens="soft", temperature=1e-3, noise="gumbel"), lm, {})
+    tokens = bind(TokenMode(tokens="soft", temperature=1e-3, noise="gumbel"), {})
     u = torch.rand(count, 32, generator=torch.Generator().manual_seed(0))
-    made = tokens.step(logits.expand(count, -1), u)
+    made = step(tokens, lm, logits.expand(count, -1), u)
     near = made.near_tie_N | (gumbel(u) + logits).topk(2).values.diff().abs().squeeze(1).lt(0.02)
     rows = lm.embedding_VD.detach()[made.ids_N]
     torch.testing.assert_close(made.x_ND[~near], rows[~near], rtol=0, atol=1e-5)
@@ -320,16 +337,16 @@ def test_cold_gumbel_tokens_are_sampled_hard_tokens() -> None:
 def test_all_of_the_vocabulary_is_no_top_k(mode: TokenMode) -> None:
     lm = tiny_model(spread=0.15)
     whole, top = (roll(lm, bound(lm, mode.model_copy(update={"top_k": k}))) for k in (None, 64))
-    assert torch.equal(whole.x_NTD, top.x_NTD) and np.array_equal(whole.cot_ids, top.cot_ids)
+    assert torch.equal(fed(whole), fed(top)) and np.array_equal(whole.cot_ids, top.cot_ids)
     few = roll(lm, bound(lm, mode.model_copy(update={"top_k": 2})))
-    assert not torch.equal(few.x_NTD, whole.x_NTD)
+    assert not torch.equal(fed(few), fed(whole))
 
 
 def test_top_k_keeps_the_largest() -> None:
     kept = keep_top(random_logits(50, 30), 4)
     assert torch.equal(kept.isfinite(), top_only(random_logits(50, 30), 4))
-    tokens = CotTokens(TokenMode(tokens="soft", temperature=0.5, top_k=4), torch.eye(30), 0.0)
-    weights = tokens.step(random_logits(50, 30), None).x_ND  # E is the identity: x is the weights
+    tokens = bound_to(TokenMode(tokens="soft", temperature=0.5, top_k=4))
+    weights = step(tokens, torch.eye(30), random_logits(50, 30)).x_ND  # E is the identity: x is the weights
     assert ((weights > 0).sum(1) == 4).all()
     torch.testing.assert_close(weights.sum(1), torch.ones(50))
 
@@ -346,7 +363,7 @@ def test_noise_is_measured_in_units_of_its_place(mode: TokenMode, place: str) ->
     wanted = {"hidden": torch.stack(states), "logits": torch.stack(states) @ lm.head_VD.detach().double().T}
     rms = state_rms(lm, prompts)
     assert rms[place] == pytest.approx(wanted[place].square().mean().sqrt().item(), rel=1e-5)
-    assert bind(mode, lm, rms).noise_std == pytest.approx(0.4 * rms[place])
+    assert bind(mode, rms).noise_std == pytest.approx(0.4 * rms[place])
 
 
 # Inference only
@@ -358,14 +375,14 @@ def test_mixture_of_inputs_is_the_published_one() -> None:
     for beta in (0.0, 1.0, 5.0):
         for temperature in (1.0, 0.6):
             mode = TokenMode(tokens="hard", temperature=temperature, inputs_beta=beta)
-            made = CotTokens(mode, torch.eye(30), 0.0).step(logits, u)
+            made = step(bound_to(mode), torch.eye(30), logits, u)
             p = (logits.double() / temperature).softmax(-1)
             share = torch.distributions.Categorical(probs=p).entropy()[:, None] / math.log(30)
             sampled = torch.nn.functional.one_hot(made.ids_N, 30)
             wanted = (share * p + (beta + 1 - share) * sampled) / (beta + 1)
             torch.testing.assert_close(made.x_ND.double(), wanted, rtol=0, atol=1e-5)
             torch.testing.assert_close(made.x_ND.sum(1), torch.ones(40))
-            hard = CotTokens(TokenMode(tokens="hard", temperature=temperature), torch.eye(30), 0.0).step(logits, u)
+            hard = step(bound_to(TokenMode(tokens="hard", temperature=temperature)), torch.eye(30), logits, u)
             assert torch.equal(made.ids_N, hard.ids_N), "its text is that of hard sampling"
 
 
@@ -373,14 +390,13 @@ def test_limits_of_mixture_of_inputs() -> None:
     """A large beta, or a distribution without entropy, gives the hard token; beta 0 and a flat one give p E."""
     u, sampled = torch.tensor([0.4]), TokenMode(tokens="hard", temperature=1.0)
 
-    def step(logits: torch.Tensor, beta: float | None) -> torch.Tensor:
-        mode = sampled.model_copy(update={"inputs_beta": beta})
-        return CotTokens(mode, torch.eye(30), 0.0).step(logits, u).x_ND
+    def fed_as(logits: torch.Tensor, beta: float | None) -> torch.Tensor:
+        return step(bound_to(sampled.model_copy(update={"inputs_beta": beta})), torch.eye(30), logits, u).x_ND
 
     logits, sure, flat = random_logits(1, 30), 1000 * torch.eye(30)[4:5], torch.zeros(1, 30)
-    torch.testing.assert_close(step(logits, 1e6), step(logits, None), rtol=0, atol=1e-5)
-    torch.testing.assert_close(step(sure, 0.0), step(sure, None))
-    torch.testing.assert_close(step(flat, 0.0), torch.full((1, 30), 1 / 30))
+    torch.testing.assert_close(fed_as(logits, 1e6), fed_as(logits, None), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fed_as(sure, 0.0), fed_as(sure, None))
+    torch.testing.assert_close(fed_as(flat, 0.0), torch.full((1, 30), 1 / 30))
 
 
 def test_soft_thinking_stops_after_so_many_sure_steps_and_not_before() -> None:
@@ -403,7 +419,7 @@ def test_soft_thinking_stops_after_so_many_sure_steps_and_not_before() -> None:
                 sooner += 1
                 assert (out.cot_lengths[row], INFERENCE_STOPS[out.stops[row]]) == (run[0] + 1, "entropy")
                 assert out.cot(row) == endless.cot(row)[: run[0] + 1]
-                assert out.prefills[out.stops[row]] == [6, 7], "the words after a cut"
+                assert out.prefill(row) == [6, 7], "the words after a cut"
             else:
                 assert (out.cot_lengths[row], out.stops[row] in (endless.stops[row], 3)) == (length, True)
         assert 0 < sooner <= len(KEYS) and (steps == 1 or sooner < len(KEYS))

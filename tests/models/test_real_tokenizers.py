@@ -18,13 +18,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from softtok.config.schema import RuntimeSettings, TokenMode, ToySettings, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TokenMode, ToySettings, TrainingSettings
 from softtok.errors import UserError
 from softtok.method.batches import read_problems
-from softtok.method.objective import accumulate_gradients
+from softtok.method.policy_gradient import Tiling
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
-from softtok.method.trajectories import STOPS, Limits, Rollout
+from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.base_model import make_model
 from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
@@ -32,6 +32,8 @@ from softtok.models.real_tokenizers import PUBLISHED, read_ranks, real_tokenizer
 from softtok.problems.boxed import last_boxed
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, PROMPT, STOP_PHRASE, decode, render
 from tests.support.answers import closes
+from tests.support.gradients import run_pass
+from tests.support.records import fed, means
 from tests.support.specs import toy_model
 from tests.support.tiny_models import tiny_model, token_mode
 
@@ -217,19 +219,13 @@ def test_a_box_closes_in_whichever_token_its_brace_is(name: str, toy: LanguageMo
             closed = closes(decode(toy.tokenizer, [*ids, i]))
             assert rules.answer_ends([*ids, i]) == closed, (before, texts[i])
             if closed and before == "42":
-                text = rules.answer_text(finished(rules, [*ids, i]), 0)
+                text = rules.answer_text(rules.prefill_after_phrase, [*ids, i])
                 assert last_boxed(text) == before + texts[i].split("}")[0]
     for i in random.Random(0).sample(sorted(set(texts) - closing - ENDS[name]), 200):
         assert not rules.answer_ends([*ids, i])
     for end in ENDS[name]:
         assert rules.answer_ends([*ids, end])
-        assert rules.answer_text(finished(rules, [*ids, end]), 0) == PREFILL_AFTER_STOP + "3\\"
-
-
-def finished(rules: TextRules, answer: list[int]) -> Rollout:
-    """A trajectory that stopped at the phrase, for reading its answer."""
-    none, prefills = np.zeros(1, np.int64), (rules.prefill_after_phrase, rules.prefill_after_cut, [])
-    return Rollout([[]], 1, none[None], none, none, prefills, [answer], none, torch.zeros(1, 1))
+        assert rules.answer_text(rules.prefill_after_phrase, [*ids, end]) == PREFILL_AFTER_STOP + "3\\"
 
 
 # Trajectories over the whole vocabulary
@@ -264,31 +260,31 @@ def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer
     lm = dataclasses.replace(lm, tokenizer=tokenizer)
     prompts = [tokenizer(question)["input_ids"] for question in QUESTIONS[:2]]
     keys = [str(row) for row in range(len(prompts) * SAMPLES)]
-    runtime = RuntimeSettings(tile_tokens=TILE, micro_batch_tokens=400)
+    batch, limits, tiling = Batch(prompts, SAMPLES, keys), Limits(10, 6, 1.0, "shadow"), Tiling(400, TILE)
     for label, mode in MODES.items():
-        tokens = token_mode(lm, mode)
+        tokens, soft = token_mode(lm, mode), mode.tokens == "soft"
         with Largest() as in_rollout:
-            out = rollout(lm, rules, tokens, prompts, SAMPLES, keys, Limits(10, 6, 1.0, "shadow"), record=True)
+            out = rollout(Policy(lm, rules, tokens, limits), batch, record=True)
         assert in_rollout.elements <= max(len(keys), WIDTH) * ROWS[name]
         assert set(out.stops) == {STOPS.index("cap")}, "random tokens do not stop by themselves"
         assert (out.cot_ids >= 0).all() and (out.cot_ids < ROWS[name]).all()
         assert len({tuple(row) for row in out.cot_ids.tolist()}) > len(keys) // 2, "a body that listens to its input"
-        clear = clear_rows(lm, out, mode, tokens.noise_std) if tokens.soft else np.ones(len(keys), bool)
+        clear = clear_rows(lm, out, mode, tokens.noise_std) if soft else np.ones(len(keys), bool)
         assert clear.mean() > 0.3
         advantages = np.random.default_rng(0).normal(size=len(keys)).astype(np.float32)
         lm.model.zero_grad()
         with Largest() as in_training:
-            seen = accumulate_gradients(lm, tokens, out, advantages * clear, TrainingSettings(), runtime)
+            seen = run_pass((lm, tokens, out, advantages * clear), TrainingSettings(), tiling=tiling)
         assert in_training.elements <= TILE * ROWS[name], "no more than a tile of the vocabulary at a time"
         gradients = [parameter.grad for parameter in lm.model.parameters()]
         assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients), label
-        if tokens.soft:
+        if soft:
             assert seen.tokens == 10 * clear.sum()
             assert seen.gap < 1e-3, f"{label}: the recomputed h is {seen.gap:.1e} sigma from the rollout's"
             assert seen.flips == 0
-            assert seen.noise_square / seen.tokens == pytest.approx(1, abs=6 * (2 / (seen.tokens * WIDTH)) ** 0.5)
+            assert seen.noise / seen.tokens == pytest.approx(1, abs=6 * (2 / (seen.tokens * WIDTH)) ** 0.5)
         if not clear.all():
-            seen = accumulate_gradients(lm, tokens, out, advantages * ~clear, TrainingSettings(), runtime)
+            seen = run_pass((lm, tokens, out, advantages * ~clear), TrainingSettings(), tiling=tiling)
             assert seen.gap < 0.2, "rounding of 1e-6 of a logit, over a temperature of 1e-4"
 
 
@@ -296,16 +292,15 @@ def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer
 def clear_rows(lm: LanguageModel, out: Rollout, mode: TokenMode, sigma: float) -> np.ndarray:
     """Which rows have no step at which rounding of logits, divided by the temperature, shifts the mixture (N,); all
     rows' recorded mixtures are checked against transformers' own forward: no cache, no padding, nothing shared."""
-    assert out.x_NTD is not None and out.mixture_NTD is not None
     clear = []
     for row in range(len(out.answers)):
         prompt = out.prompts[row // SAMPLES]
-        fed = torch.cat([lm.embed(torch.tensor(prompt)), out.x_NTD[row]])
-        logits = lm.model(inputs_embeds=fed[None]).logits[0, len(prompt) - 1 : -1].double()
+        inputs = torch.cat([lm.embed(torch.tensor(prompt)), fed(out)[row]])
+        logits = lm.model(inputs_embeds=inputs[None]).logits[0, len(prompt) - 1 : -1].double()
         h_TD = torch.softmax(logits / mode.temperature, -1) @ lm.embedding_VD.double()
         top = logits.topk(2).values
         clear_T = (top[:, 0] - top[:, 1] > 15 * mode.temperature) | (mode.temperature > 0.1)
-        gap_T = (h_TD - out.mixture_NTD[row]).abs().amax(-1) / sigma
+        gap_T = (h_TD - means(out)[row]).abs().amax(-1) / sigma
         assert (gap_T[clear_T] < 1e-3).all() and (gap_T < 0.2).all()
         clear.append(bool(clear_T.all()))
     return np.array(clear)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
-from softtok.method.objective import accumulate_gradients, leave_one_out
+from softtok.config.settings import TokenMode, TrainingSettings
+from softtok.method.objectives import leave_one_out
+from softtok.method.policy_gradient import Tiling
 from softtok.method.rollout import rollout
 from softtok.method.token_modes import CotTokens
-from softtok.method.trajectories import Limits
+from softtok.method.trajectories import Batch, Limits, Policy
 from softtok.models.language_model import LanguageModel
-from tests.support.gradients import take_gradients
+from tests.support.gradients import pass_gradients
 from tests.support.tiny_models import TokenRules, tiny_model, token_mode
 
 VOCABULARY, WIDTH, COT_CAP = 6, 8, 3
@@ -69,20 +70,19 @@ def estimates(problem: Problem, name: str, batches: int, groups: int = 1000, sam
     settings = TrainingSettings.model_validate(
         {"answer_temperature": limits.answer_temperature, "stop_on": limits.stop_on}
     )
-    runtime = RuntimeSettings(micro_batch_tokens=50_000, tile_tokens=10_000)
+    tiling, policy = Tiling(50_000, 10_000), Policy(lm, rules, problem.tokens, limits)
     gradients, values = [], REWARD_OF_TOKEN.tolist()
     for batch in range(batches):
         prompts = [PROMPTS[b % len(PROMPTS)] for b in range(groups)]
         keys = [f"{name}|{batch}|{row}" for row in range(groups * samples)]
-        out = rollout(lm, rules, problem.tokens, prompts, samples, keys, limits, record=True)
+        out = rollout(policy, Batch(prompts, samples, keys), record=True)
         rewards = [
             sum(values[row // samples % len(PROMPTS)][token] for token in answer) / len(answer)
             for row, answer in enumerate(out.answers)
         ]
         advantages = leave_one_out(torch.tensor(rewards).view(groups, samples)).flatten().numpy()
-        lm.model.zero_grad()
-        accumulate_gradients(lm, problem.tokens, out, advantages, settings, runtime)
-        gradients.append(-torch.cat([gradient.flatten() for gradient in take_gradients(lm).values()]))
+        made = pass_gradients((lm, problem.tokens, out, advantages), settings, tiling=tiling)
+        gradients.append(-torch.cat([gradient.flatten() for gradient in made.values()]))
     return torch.stack(gradients)
 
 

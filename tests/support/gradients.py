@@ -11,11 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from softtok.config.settings import TokenMode, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
-from softtok.method.token_modes import CotTokens
-from softtok.method.trajectories import Limits, Rollout
+from softtok.method.token_modes import CotTokens, SoftTokens
+from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel
+from tests.support.records import fed
 from tests.support.tiny_models import TokenRules
 
 MODES = {
@@ -26,6 +28,8 @@ MODES = {
     "half-fuzzy": TokenMode(tokens="soft", temperature=0.015, noise_scale=0.5),
 }
 SETTINGS = TrainingSettings(answer_temperature=1.3)
+TILING = Tiling.of(RuntimeSettings())
+SMALL_TILES = Tiling(micro_batch_tokens=40, tile_tokens=7)
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
 SAMPLES = 8
 Advantages = npt.NDArray[np.float64]  # (N,)
@@ -38,12 +42,43 @@ def make_rollout(lm: LanguageModel, tokens: CotTokens, steps: int = 7, *, drop_r
     size = lm.embedding_VD.shape[0]
     rules = TokenRules(size, phrase=range(20, 32), eos=range(32, 38), ends=range(10, 24))
     limits = Limits(steps, 4, SETTINGS.answer_temperature, "shadow")
-    return rollout(lm, rules, tokens, PROMPTS, SAMPLES, KEYS, limits, record=True, drop_rows=drop_rows)
+    batch = Batch(PROMPTS, SAMPLES, KEYS)
+    return rollout(Policy(lm, rules, tokens, limits), batch, record=True, drop_rows=drop_rows)
 
 
 def make_advantages(count: int) -> Advantages:
     """Returns advantages of both signs, and zero for every third row."""
     return np.where(np.arange(count) % 3 == 0, 0.0, np.random.default_rng(0).normal(size=count))
+
+
+def run_pass(
+    case: Case,
+    settings: TrainingSettings = SETTINGS,
+    terms: tuple[str, ...] = TERMS,
+    *,
+    tiling: Tiling = TILING,
+    reference: LanguageModel | None = None,
+    old_log_prob_NL: torch.Tensor | None = None,
+) -> PassStatistics:
+    """Runs the pass of the code under test over a case, which adds to `.grad`."""
+    lm, tokens, out, advantages = case
+    loss, experience = Loss(settings, tiling, reference), Experience(out, advantages, old_log_prob_NL)
+    return accumulate_gradients(lm, tokens, experience, loss, terms)
+
+
+def pass_gradients(
+    case: Case,
+    settings: TrainingSettings = SETTINGS,
+    terms: tuple[str, ...] = TERMS,
+    *,
+    tiling: Tiling = TILING,
+    reference: LanguageModel | None = None,
+    old_log_prob_NL: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Returns what `run_pass` adds to `.grad`."""
+    case[0].model.zero_grad()
+    run_pass(case, settings, terms, tiling=tiling, reference=reference, old_log_prob_NL=old_log_prob_NL)
+    return take_gradients(case[0])
 
 
 def naive_loss(
@@ -52,19 +87,19 @@ def naive_loss(
     out: Rollout,
     advantages: Advantages,
     settings: TrainingSettings = SETTINGS,
-    terms: tuple[str, ...] = ("cot", "answer"),
+    terms: tuple[str, ...] = TERMS,
 ) -> torch.Tensor:
     """Returns the paper's loss, row by row."""
     embedding, total = lm.embedding_VD, torch.zeros((), dtype=lm.dtype)
     for row, answer in enumerate(out.answers):
-        prompt, cot, words = out.prompts[row // out.samples], out.cot(row), out.prefills[out.stops[row]]
-        x = embedding[cot] if out.x_NTD is None else out.x_NTD[row, : len(cot)].to(embedding)
+        prompt, cot, words = out.prompts[row // out.samples], out.cot(row), out.prefill(row)
+        x = fed(out)[row, : len(cot)].to(embedding) if isinstance(tokens, SoftTokens) else embedding[cot]
         inputs = torch.cat([embedding[prompt], x, embedding[words], embedding[answer]])
         logits = lm.model(inputs_embeds=inputs[None]).logits[0]
         before_cot = logits[len(prompt) - 1 :][: len(cot)] / tokens.mode.temperature
         before_answer = logits[len(prompt) + len(cot) + len(words) - 1 :][: len(answer)] / settings.answer_temperature
         log_pi = torch.zeros((), dtype=lm.dtype)
-        if "cot" in terms and not tokens.soft:
+        if "cot" in terms and not isinstance(tokens, SoftTokens):
             log_pi = log_pi + before_cot.log_softmax(-1)[range(len(cot)), cot].sum()
         elif "cot" in terms:
             h = before_cot.softmax(-1) @ (embedding if settings.embedding_gradient else embedding.detach())

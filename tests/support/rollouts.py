@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from softtok.config.settings import TokenMode
 from softtok.method.draws import DRAW_BLOCK
 from softtok.method.rollout import rollout
-from softtok.method.trajectories import Limits, Rollout
+from softtok.method.token_modes import CotTokens
+from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel
 from tests.support.tiny_models import TokenRules, token_mode
 
@@ -24,6 +23,7 @@ SPREAD = {"hard": 0.3, "soft": 0.12, "fuzzy": 0.3}
 PROMPTS = [[3, 4, 5, 6, 7, 0, 2], [8, 9, 10], [1]]
 SAMPLES = 8
 KEYS = [f"row {row}" for row in range(len(PROMPTS) * SAMPLES)]
+BATCH = Batch(PROMPTS, SAMPLES, KEYS)
 LIMITS = Limits(max_cot_tokens=40, max_answer_tokens=6, answer_temperature=1.0, stop_on="shadow")
 assert LIMITS.max_cot_tokens > DRAW_BLOCK, "trajectories outlast a block of draws"
 
@@ -33,13 +33,18 @@ def rules() -> TokenRules:
     return TokenRules(64, phrase=range(10, 14), eos=(40, 41), ends=(1, 20, 21, 22, 23, 24))
 
 
-def roll(lm: LanguageModel, mode: str, **changes: Any) -> Rollout:
-    """Returns a recorded rollout in one of `MODES`; arguments by name change it."""
-    settings: dict[str, Any] = {
-        "prompts": PROMPTS,
-        "samples": SAMPLES,
-        "keys": KEYS,
-        "limits": LIMITS,
-        "record": True,
-    } | changes
-    return rollout(lm, rules(), token_mode(lm, MODES[mode]), **settings)
+def policy(lm: LanguageModel, tokens: CotTokens, limits: Limits = LIMITS) -> Policy:
+    """Returns a policy by these rules."""
+    return Policy(lm, rules(), tokens, limits)
+
+
+def roll(
+    lm: LanguageModel,
+    mode: str,
+    batch: Batch = BATCH,
+    limits: Limits = LIMITS,
+    *,
+    drop_rows: bool = True,
+) -> Rollout:
+    """Returns a recorded rollout in one of `MODES`."""
+    return rollout(policy(lm, token_mode(lm, MODES[mode]), limits), batch, record=True, drop_rows=drop_rows)

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from softtok.config.settings import TokenMode
+from softtok.method.noise_units import embedding_rms
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import CotTokens, embedding_rms
+from softtok.method.token_modes import MODES, CotTokens
 from softtok.models.language_model import LanguageModel
 
 FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -54,9 +55,8 @@ def tiny_model(
 
 
 def token_mode(lm: LanguageModel, mode: TokenMode) -> CotTokens:
-    """Returns the mode bound to the model's E, with sigma from this E, as a trainer does it."""
-    noise_std = mode.noise_scale * embedding_rms(lm.embedding_VD)
-    return CotTokens(mode, lm.embedding_VD.detach(), noise_std)
+    """Returns the mode with sigma from the model's E, as a trainer does it for noise on the mixture."""
+    return MODES[mode.kind](mode, mode.noise_scale * embedding_rms(lm.embedding_VD))
 
 
 class TokenRules(TextRules):

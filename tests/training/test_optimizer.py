@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 
@@ -12,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup
 
-from softtok.config.schema import RuntimeSettings, TrainingSettings
-from softtok.method import objective
+from softtok.config.settings import TrainingSettings
+from softtok.method import policy_gradient
 from softtok.method import rollout as rollout_module
-from softtok.method.objective import accumulate_gradients
+from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
 from softtok.models.language_model import in_fp32
 from softtok.training.optimizer import MasterAdamW, learning_rate
-from tests.support.gradients import MODES, make_advantages, make_rollout
+from tests.support.gradients import MODES, TILING, make_advantages, make_rollout, run_pass
+from tests.support.records import change_record, fed
 from tests.support.tiny_models import tiny_model, token_mode
 
 SETTINGS = TrainingSettings(steps=40, warmup_steps=4, learning_rate=6e-6)
@@ -131,23 +131,22 @@ def test_bf16_gradients_add_up_in_fp32() -> None:
 
 
 def test_bf16_model_hands_over_the_whole_gradient() -> None:
-    """The pass of `objective` reaches E and head by several ways; all of them end in the masters. The same weights
+    """The pass reaches E and head by several ways; all of them end in the masters. The same weights
     and trajectories in fp32 give the same gradient within bf16's accuracy."""
     lm = tiny_model(dtype=torch.bfloat16, spread=0.1)  # smaller weights, smaller rounding errors
     tokens = token_mode(lm, MODES["soft"])
     out = make_rollout(lm, tokens)
-    assert out.x_NTD is not None and out.x_NTD.dtype == torch.bfloat16
+    assert fed(out).dtype == torch.bfloat16
     advantages = make_advantages(len(out.answers))
     optimizer = MasterAdamW(lm.model, SETTINGS)
     optimizer.zero_grad()
-    runtime = RuntimeSettings(micro_batch_tokens=40)
-    accumulate_gradients(lm, tokens, out, advantages, TrainingSettings(), runtime, gradients=optimizer.gradients)
+    loss = Loss(TrainingSettings(), Tiling(40, TILING.tile_tokens))
+    accumulate_gradients(lm, tokens, Experience(out, advantages), loss, gradients=optimizer.gradients)
 
     exact = tiny_model(spread=0.1)
     exact.model.load_state_dict(lm.model.state_dict())
-    tokens = dataclasses.replace(tokens, embedding_VD=exact.embedding_VD.detach())
-    out = dataclasses.replace(out, x_NTD=out.x_NTD.float())
-    accumulate_gradients(exact, tokens, out, advantages, TrainingSettings(), RuntimeSettings())
+    change_record(out, x_NTD=fed(out).float())
+    run_pass((exact, tokens, out, advantages), TrainingSettings())
     for (name, parameter), summed in zip(exact.model.named_parameters(), optimizer.gradients.values(), strict=True):
         gap = (summed - parameter.grad).norm() / parameter.grad.norm()
         assert gap < 0.05, f"{name}: relative difference {gap:.3f}"
@@ -159,12 +158,12 @@ def test_only_mixtures_have_a_copy_of_the_embedding(mode: str, monkeypatch: pyte
     lm = tiny_model(dtype=torch.bfloat16, tied=False)
     tokens = token_mode(lm, MODES[mode])
     asked = []
-    for module in (rollout_module, objective):
+    for module in (rollout_module, policy_gradient):
         known = module.in_fp32
         monkeypatch.setattr(module, "in_fp32", lambda lm, mixtures: asked.append(mixtures) or known(lm, mixtures))  # noqa: B023
     out = make_rollout(lm, tokens)
-    sums = objective.trained_vocabulary(lm, tokens.mixes, True, {})[1]
-    accumulate_gradients(lm, tokens, out, make_advantages(len(out.answers)), TrainingSettings(), RuntimeSettings())
+    sums = policy_gradient.trained_vocabulary(lm, tokens.mixes, True, {})[1]
+    run_pass((lm, tokens, out, make_advantages(len(out.answers))), TrainingSettings())
     assert asked == [mode == "soft"] * 3
     assert (lm.embedding_VD in sums) == (mode == "soft") and lm.head_VD in sums
 
@@ -186,10 +185,8 @@ def test_gradients_of_head_and_embedding_are_never_rounded_to_bf16(tied: bool) -
         out = make_rollout(lm, tokens)
         optimizer = MasterAdamW(lm.model, SETTINGS)
         optimizer.zero_grad()
-        accumulate_gradients(
-            lm, tokens, out, make_advantages(len(out.answers)), TrainingSettings(), RuntimeSettings(),
-            gradients=optimizer.gradients if own else None,
-        )  # fmt: skip
+        experience, loss = Experience(out, make_advantages(len(out.answers))), Loss(TrainingSettings(), TILING)
+        accumulate_gradients(lm, tokens, experience, loss, gradients=optimizer.gradients if own else None)
         found.append([optimizer.gradients[parameter] for parameter in (lm.head_VD, lm.embedding_VD)])
     for summed, handed_over in zip(*found, strict=True):
         assert not torch.equal(summed, summed.bfloat16().float())

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
-from softtok.method.objective import accumulate_gradients
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.method.token_modes import SoftTokens
 from softtok.training.optimizer import MasterAdamW
 from softtok.training.train import Trainer, train
-from tests.support.gradients import MODES, make_advantages, make_rollout
+from tests.support.gradients import MODES, make_advantages, make_rollout, run_pass
+from tests.support.records import means
 from tests.support.specs import FUZZY, HARD, SOFT
 from tests.support.specs import train_spec as spec
 from tests.support.tiny_models import tiny_model, token_mode
@@ -89,9 +90,7 @@ def agreement(mode: str, dtype: torch.dtype) -> tuple[float, float]:
         tokens = token_mode(lm, MODES[mode])
         out = make_rollout(lm, tokens)
         MasterAdamW(lm.model, TrainingSettings()).zero_grad()
-        seen = accumulate_gradients(
-            lm, tokens, out, make_advantages(len(out.answers)), TrainingSettings(), RuntimeSettings()
-        )
+        seen = run_pass((lm, tokens, out, make_advantages(len(out.answers))), TrainingSettings())
         tokens_seen, flips, gap = tokens_seen + seen.tokens, flips + seen.flips, max(gap, seen.gap)
     return 1 - flips / tokens_seen, gap
 
@@ -136,13 +135,13 @@ def test_what_is_as_wide_as_the_vocabulary_is_fp32_in_a_bf16_run(mode: str) -> N
         out = make_rollout(lm, tokens)
         optimizer = MasterAdamW(lm.model, TrainingSettings())
         optimizer.zero_grad()
-        accumulate_gradients(lm, tokens, out, make_advantages(len(out.answers)), TrainingSettings(), RuntimeSettings())
+        run_pass((lm, tokens, out, make_advantages(len(out.answers))), TrainingSettings())
     assert torch.float32 in seen.dtypes
     assert not {torch.bfloat16, torch.float16} & seen.dtypes
     assert not seen.autocast
     assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.bfloat16}, "one working copy"
-    if tokens.soft:
-        assert out.mixture_NTD is not None and out.mixture_NTD.dtype == torch.float32
+    if isinstance(tokens, SoftTokens):
+        assert means(out).dtype == torch.float32
 
 
 class Copies(TorchDispatchMode):

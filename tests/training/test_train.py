@@ -21,9 +21,9 @@ import torch
 from softtok.__main__ import main
 from softtok.config.schema import RuntimeSettings
 from softtok.errors import UserError
-from softtok.method import objective
-from softtok.method import rollout as rollout_module
 from softtok.method.batches import Problem, batches
+from softtok.method.teacher_forcing import SharedPrompts
+from softtok.method.vocabulary_products import Vocabulary
 from softtok.storage.files import content_hash, read_json
 from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, alone
 from softtok.training.train import Trainer, prompts_of_step, train
@@ -313,19 +313,19 @@ def test_a_batch_stays_within_rows_and_tokens(samples: int, rows: int, tokens: i
 def test_a_micro_batch_that_does_not_fit_is_halved(tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
     """As on a GPU whose memory ends in the middle of a pass: the step is that of one with enough."""
     runs, room = [], [10**6, 300]
-    predictors = objective.Prompts.predictors
+    predictors = SharedPrompts.predictors
 
     def short(self, lm, owner, embeds):
         if len(owner) * (self.mask_BP.shape[1] + embeds.shape[1]) > room[len(runs)]:
             raise torch.OutOfMemoryError
         return predictors(self, lm, owner, embeds)
 
-    monkeypatch.setattr(objective.Prompts, "predictors", short)
+    monkeypatch.setattr(SharedPrompts, "predictors", short)
     for _ in room:
         trainer = Trainer(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
         with trainer.judge:
             trainer.take_step(1)
-        runs.append((trainer.runtime.micro_batch_tokens, list(trainer.optimizer.gradients.values())))
+        runs.append((trainer.tiling.micro_batch_tokens, list(trainer.optimizer.gradients.values())))
     (whole, wanted), (halved, found) = runs
     assert whole == 16384 and halved in (256, 512)
     less = f"micro_batch_tokens: {halved}, tile_tokens: {halved // 8}"
@@ -338,16 +338,16 @@ def test_a_micro_batch_that_does_not_fit_is_halved(tmp_path, tiny_toy, toy_sets,
 
 def test_logits_that_are_no_numbers_are_divergence(tmp_path, tiny_toy, toy_sets, monkeypatch):
     """Of NaNs no token can be sampled: the step ends before they become rewards, whatever those are."""
-    known = rollout_module.logits_fp32
+    known = Vocabulary.logits
     steps = []
 
-    def broken(hidden, head):
-        logits = known(hidden, head)
+    def broken(vocabulary, hidden):
+        logits = known(vocabulary, hidden)
         return logits * torch.nan if len(steps) == 2 else logits
 
     take_step = Trainer.take_step
     monkeypatch.setattr(Trainer, "take_step", lambda self, step: steps.append(step) or take_step(self, step))
-    monkeypatch.setattr(rollout_module, "logits_fp32", broken)
+    monkeypatch.setattr(Vocabulary, "logits", broken)
     for name, mode in {"hard": HARD, "soft": SOFT}.items():
         steps.clear()
         train(spec(mode), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / name)

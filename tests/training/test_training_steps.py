@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from softtok.config.schema import RuntimeSettings
-from softtok.method.objective import leave_one_out
+from softtok.method.objectives import leave_one_out
 from softtok.storage.files import read_json, write_json
 from softtok.training import optimizer
 from softtok.training.train import Trainer, prompts_of_step, train
@@ -64,10 +64,11 @@ def steps(tmp_path_factory, tiny_toy, toy_sets):
 def test_an_answer_is_judged_by_the_gold_of_its_own_prompt(steps):
     trainer, made = steps
     for step in made:
-        out = step.passes[0][0]
+        out = step.passes[0][0].rollout
         problems = prompts_of_step(step.number, trainer.problems, trainer.settings, trainer.seed)
         assert problems[0].golds != problems[1].golds
-        assert step.items == [(trainer.rules.answer_text(out, row), problems[row // 8].golds) for row in range(16)]
+        texts = [trainer.policy.rules.answer_text(out.prefill(row), out.answers[row]) for row in range(16)]
+        assert step.items == [(text, problems[row // 8].golds) for row, text in enumerate(texts)]
 
 
 def test_an_answer_is_credited_with_its_own_reward_against_its_own_group(steps):
@@ -76,8 +77,8 @@ def test_an_answer_is_credited_with_its_own_reward_against_its_own_group(steps):
         rewards = torch.tensor([verdict.reward for verdict in step.verdicts])
         assert set(rewards.tolist()) <= {0.0, 3.0, 100.0}, "a box is worth what the settings say"
         wanted = leave_one_out(rewards.view(2, 8)).flatten()
-        for _, advantages, _ in step.passes:
-            np.testing.assert_allclose(advantages, wanted, rtol=1e-6)
+        for experience, _ in step.passes:
+            np.testing.assert_allclose(experience.advantages_N, wanted, rtol=1e-6)
         assert step.line["reward"] == pytest.approx(rewards.mean().item())
     assert {3.0, 100.0} <= {verdict.reward for step in made for verdict in step.verdicts}
 
@@ -94,7 +95,7 @@ def test_shares_of_right_and_of_boxed_answers_are_told_apart(steps):
 def test_each_term_has_a_gradient_norm_of_its_own_and_both_make_one_update(steps):
     _, made = steps
     for step in made:
-        assert [terms for _, _, terms in step.passes] == [("cot",), ("answer",), ("cot", "answer")]
+        assert [terms for _, terms in step.passes] == [("cot",), ("answer",), ("cot", "answer")]
         assert step.updates == [step.number], "the learning rate is that of the step"
 
 
@@ -111,7 +112,7 @@ def test_training_samples_and_validation_is_greedy(mode, tmp_path, tiny_toy, toy
     assert training.record
     assert line["entropy"] == 2.0, "the mean over thinking steps alone"
     for asked in validation:
-        assert (asked.tokens.draws, asked.limits.answer_temperature) == ("none", 0.0)
+        assert (asked.tokens.draw_kind, asked.limits.answer_temperature) == ("none", 0.0)
         assert asked.tokens.mode.tokens == mode.tokens, "in the run's own mode"
         assert asked.tokens.mode.temperature == (0.0 if mode is HARD else mode.temperature)
 

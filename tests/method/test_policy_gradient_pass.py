@@ -16,17 +16,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
-from softtok.method import objective
-from softtok.method.objective import PassStatistics, accumulate_gradients, leave_one_out, micro_batches
-from softtok.method.token_modes import CotTokens, soft_log_density
-from softtok.method.trajectories import STOPS, Rollout
+from softtok.config.settings import TokenMode, TrainingSettings
+from softtok.method import policy_gradient
+from softtok.method.objectives import leave_one_out
+from softtok.method.policy_gradient import TERMS, PassStatistics, Tiling
+from softtok.method.teacher_forcing import micro_batches
+from softtok.method.token_modes import gaussian_log_density
+from softtok.method.trajectories import STOPS
 from softtok.models.language_model import LanguageModel
 from tests.support.gradients import (
     MODES,
     PROMPTS,
     SAMPLES,
     SETTINGS,
+    TILING,
     Case,
     LargestOfVocabulary,
     assert_same,
@@ -34,8 +37,11 @@ from tests.support.gradients import (
     make_advantages,
     make_rollout,
     naive_loss,
+    run_pass,
     take_gradients,
 )
+from tests.support.gradients import pass_gradients as gradients
+from tests.support.records import change_record, fed, means
 from tests.support.tiny_models import tiny_model, token_mode
 
 
@@ -46,26 +52,14 @@ def make_case(mode: str, family: str = "llama", tied: bool = True) -> Case:
     return lm, tokens, out, make_advantages(len(out.answers))
 
 
-def naive_gradients(lm: LanguageModel, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
-    """In fp64, so that a difference is the rounding of the code under test alone."""
-    exact = in_double(lm)
-    naive_loss(exact, *args, **kwargs).backward()
-    return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
-
-
-def gradients(
-    lm: LanguageModel,
-    tokens: CotTokens,
-    out: Rollout,
-    advantages: np.ndarray,
-    settings: TrainingSettings = SETTINGS,
-    terms: tuple[str, ...] = ("cot", "answer"),
-    **runtime: int,
+def naive_gradients(
+    case: Case, settings: TrainingSettings = SETTINGS, terms: tuple[str, ...] = TERMS
 ) -> dict[str, torch.Tensor]:
-    """What the code under test adds to `.grad`."""
-    lm.model.zero_grad()
-    accumulate_gradients(lm, tokens, out, advantages, settings, RuntimeSettings(**runtime), terms)
-    return take_gradients(lm)
+    """In fp64, so that a difference is the rounding of the code under test alone."""
+    lm, *others = case
+    exact = in_double(lm)
+    naive_loss(exact, *others, settings, terms).backward()
+    return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
 
 
 def tolerance_of(mode: str) -> float:
@@ -98,34 +92,34 @@ def test_gradients_are_those_of_the_plain_loss(mode: str, family: str, tied: boo
     """All rows are in the plain loss, those with advantage zero too; x and the prefilled words carry no loss in it."""
     case = make_case(mode, family, tied)
     for settings in (SETTINGS, SETTINGS.model_copy(update={"embedding_gradient": False})):
-        assert_same(gradients(*case, settings), naive_gradients(*case, settings), tolerance_of(mode))
+        assert_same(gradients(case, settings), naive_gradients(case, settings), tolerance_of(mode))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_do_not_depend_on_micro_batch_or_tile(mode: str) -> None:
     case = make_case(mode)
-    whole = gradients(*case)
+    whole = gradients(case)
     for micro_batch_tokens, tile_tokens in ((1, 512), (40, 7), (16384, 1)):
-        parts = gradients(*case, micro_batch_tokens=micro_batch_tokens, tile_tokens=tile_tokens)
+        parts = gradients(case, tiling=Tiling(micro_batch_tokens, tile_tokens))
         assert_same(parts, whole, tolerance_of(mode))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_terms_add_up(mode: str) -> None:
     case = make_case(mode)
-    cot, answer = gradients(*case, terms=("cot",)), gradients(*case, terms=("answer",))
-    assert_same({name: cot[name] + answer[name] for name in cot}, gradients(*case), tolerance_of(mode))
-    assert_same(answer, naive_gradients(*case, terms=("answer",)), tolerance_of(mode))
+    cot, answer = gradients(case, terms=("cot",)), gradients(case, terms=("answer",))
+    assert_same({name: cot[name] + answer[name] for name in cot}, gradients(case), tolerance_of(mode))
+    assert_same(answer, naive_gradients(case, terms=("answer",)), tolerance_of(mode))
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_without_cot_term_the_answer_alone_teaches(mode: str) -> None:
     lm, tokens, out, advantages = make_case(mode)
     settings = SETTINGS.model_copy(update={"cot_term": False})
-    answer_only = gradients(lm, tokens, out, advantages, settings)
-    assert_same(answer_only, naive_gradients(lm, tokens, out, advantages, terms=("answer",)))
+    answer_only = gradients((lm, tokens, out, advantages), settings)
+    assert_same(answer_only, naive_gradients((lm, tokens, out, advantages), terms=("answer",)))
     lm.model.zero_grad()
-    accumulate_gradients(lm, tokens, out, advantages, settings, RuntimeSettings(), ("cot",))
+    run_pass((lm, tokens, out, advantages), settings, ("cot",))
     assert all(parameter.grad is None for parameter in lm.model.parameters()), "a CoT term that is off has no gradient"
 
 
@@ -134,11 +128,11 @@ def test_embedding_gradient_switch_takes_away_that_of_the_mixture_alone(mode: st
     """Untied, E is the prompt's and the words' input and the mixture's rows; the switch leaves the first, and all
     other parameters."""
     case = make_case(mode, tied=False)
-    with_it = gradients(*case)
-    without = gradients(*case, SETTINGS.model_copy(update={"embedding_gradient": False}))
+    with_it = gradients(case)
+    without = gradients(case, SETTINGS.model_copy(update={"embedding_gradient": False}))
     name = "model.embed_tokens.weight"
     assert (with_it[name] - without[name]).norm() > 0.1 * with_it[name].norm(), "the switch should matter"
-    fed_only = naive_gradients(*case, SETTINGS.model_copy(update={"embedding_gradient": False}))
+    fed_only = naive_gradients(case, SETTINGS.model_copy(update={"embedding_gradient": False}))
     assert_same(without, fed_only, tolerance_of(mode))
     assert_same({**with_it, name: without[name]}, without, 1e-6)
 
@@ -154,16 +148,16 @@ def test_rows_without_advantage_are_not_run(monkeypatch: pytest.MonkeyPatch) -> 
         return hidden(self, embeds_NTD, *args)
 
     monkeypatch.setattr(LanguageModel, "hidden", counted)
-    got = gradients(lm, tokens, out, advantages)
+    got = gradients((lm, tokens, out, advantages))
     assert run == [2, np.count_nonzero(advantages)], "two prompts and the rows with an advantage"
     monkeypatch.undo()
-    assert_same(got, naive_gradients(lm, tokens, out, advantages), tolerance_of("soft"))
+    assert_same(got, naive_gradients((lm, tokens, out, advantages)), tolerance_of("soft"))
 
 
 def test_without_any_advantage_there_is_no_gradient() -> None:
     lm, tokens, out, advantages = make_case("soft")
     lm.model.zero_grad()
-    seen = accumulate_gradients(lm, tokens, out, 0 * advantages, SETTINGS, RuntimeSettings())
+    seen = run_pass((lm, tokens, out, 0 * advantages))
     assert all(parameter.grad is None for parameter in lm.model.parameters())
     assert seen == PassStatistics()
     assert seen.as_metrics() == {}
@@ -171,17 +165,17 @@ def test_without_any_advantage_there_is_no_gradient() -> None:
 
 def test_gradients_add_to_what_is_there() -> None:
     case = make_case("hard")
-    once = gradients(*case)
-    accumulate_gradients(*case, SETTINGS, RuntimeSettings())
+    once = gradients(case)
+    run_pass(case)
     assert_same(take_gradients(case[0]), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
 
 
 def test_x_is_an_action_and_gets_no_gradient() -> None:
     out = make_case("soft")[2]
-    assert out.x_NTD is not None and not out.x_NTD.requires_grad
+    assert not fed(out).requires_grad
     x = torch.zeros(2, 3, requires_grad=True)
     h = torch.ones(2, 3, requires_grad=True)
-    soft_log_density(x, h, 0.5).sum().backward()
+    gaussian_log_density(x, h, 0.5).sum().backward()
     assert x.grad is None
     assert torch.equal(h.grad, torch.full((2, 3), -1 / 0.25))
 
@@ -190,7 +184,7 @@ def test_statistics_see_what_goes_wrong() -> None:
     """A rollout that is not the model's own shows in the metrics: another h, another noise, other argmaxes."""
     lm, tokens, out, advantages = make_case("soft")
     lm.head_VD.data += 0.2 * torch.randn(lm.head_VD.shape, generator=torch.Generator().manual_seed(0))
-    metrics = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings()).as_metrics()
+    metrics = run_pass((lm, tokens, out, advantages)).as_metrics()
     assert metrics["recomputation_gap"] > 0.1
     assert metrics["noise_check"] > 1.1
     assert metrics["shadow_flips"] > 0.1
@@ -198,10 +192,9 @@ def test_statistics_see_what_goes_wrong() -> None:
 
 def test_the_recomputation_gap_is_in_units_of_sigma() -> None:
     lm, tokens, out, advantages = make_case("soft")
-    assert out.mixture_NTD is not None
-    out.mixture_NTD = out.mixture_NTD.clone()
-    out.mixture_NTD[np.flatnonzero(advantages)[0], 0, 3] += 5 * tokens.noise_std
-    seen = accumulate_gradients(lm, tokens, out, advantages, SETTINGS, RuntimeSettings())
+    change_record(out, mean_NTD=means(out).clone())
+    means(out)[np.flatnonzero(advantages)[0], 0, 3] += 5 * tokens.noise_std
+    seen = run_pass((lm, tokens, out, advantages))
     assert seen.gap == pytest.approx(5, rel=1e-3)
 
 
@@ -213,7 +206,7 @@ def test_vocabulary_exists_for_one_tile_at_a_time(mode: str) -> None:
     out = make_rollout(lm, tokens)
     advantages = make_advantages(len(out.answers))
     with LargestOfVocabulary(67, lm.embedding_VD.shape[1]) as largest:
-        gradients(lm, tokens, out, advantages, tile_tokens=5)
+        gradients((lm, tokens, out, advantages), tiling=Tiling(TILING.micro_batch_tokens, 5))
     assert largest.rows == 5
     assert out.cot_lengths.sum() > 50
 
@@ -236,14 +229,14 @@ def test_the_prompts_are_part_of_what_a_micro_batch_may_hold(
 ) -> None:
     """Their graph lives as long as the pass does; but they leave half to the rows."""
     budgets = []
-    split = objective.micro_batches
+    split = policy_gradient.micro_batches
 
     def noted(lengths: np.ndarray, rows: np.ndarray, width: int, budget: int) -> list[np.ndarray]:
         budgets.append((width, budget))
         return split(lengths, rows, width, budget)
 
-    monkeypatch.setattr(objective, "micro_batches", noted)
-    gradients(*make_case("hard"), micro_batch_tokens=tokens)
+    monkeypatch.setattr(policy_gradient, "micro_batches", noted)
+    gradients(make_case("hard"), tiling=Tiling(tokens, TILING.tile_tokens))
     assert budgets == [(5, budget)], "three prompts, padded to five tokens"
 
 
@@ -321,8 +314,8 @@ def test_hard_gradients_equal_trl(tmp_path: Path) -> None:
     rows = range(len(out.answers))
     prompts = [out.prompts[row // SAMPLES] for row in rows]
     thoughts = [out.cot(row) for row in rows]
-    before_answer = [prompts[row] + thoughts[row] + out.prefills[out.stops[row]] for row in rows]
+    before_answer = [prompts[row] + thoughts[row] + out.prefill(row) for row in rows]
     loss = trl_loss(trainer, prompts, thoughts, advantages) + trl_loss(trainer, before_answer, out.answers, advantages)
     loss.backward()
     wanted = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
-    assert_same(gradients(lm, tokens, out, advantages), wanted, 1e-5)
+    assert_same(gradients((lm, tokens, out, advantages)), wanted, 1e-5)
