@@ -24,10 +24,11 @@ rehearsal: ## the paper's grid with tiny random models and real data: make rehea
 test: .venv/installed-dev ## the whole test suite, on two cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: .venv/installed-dev ## ruff, mypy, snakefmt, snakemake --lint
+lint: .venv/installed-dev ## ruff, mypy, the order of the rooms, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 

@@ -119,12 +119,11 @@ def _importing() -> Iterator[None]:
 
 def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
-    import torch
-
     from softtok.config.settings import RuntimeSettings
+    from softtok.models.devices import use_threads
 
     runtime = RuntimeSettings(**options.runtime)
-    torch.set_num_threads(runtime.threads)
+    use_threads(runtime)
     return runtime
 
 

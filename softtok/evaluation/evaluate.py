@@ -29,7 +29,7 @@ from softtok.models.loading import load
 from softtok.problems.prompt import decode
 from softtok.problems.reward import Judge, Verdict
 from softtok.storage.files import atomic, content_hash, file_sha256, read_manifest, write_text
-from softtok.storage.locks import Interruption, alone
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
 from softtok.storage.shards import Shard
@@ -81,7 +81,7 @@ def evaluate(spec: dict[str, Any], runtime: RuntimeSettings, run: Path, data: Pa
                     "evaluation": spec["evaluation"], "seed": checkpoint["seed"], "version": spec["version"],
                 }  # fmt: skip
                 shard = content_hash(header, 16)
-                with alone(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
+                with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     _complete(
                         name, shards[name], lm, rules, judge, bind(modes[name], lm, rms), problems,

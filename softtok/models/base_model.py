@@ -1,5 +1,4 @@
-"""Base models: the toy is trained here, a hub model is fetched and its revision locked, a folder of the user's is
-referred to."""
+"""Makes base models: trains a toy, fetches a hub model and locks its revision, or refers to a local folder."""
 
 from __future__ import annotations
 
@@ -16,23 +15,25 @@ from softtok.storage.provenance import provenance
 
 
 def make_model(spec: dict[str, Any], runtime: RuntimeSettings, out: Path, text: Path | None) -> None:
-    """Makes the folder `out` with its manifest model.json, written last. Hub models and folders get a reference, not a
-    copy.
+    """Makes the folder `out` with its manifest model.json, which is written last.
 
-    `text` is a prepared train set for a toy that learns its text. Raises UserError when a model is not to be had.
+    A hub model or a local folder gets a reference, not a copy. `text` is a prepared train set whose text a toy learns.
+    Raises UserError if the model cannot be had.
     """
+    from softtok.models.devices import device_name
+
     manifest: dict[str, Any]
     if "toy" in spec:
         manifest = _toy(spec, out, text)
     else:
         manifest = _referred(spec)
         _probe(manifest, runtime, out)
-    made_on = "cpu" if "toy" in spec else None
+    made_on = device_name("cpu") if "toy" in spec else None
     write_json(out / "model.json", manifest | {"spec": spec, "provenance": provenance(made_on)})
 
 
 def _referred(spec: dict[str, Any]) -> dict[str, Any]:
-    """Manifest of a hub model, fetched and locked, or of a folder."""
+    """Returns the manifest of a hub model, which is fetched and locked, or of a local folder."""
     if "hub" in spec:
         reference = {"hub": spec["hub"], "revision": fetch(spec["hub"], spec.get("revision")).name}
         return {"reference": reference, "sha256": content_hash(reference, 64)}
@@ -46,8 +47,10 @@ def _referred(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probe(manifest: dict[str, Any], runtime: RuntimeSettings, out: Path) -> None:
-    """Loads the model that a manifest refers to: an unsupported family is refused now, not after hours of waiting.
-    Without a GPU, so that models can be fetched where there is a network and no more."""
+    """Loads the model that a manifest refers to, so that an unsupported family is refused now, not hours later.
+
+    It needs no GPU: models can be fetched on a machine that has only a network.
+    """
     from softtok.models.loading import load
 
     if runtime.gpus or runtime.device.startswith("cuda"):
@@ -76,8 +79,10 @@ def _toy(spec: dict[str, Any], out: Path, text: Path | None) -> dict[str, Any]:
 
 
 def base_run(spec: dict[str, Any], model: Path, out: Path) -> None:
-    """The run of the untouched model: a checkpoint that refers to `model`, so that nothing downstream needs a special
-    case."""
+    """Writes the run of the untouched model, whose checkpoint refers to `model`.
+
+    So nothing downstream needs a special case.
+    """
     manifest = read_manifest(model / "model.json")
     reference = manifest.get("reference") or {"path": str(model)}
     facts = {"sha256": manifest["sha256"], "reference": reference, "embedding_rms": None}

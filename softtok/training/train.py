@@ -24,7 +24,7 @@ from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules, most_steps
 from softtok.method.token_modes import bind, embedding_rms, state_rms
 from softtok.method.trajectories import STOPS, Limits, Rollout
-from softtok.models.devices import PRECISIONS, announce
+from softtok.models.devices import PRECISIONS, announce, device_name
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.reward import Judge
@@ -36,7 +36,7 @@ from softtok.storage.files import (
     write_json,
     write_text,
 )
-from softtok.storage.locks import Interruption, alone
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.training.checkpoint import checked_sha256, read_progress, second_names, write_progress, write_weights
@@ -315,7 +315,7 @@ class Trainer:
                 "checkpoint_sha256": sha256,
                 "wall_s": self.wall_s,
                 "attempts": attempts(self.state / "attempts.jsonl"),
-                "provenance": provenance(str(self.lm.device), PRECISIONS[self.lm.dtype]),
+                "provenance": provenance(device_name(str(self.lm.device)), PRECISIONS[self.lm.dtype]),
             },
         )
 
@@ -327,7 +327,7 @@ def train(spec: dict[str, Any], runtime: RuntimeSettings, model: Path, data: Pat
     state = out / ".state"
     with (
         Interruption() as interruption,
-        alone(state / "locks" / "train", interruption),
+        exclusive_lock(state / "locks" / "train", interruption),
         attempt(state / "attempts.jsonl"),
     ):
         trainer = Trainer(spec, runtime, model, data, out)

@@ -26,7 +26,7 @@ from softtok.method import objective
 from softtok.method import rollout as rollout_module
 from softtok.method.batches import Problem, batches
 from softtok.storage.files import content_hash, read_json
-from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, alone
+from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, exclusive_lock
 from softtok.training.train import Trainer, prompts_of_step, train
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
@@ -251,7 +251,7 @@ def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, t
         except BaseException as error:
             failed.append(error)
 
-    with alone(run / ".state" / "locks" / "train", Interruption()):
+    with exclusive_lock(run / ".state" / "locks" / "train", Interruption()):
         thread = threading.Thread(target=second)
         thread.start()
         waited, deadline = "", time.monotonic() + 60
