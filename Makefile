@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help install run rehearsal test lint format schema bench bench-quick bench-long clean
+.PHONY: help install run rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ format: .venv/installed-dev ## rewrite the code in the project's format
 
 schema: .venv/installed ## write workflow/schemas/config.schema.json anew from the classes in softtok/config/schema.py
 	$(BIN)/softtok schema > workflow/schemas/config.schema.json
+
+rooms: .venv/installed-dev ## draw docs/rooms.svg anew from the imports
+	$(BIN)/python docs/rooms.py
 
 bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 minutes on two quiet cores (benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.run
