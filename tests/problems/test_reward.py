@@ -217,14 +217,7 @@ print([name for name in ("sympy", "math_verify", "pebble", "torch") if name in s
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
-def test_64_plain_numbers_take_less_than_a_millisecond() -> None:
-    items = [(box(str(n)), ["42"]) for n in range(64)]
-    judge, times = Judge(), []
-    for _ in range(30):
-        start = time.perf_counter()
-        judge.grade(items)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1e-3
+
 
 
 digits = st.text("0123456789", min_size=1, max_size=9)
@@ -334,11 +327,11 @@ def test_nothing_is_refused_where_a_gold_is_as_big() -> None:
 
 
 @pytest.mark.parametrize("piece", ["7", "^", "^(", "1^", "1!", "7!", "^{ ", "1,", "1 ", ", ", "\\", "(", "  "])
-def test_shortcuts_are_fast_on_any_text(piece: str) -> None:
+def test_shortcuts_come_to_an_end_on_any_text(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a hundred times the longest text; work that grows with the square of the length would take minutes."""
+    monkeypatch.setattr(reward, "MAX_CHARS", 100 * reward.MAX_CHARS)
     text = box(piece * ((reward.MAX_CHARS - 20) // len(piece)))
-    start = time.perf_counter()
     Judge()._look(text, ("x^2",))
-    assert time.perf_counter() - start < 0.1
 
 
 def test_known_verdicts_need_no_worker() -> None:
@@ -382,9 +375,7 @@ def test_hostile_answers_hurt_nobody_else() -> None:
     items = [item for pair in zip(hostile, ordinary, strict=False) for item in pair]
     with Judge(timeout_s=2) as judge:
         judge.grade([(box("1/2"), ["3"])])  # a worker is up
-        start = time.monotonic()
         verdicts = judge.grade(items)
-        assert time.monotonic() - start < 8
     assert [verdict.status for verdict in verdicts[::2]] == list(HOSTILE.values())
     assert [verdict.correct for verdict in verdicts[1::2]] == [n % 2 == 0 for n in range(1, len(HOSTILE) + 1)]
 
@@ -400,18 +391,16 @@ def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) ->
         r"\frac{85}{2}",
     ]
     with Judge(workers=2, timeout_s=1.5) as judge:
-        start = time.monotonic()
         statuses = [verdict.status for verdict in judge.grade([(box(answer), ["42"]) for answer in answers])]
-        assert time.monotonic() - start < 15
     assert statuses == ["timeout", "timeout", "timeout", "timeout", "correct", "wrong"]
 
 
-def test_a_worker_stuck_in_one_c_call_dies_at_once() -> None:
+def test_a_worker_stuck_in_one_c_call_is_killed() -> None:
     with Judge(timeout_s=1) as judge:
         judge.grade([(box("1/2"), ["3"])])
-        start = time.monotonic()
+        (stuck,) = [worker.pid for worker in workers()]
         assert list(judge._ask(sum, [(range(10**12),)]).values()) == ["timeout"]
-        assert time.monotonic() - start < 3.5  # pebble waits 3 s more for a worker that ignores its SIGTERM
+        until(lambda: stuck not in [worker.pid for worker in workers()])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, needs RLIMIT_AS")
@@ -463,9 +452,9 @@ def test_a_pool_without_a_sign_of_life_is_replaced() -> None:
         assert judge._pool is not None
         lock = judge._pool._pool_manager.worker_manager.workers_channel.mutex
         assert lock.acquire(timeout=10), "as a worker leaves it that was killed at the wrong moment"
-        start = time.monotonic()
+        silent = judge._pool
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct
-        assert 5 < time.monotonic() - start < reward.START_S / 2
+        assert judge._pool is not silent
 
 
 def test_it_works_in_another_thread() -> None:

@@ -88,9 +88,7 @@ def test_a_checkpoint_is_a_plain_hugging_face_folder(finished: Project) -> None:
 
 
 def test_a_second_run_has_nothing_to_do(finished: Project) -> None:
-    started = time.monotonic()
     assert "Nothing to be done" in finished.build("--cores", "2")
-    assert time.monotonic() - started < 60
 
 
 def test_a_new_inference_mode_generates_itself_alone(finished: Project, small: dict[str, Any], tmp_path: Path) -> None:
