@@ -367,11 +367,11 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     os.utime(weights, (1, 1))
     assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
     weights.write_text("changed")  # as long as before
-    with pytest.raises(UserError, match=r"mine: its weights are others than when it was first used"):
+    with pytest.raises(UserError, match=r"mine: its weights have changed since first use"):
         resolve(manifest.parent)
     weights.write_text("weights")
     (weights.parent / "more.safetensors").write_text("")
-    with pytest.raises(UserError, match="its weights are others"):
+    with pytest.raises(UserError, match="its weights have changed"):
         resolve(manifest.parent)
 
 
