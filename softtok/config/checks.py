@@ -7,7 +7,6 @@ Snakefile is parsed (`config.load`). Every function raises UserError, one line t
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from softtok.config.messages import at, mistake, nearest
+from softtok.config.paper_results import printed_lines
 from softtok.config.schema import Block, Config, DataSet, RuntimeSettings, Study, TokenMode, TrainingSettings
 from softtok.errors import UserError
 
@@ -112,10 +112,8 @@ def references(config: Config) -> None:
 
 def paper_names(config: Config) -> None:
     """A name under `paper:` that the paper's results do not have would be compared with nothing, and nobody told."""
-    with open(Path(__file__).parents[1] / "report/paper.csv", encoding="utf-8", newline="") as file:
-        cells = list(csv.DictReader(file))
     for section, columns in PAPER_COLUMNS.items():
-        known = dict.fromkeys(" ".join(cell[column] for column in columns).strip() for cell in cells)
+        known = dict.fromkeys(" ".join(cell[column] for column in columns).strip() for cell in printed_lines())
         given = {at(section, name, "paper"): entry.paper for name, entry in getattr(config, section).items()}
         if section == "training_modes":
             given |= {

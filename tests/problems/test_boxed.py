@@ -1,6 +1,5 @@
 r"""`boxed.py`: balanced braces, escapes, which box is the last, and time linear in the text."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -217,9 +217,6 @@ print([name for name in ("sympy", "math_verify", "pebble", "torch") if name in s
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
-
-
-
 digits = st.text("0123456789", min_size=1, max_size=9)
 decimals = st.builds("{}{}.{}".format, st.sampled_from(["", "-"]), digits, digits)
 integers = st.integers(-(10**12), 10**12).flatmap(

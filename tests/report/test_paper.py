@@ -14,7 +14,7 @@ from softtok.config.load import read
 from softtok.report import paper
 from softtok.report.metrics import Summary, summarise
 from softtok.report.page import make_report
-from softtok.report.paper import Printed, compare, key_of, printed_cells
+from softtok.report.paper import Key, Printed, compare, key_of, printed_cells
 from softtok.report.study import Row, Study
 from softtok.report.tables import Table, make_tables, to_csv, to_latex, to_markdown
 from softtok.storage.files import file_sha256
@@ -199,8 +199,8 @@ def test_without_a_name_there_is_no_comparison(lost: str) -> None:
         "test_sets": {"g": "gsm8k"}, "inference_modes": {"h": "hard-sample"},
     }  # fmt: skip
     cell = ("m", "t", "s", "g", "h", "pass@1")
-    assert key_of(names, *cell) in printed_cells()
-    assert key_of({**names, lost: {}}, *cell) is None
+    assert key_of(names, Key(*cell)) in printed_cells()
+    assert key_of({**names, lost: {}}, Key(*cell)) is None
 
 
 # the difference and its mark
