@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 CORES ?= all
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install run rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long clean
@@ -21,8 +22,14 @@ rehearsal: ## the paper's grid with tiny random models and real data: make rehea
 	@$(MAKE) --no-print-directory .venv/installed-tokenizers
 	@$(BIN)/snakemake --cores $(CORES) rehearsal $(addprefix rehearsal-,noise-scale noise-placement temperature) --config data_root="$(DATA)"
 
-test: .venv/installed-dev ## the whole test suite, on two cores
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test-fast: .venv/installed-dev ## the paper's method, the configuration and the problems: 90 seconds on two cores
+	@$(PYTEST) -m "not slow" tests/method tests/config tests/problems
+
+test: .venv/installed-dev ## all tests but the slow ones, on two cores: under 15 minutes
+	@$(PYTEST) -m "not slow"
+
+test-slow: .venv/installed-dev ## the slow tests, end to end and on whole data sets: under 25 minutes
+	@$(PYTEST) -m slow
 
 lint: .venv/installed-dev ## ruff, mypy, the order of the rooms, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

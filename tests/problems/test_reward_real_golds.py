@@ -19,6 +19,8 @@ from softtok.problems.boxed import last_boxed
 from softtok.problems.reward import Judge
 from tests.support.answers import bare, box
 
+pytestmark = pytest.mark.slow
+
 CASES_PER_KIND = 40  # of a set's golds that a rewriting or perturbation applies to
 EXCHANGES_PER_SET = 60
 Rewriting = Callable[[str], str | None]

@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.project import Project, shipped
 
+pytestmark = pytest.mark.slow
+
 MODES = ["hard-greedy", "hard-sample", "soft-greedy", "soft-sample", "fuzzy-greedy", "fuzzy-sample"]
 
 
