@@ -1,4 +1,6 @@
-"""Draws docs/rooms.svg, the picture of the package's rooms, from the imports themselves: python docs/rooms.py
+"""Draws docs/rooms.svg, the picture of the package's rooms, from the imports themselves.
+
+Run `make rooms` or `python docs/rooms.py`.
 
 The rooms stand on the diagonal, in the order that the import contract in pyproject.toml gives them. A badge says how
 many pairs of modules import each other: its row is the room that imports, its column the room that is imported. So a

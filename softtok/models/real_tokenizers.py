@@ -41,9 +41,15 @@ class Published:
 def _llama_special() -> tuple[str, ...]:
     """Returns Llama's 256 special tokens; most of them are reserved."""
     named = {
-        0: "<|begin_of_text|>", 1: "<|end_of_text|>", 4: "<|finetune_right_pad_id|>", 6: "<|start_header_id|>",
-        7: "<|end_header_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>", 10: "<|python_tag|>",
-    }  # fmt: skip
+        0: "<|begin_of_text|>",
+        1: "<|end_of_text|>",
+        4: "<|finetune_right_pad_id|>",
+        6: "<|start_header_id|>",
+        7: "<|end_header_id|>",
+        8: "<|eom_id|>",
+        9: "<|eot_id|>",
+        10: "<|python_tag|>",
+    }
     reserved = (f"<|reserved_special_token_{n}|>" for n in range(256))
     return tuple(named[i] if i in named else next(reserved) for i in range(256))
 

@@ -278,7 +278,7 @@ def escape_tex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Returns a `tabular` for `\\input`, with the caption above it as a comment."""
+    r"""Returns a `tabular` for `\input`, with the caption above it as a comment."""
     left = len(table.labels) + 1
     groups, rules, start = [], [], left + 1
     for group, width in table.groups():
