@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 CORES ?= all
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install run rehearsal test lint format schema bench bench-quick bench-long clean
+.PHONY: help install run rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,13 +22,20 @@ rehearsal: ## the paper's grid with tiny random models and real data: make rehea
 	@$(MAKE) --no-print-directory .venv/installed-tokenizers
 	@$(BIN)/snakemake --cores $(CORES) --configfile workflow/rehearsal.yaml --config data_root="$(DATA)" -- rehearsal $(addprefix rehearsal-,noise-scale noise-placement temperature)
 
-test: .venv/installed-dev ## the whole test suite, on two cores
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test-fast: .venv/installed-dev ## the paper's method, the configuration and the problems: 90 seconds on two cores
+	@$(PYTEST) -m "not slow" tests/method tests/config tests/problems
 
-lint: .venv/installed-dev ## ruff, mypy, snakefmt, snakemake --lint
+test: .venv/installed-dev ## all tests but the slow ones, on two cores: under 15 minutes
+	@$(PYTEST) -m "not slow"
+
+test-slow: .venv/installed-dev ## the slow tests, end to end and on whole data sets: under 25 minutes
+	@$(PYTEST) -m slow
+
+lint: .venv/installed-dev ## ruff, mypy, the order of the rooms, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
@@ -38,6 +46,9 @@ format: .venv/installed-dev ## rewrite the code in the project's format
 
 schema: .venv/installed ## write workflow/schemas/config.schema.json anew from the classes in softtok/config/schema.py
 	$(BIN)/softtok schema > workflow/schemas/config.schema.json
+
+rooms: .venv/installed-dev ## draw docs/rooms.svg anew from the imports
+	$(BIN)/python docs/rooms.py
 
 bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 minutes on two quiet cores (benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.run

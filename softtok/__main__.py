@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
     """Switches garbage collection off. torch and transformers make a million objects that stay; looking through them
-    over and over, while they are made and later, takes a fifth of a job's start."""
+    over and over, while they are made and later, takes a fifth of a job's start.
+    """
     gc.disable()
     try:
         yield
@@ -129,13 +130,12 @@ def _importing() -> Iterator[None]:
 
 def _runtime(options: argparse.Namespace) -> RuntimeSettings:
     """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
-    import torch
-
     from softtok.config.settings import RuntimeSettings
     from softtok.config.specs import parse
+    from softtok.models.devices import use_threads
 
     runtime = parse(RuntimeSettings, options.runtime, "runtime")
-    torch.set_num_threads(runtime.threads)
+    use_threads(runtime)
     return runtime
 
 

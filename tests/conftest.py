@@ -1,5 +1,6 @@
 """Shared by the whole suite: one thread (as the demo runs), real data where it is, a small trained-for-a-moment toy
-model."""
+model.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What each rollout of a training run or an evaluation was asked for. The entropies that it gives are made 2 at
-    thinking steps and 99 behind them, where they mean nothing."""
+    thinking steps and 99 behind them, where they mean nothing.
+    """
     import torch
 
     from softtok.evaluation import evaluate

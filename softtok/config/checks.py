@@ -7,7 +7,6 @@ Snakefile is parsed (`config.load`). Every function raises UserError, one line t
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product
@@ -16,6 +15,7 @@ from typing import Literal
 
 from softtok import plugins
 from softtok.config.messages import at, mistake, nearest
+from softtok.config.paper_results import printed_lines
 from softtok.config.schema import Block, Config, DataSet, OpenSet, RuntimeSettings, Study, TokenMode, TrainingSettings
 from softtok.errors import UserError
 from softtok.plugins import Door, Reference
@@ -117,10 +117,8 @@ def references(config: Config) -> None:
 
 def paper_names(config: Config) -> None:
     """A name under `paper:` that the paper's results do not have would be compared with nothing, and nobody told."""
-    with open(Path(__file__).parents[1] / "report/paper.csv", encoding="utf-8", newline="") as file:
-        cells = list(csv.DictReader(file))
     for section, columns in PAPER_COLUMNS.items():
-        known = dict.fromkeys(" ".join(cell[column] for column in columns).strip() for cell in cells)
+        known = dict.fromkeys(" ".join(cell[column] for column in columns).strip() for cell in printed_lines())
         given = {at(section, name, "paper"): entry.paper for name, entry in getattr(config, section).items()}
         if section == "training_modes":
             given |= {
@@ -292,7 +290,8 @@ def useless(tokens: TokenMode) -> list[tuple[str, str]]:
 
 def objective(where: str, settings: TrainingSettings, tokens: TokenMode, own: Collection[str]) -> None:
     """Objectives and token modes that do not go together; `settings` are those of a run, with all overrides, `own` the
-    names of the mode's."""
+    names of the mode's.
+    """
     for key in ("inputs_beta", "end_entropy"):
         if getattr(tokens, key) is not None:
             raise mistake(f"{where}.{key}", "is for inference only; move it to an inference mode")

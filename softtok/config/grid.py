@@ -91,7 +91,8 @@ class Study(Plan):
 
 class Grid:
     """All jobs that a configuration's studies want: runs and models by folder, data sets, evaluations and choices by
-    stem (path without its ending)."""
+    stem (path without its ending).
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -276,7 +277,8 @@ def _judged_by(entry: DataSet) -> JudgedBy:
 
 def _digests(entry: DataSet, data_root: str | None) -> list[str] | None:
     """SHA-256 of each local file: a changed file is another data set. None where files are missing, or cannot be read,
-    that no requested study needs."""
+    that no requested study needs.
+    """
     try:
         return [file_sha256(path) for path in entry.file.found(data_root)] if entry.file else None
     except (UserError, OSError):

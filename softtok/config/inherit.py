@@ -14,7 +14,8 @@ OWN = ("like", "paper")
 
 def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The raw configuration with every `like:` filled in. Raises UserError; what is malformed otherwise is left to
-    validation."""
+    validation.
+    """
     resolved = dict(raw)
     for section in INHERITING:
         entries = raw.get(section)
@@ -43,7 +44,8 @@ def _inherited(section: str, entries: dict[str, Any], name: str, heirs: tuple[st
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """`base` updated by `own`, nested blocks key by key; a null in `own` drops the key. A revision is not one of
-    another repository."""
+    another repository.
+    """
     merged = dict(base)
     if any(isinstance(own.get(key), str) and own[key] != base.get(key) for key in ("hub", "path")):
         merged.pop("revision", None)

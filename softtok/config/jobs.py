@@ -93,7 +93,8 @@ class Model(Made[ModelSpec]):
 @dataclass(frozen=True, eq=False)
 class Run(Made[RunSpec]):
     """A trained checkpoint, named by its training mode; or a model's untouched base (mode `base`, no train set, seed
-    0)."""
+    0).
+    """
 
     model: Model
     train_set: Data | None

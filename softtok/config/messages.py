@@ -1,5 +1,6 @@
 """A mistake in `config.yaml`, or in a job's spec, as one line: where it is, what is wrong, and the nearest name that
-would be right."""
+would be right.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def explain(error: ValidationError, root: type[BaseModel], source: str = "config
 
 def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str | int, ...], list[str], list[str]]:
     """Key path of a pydantic location (without the names of union members), the keys known where it ends, and those
-    that may stand below it."""
+    that may stand below it.
+    """
     path: list[str | int] = []
     known: list[str] = []
     kind: Any = root
@@ -105,7 +107,8 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
 
 def _plain(kind: Any) -> Any:
     """Returns X for `X | None` and `Annotated[X, ...]`; for a wider union, the member that holds others (a union of
-    models stays one)."""
+    models stays one).
+    """
     while (origin := get_origin(kind)) in (Annotated, Union, types.UnionType):
         members = [member for member in get_args(kind) if member is not type(None)]
         if origin is not Annotated and len(members) > 1 and not any(map(get_origin, members)):

@@ -1,5 +1,6 @@
 """The spec of a study's report: its runs with their names, settings and places, and what the report shows of the
-configuration."""
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def _paper_name(config: Config, entry: Entry) -> str | None:
 
 def _shown(entry: Entry) -> dict[str, Any]:
     """An entry as the report displays it: with every default, but of overrides what was written, and nothing of the
-    machine."""
+    machine.
+    """
     overrides = {"training", "evaluation", "runtime"}
     shown = entry.model_dump(exclude=overrides, exclude_none=True)
     if shown.get("file", {}).get("comparable"):

@@ -181,7 +181,8 @@ class Files(Fields):
 
 class DataSet(Entry, Fields):
     """Problems from one source: `toy`, `hub` or `file`. With both `hub` and `file`, `data_root` decides which is
-    read; each may carry fields of its own where the two differ in shape."""
+    read; each may carry fields of its own where the two differ in shape.
+    """
 
     toy: ToyData | None = None
     hub: Hub | None = None
@@ -271,7 +272,8 @@ class Block(Settings):
 
 class Study(Block):
     """One report: the union of its grid blocks, each of which takes the study's own lists where it has none. Every
-    model's untouched base belongs to it."""
+    model's untouched base belongs to it.
+    """
 
     title: str | None = None
     k: list[Annotated[int, Field(ge=1)]] | None = Field(

@@ -33,7 +33,8 @@ class Settings(Record):
 
 class TokenMode(Settings):
     """How one CoT token is made. `hard` feeds a sampled token's embedding, `soft` a mixture of embeddings with noise
-    somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`."""
+    somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`.
+    """
 
     tokens: Literal["hard", "soft"]
     temperature: Number = Field(

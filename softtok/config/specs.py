@@ -121,7 +121,8 @@ class ChoicesSpec(Record):
 
 class ReportRun(Record):
     """A run of a report by its names, with its folder, its resolved settings (none of the untouched model), and the
-    hashes of its evaluations, by test set and inference set, and of its choice sets."""
+    hashes of its evaluations, by test set and inference set, and of its choice sets.
+    """
 
     model: str
     train_set: str

@@ -1,5 +1,6 @@
 """What lies in results/ though no study leads to it any more: data sets, models, runs, evaluations and choice sets of
-settings that have changed since. Nothing is removed here, for settings may change back."""
+settings that have changed since. Nothing is removed here, for settings may change back.
+"""
 
 from __future__ import annotations
 

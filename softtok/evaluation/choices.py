@@ -103,7 +103,8 @@ def _cloze(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[
 def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: int) -> list[tuple[float, int]]:
     """(log-probability in nats, tokens) of each continuation after its prompt, at temperature 1. At most `room`
     tokens, padding too, are run at a time (or one text). Texts that differ in their last token alone, as those of the
-    letters do, are run once."""
+    letters do, are run once.
+    """
     texts: dict[tuple[int, ...], list[int]] = {}  # what is run, all but a pair's last token -> the pairs
     rests: list[list[int]] = []
     for place, (prompt, rest) in enumerate(pairs):

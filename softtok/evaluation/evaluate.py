@@ -32,7 +32,7 @@ from softtok.problems.prompt import decode
 from softtok.problems.rehearsal import check_reward
 from softtok.problems.reward import Judge, Verdict
 from softtok.storage.files import atomic, content_hash, file_sha256, read_manifest, write_text
-from softtok.storage.locks import Interruption, alone
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
 from softtok.storage.shards import Shard
@@ -57,7 +57,8 @@ SCHEMA = pa.schema(
 
 def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Runs all inference modes of `spec` and writes `out` (parquet) and, beside it, the entropy profile
-    (`.entropy.csv`)."""
+    (`.entropy.csv`).
+    """
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
@@ -84,7 +85,7 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
                     "grading": spec.grading.model_dump(mode="json"),
                 }  # fmt: skip
                 shard = content_hash(header, 16)
-                with alone(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
+                with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
@@ -94,7 +95,8 @@ def noise_rms(
     lm: LanguageModel, checkpoint: dict[str, Any], modes: Iterable[TokenMode], problems: list[Problem]
 ) -> dict[str, float]:
     """The RMS that noise is measured in, by its place. A trained checkpoint carries its base model's. A base has no
-    train set: its states are measured behind prompts of the test set, where a mode asks for it."""
+    train set: its states are measured behind prompts of the test set, where a mode asks for it.
+    """
     rms = {"embedding": checkpoint["embedding_rms"] or embedding_rms(lm.embedding_VD)}
     rms |= checkpoint["state_rms"]
     if any(mode.noise_scale > 0 and mode.noise_at not in rms for mode in modes):

@@ -55,7 +55,8 @@ def rms_prompts(problems: list[Problem]) -> list[list[int]]:
 def batches(problems: list[Problem], samples: int, length: int, runtime: RuntimeSettings) -> Iterator[list[Problem]]:
     """Problems to be rolled out side by side, those with prompts of like length together: less padding. A batch has
     `rollout_rows` rows and room for `rollout_tokens` positions at most, where a row may write `length` of its own; or
-    it is a single problem."""
+    it is a single problem.
+    """
     part: list[Problem] = []
     for problem in sorted(problems, key=lambda p: (len(p.prompt), p.id)):
         count = len(part) + 1

@@ -41,7 +41,8 @@ class Draws:
 
     def at(self, step: int, rows: np.ndarray) -> torch.Tensor | None:
         """Draws of these rows (by original number) at this step, shape (n, width): standard normals or uniforms in [0,
-        1), None for kind "none". From call to call, `step` may only grow and `rows` only shrink."""
+        1), None for kind "none". From call to call, `step` may only grow and `rows` only shrink.
+        """
         if self.kind == "none":
             return None
         block, offset = divmod(step, self.steps)

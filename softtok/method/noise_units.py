@@ -23,7 +23,8 @@ def embedding_rms(embedding_VD: torch.Tensor) -> float:
 @torch.no_grad()
 def state_rms(lm: LanguageModel, prompts: list[list[int]]) -> dict[str, float]:
     """RMS of the final hidden states and of all logits where the first CoT token is made, behind the first
-    RMS_PROMPTS of these prompts. Which prompts they are is the caller's choice, once, with the base model."""
+    RMS_PROMPTS of these prompts. Which prompts they are is the caller's choice, once, with the base model.
+    """
     squares = {"hidden": 0.0, "logits": 0.0}
     prompts = prompts[:RMS_PROMPTS]
     for start in range(0, len(prompts), RMS_PROMPTS_AT_ONCE):

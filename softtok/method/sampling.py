@@ -30,7 +30,8 @@ def tempered(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 def keep_top(logits_NV: torch.Tensor, k: int | None) -> torch.Tensor:
     """The logits, all but the k largest of a row at -inf. Which they are is no part of the gradient: the estimate does
-    not see a token enter or leave."""
+    not see a token enter or leave.
+    """
     if k is None or k >= logits_NV.shape[1]:
         return logits_NV
     return logits_NV.masked_fill(logits_NV < logits_NV.detach().topk(k).values[:, -1:], -torch.inf)
@@ -61,7 +62,8 @@ def sample_ids(
     """Token ids (N,) from softmax(logits / temperature) by inverse CDF at u_N, or the argmax at temperature 0; and
     where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting; it is over runs of
     the vocabulary first and then over the entries of one, for a cumulative sum over all takes several times as long as
-    a sum. `p_NV`, the softmax at temperature 1, saves making it again."""
+    a sum. `p_NV`, the softmax at temperature 1, saves making it again.
+    """
     if temperature == 0 or u_N is None:
         best, gap = top_gap(logits_NV)
         return best, gap < NEAR_TIE_GAP
@@ -83,7 +85,8 @@ def sample_ids(
 def _interval(cdf_NK: torch.Tensor, at_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """In which of K intervals, closed below and open above, a number lies, where that one starts and where it ends, all
     (N, 1). Numbers at the end or, by rounding, behind it are in the last that is not empty; so that ids are some where
-    p is not a number (`rollout` leaves that to its caller to see)."""
+    p is not a number (`rollout` leaves that to its caller to see).
+    """
     end_N1 = cdf_NK[:, -1:]
     at_N1 = torch.minimum(at_N1, torch.nextafter(end_N1, torch.zeros_like(end_N1)))
     place_N1 = torch.searchsorted(cdf_NK, at_N1, right=True).clamp(max=cdf_NK.shape[1] - 1)
@@ -146,6 +149,7 @@ def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
 def entropy_of(p_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
     """`entropy` where p = softmax(logits) is known, without a graph; overwrites the logits, for a second matrix of
     their size takes longer than the arithmetic. It is log sum_i e^(z_i - z_max) - sum_i p_i (z_i - z_max), whose terms
-    are not negative and do not cancel; the first sum is 1 / p_max."""
+    are not negative and do not cancel; the first sum is 1 / p_max.
+    """
     weighted_NV = logits_NV.sub_(logits_NV.amax(-1, keepdim=True)).mul_(p_NV)
     return -weighted_NV.sum(-1) - p_NV.amax(-1).log()

@@ -74,7 +74,8 @@ def lay_out(rollout: Rollout) -> Completions:
 
 def micro_batches(lengths: np.ndarray, rows: np.ndarray, prompt_width: int, budget: int) -> list[np.ndarray]:
     """Splits `rows`, longest first, so that rows x (prompt + longest completion) stays within `budget` tokens (one row
-    at least)."""
+    at least).
+    """
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     batches = []
     while len(rows):

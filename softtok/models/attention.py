@@ -1,14 +1,14 @@
 """Decoding attention in which the samples of a prompt share its keys and values.
 
-Every prompt's keys and values exist once, and the queries of its samples meet them in one matrix product; only what a
-row wrote itself is its own. Copying the prompt for every sample, as plain batched decoding does, costs G times the
-memory and, on a CPU, about four times the attention time (256 rows of 32 samples, prompts of 45 to 70 tokens).
-Registered with transformers' attention interface; all other attention goes through PyTorch's
+Every prompt's keys and values exist once, and the queries of all its samples are multiplied by them in one matrix
+product. Each row has only its own positions to itself. Plain batched decoding copies the prompt for every sample, which
+costs G times the memory and, on a CPU, about four times the attention time (256 rows of 32 samples, prompts of 45 to 70
+tokens). This attention is registered with transformers; all other attention goes through PyTorch's
 scaled_dot_product_attention.
 
-Shapes: B prompts that have active rows, n such rows, S most of one prompt, M = B * S places for them (empty ones where
-a prompt has fewer), H query heads, J key heads, R = H / J query heads per key head, P prompt, L and T own positions
-that can be and that are written, K head width.
+Shapes: B prompts that have active rows, n active rows, S the largest number of active rows of one prompt, M = B * S
+places for rows (some stay empty if a prompt has fewer), H query heads, J key heads, R = H / J query heads per key head,
+P prompt positions, L own positions that a row can write, T own positions written so far, K head width.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ NAME = "softtok_grouped"
 
 
 class Groups:
-    """Which prompt each active row belongs to, and its place there; rows stand in the order of their prompts. Shared by
-    all layers."""
+    """Which prompt each active row belongs to, and its place among that prompt's rows.
+
+    Rows are in the order of their prompts. All layers share one object.
+    """
 
     def __init__(self, prompt_mask_BP: torch.Tensor, samples: int):
         self.padding_B1P = ~prompt_mask_BP[:, None]
-        self.kept_B = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device)  # among those before `keep`
+        self.kept_B = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device)  # places before the last `keep`
         self.owner_n = self.kept_B.repeat_interleave(samples)
         self._lay_out()
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forgets all rows but these (their places among the active ones, ascending), and prompts that have none."""
+        """Drops all rows but these (ascending places among the active rows), and prompts without any row left."""
         self.kept_B, self.owner_n = self.owner_n[rows].unique(return_inverse=True)
         self.padding_B1P = self.padding_B1P[self.kept_B]
         self._lay_out()
@@ -51,24 +53,26 @@ class Groups:
         self.full = len(self.owner_n) == self.prompts * self.samples
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
-        """(J, n, ...) to (J, M, ...), zeros at empty places."""
+        """Turns (J, n, ...) into (J, M, ...), with zeros at empty places."""
         if self.full:
             return x
         places = x.new_zeros(len(x), self.prompts * self.samples, *x.shape[2:])
         return places.index_copy_(1, self.place_n, x)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(J, M, ...) back to (J, n, ...)."""
+        """Turns (J, M, ...) back into (J, n, ...)."""
         return x if self.full else x[:, self.place_n]
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's keys and values while decoding: the prompts' as they are, the rows' own in buffers (J, n, L, K),
-    written in place. Heads come first, so that no product needs a copy of keys, values or weights."""
+    """One layer's keys and values while decoding: the prompts' own, and each row's in buffers (J, n, L, K).
+
+    Rows write their buffers in place. Heads come first, so that no product needs a copy of keys, values or weights.
+    """
 
     def __init__(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor, groups: Groups, length: int):
-        """`length` is the most positions a row can write."""
-        super().__init__()
+        """`length` is the largest number of positions that a row can write."""
+        super().__init__()  # type: ignore[no-untyped-call]
         self.groups = groups
         self.prompt_keys, self.prompt_values = (x.transpose(0, 1).contiguous() for x in (keys_BJPK, values_BJPK))
         rows, (_, heads, self.prompt_length, width) = len(groups.owner_n), keys_BJPK.shape
@@ -78,13 +82,15 @@ class RowLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the constructor makes the buffers."""
+        """Does nothing, because the constructor makes the buffers."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Writes one position, (n, J, 1, K) each; the layer itself goes to `grouped_attention` in the place of keys and
-        values."""
+        """Writes one position of keys and values, (n, J, 1, K) each.
+
+        Returns the layer itself twice; `grouped_attention` gets it in the place of keys and values.
+        """
         assert self.keys is not None and self.values is not None
         self.keys[:, :, self.written] = key_states[:, :, 0].transpose(0, 1)
         self.values[:, :, self.written] = value_states[:, :, 0].transpose(0, 1)
@@ -92,7 +98,7 @@ class RowLayer(CacheLayerMixin):
         return self, self
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forgets all rows but these, as `groups` did, which was told first; the memory stays where it is."""
+        """Drops all rows but these, in place; call `groups.keep` first."""
         if len(self.groups.kept_B) < self.prompt_keys.shape[1]:
             self.prompt_keys = self.prompt_keys[:, self.groups.kept_B]
             self.prompt_values = self.prompt_values[:, self.groups.kept_B]
@@ -106,23 +112,26 @@ class RowLayer(CacheLayerMixin):
 
     @property
     def seen(self) -> int:
-        """How many own positions a query attends to."""
+        """The number of own positions that a query attends to."""
         return self.written
 
     @property
     def unseen(self) -> torch.Tensor | None:
-        """Which of them it does not, after all, shape (seen,)."""
+        """Which of these positions are masked, shape (seen,), or None if none is."""
         return None
 
     def attend(self, query_nH1K: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Softmax attention of one query position over prompt and own positions, shape (n, 1, H, K); fp32 inside."""
+        """Returns softmax attention of one query position over prompt and own positions, shape (n, 1, H, K).
+
+        Computes in fp32.
+        """
         assert self.keys is not None and self.values is not None
         groups, key_heads, (n, heads, _, width) = self.groups, len(self.keys), query_nH1K.shape
         repeats, by_prompt = heads // key_heads, (key_heads, groups.prompts, -1)
         own_keys, own_values = (x[:, :, : self.seen].flatten(0, 1).float() for x in (self.keys, self.values))
 
         def by_row(x: torch.Tensor) -> torch.Tensor:
-            """(J, B, S * R, x) to (J * n, R, x)."""
+            """Turns (J, B, S * R, x) into (J * n, R, x)."""
             return groups.gather(x.view(key_heads, -1, repeats, x.shape[-1])).flatten(0, 1)
 
         query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
@@ -149,7 +158,7 @@ class RowLayer(CacheLayerMixin):
 
 
 def layer_states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (B, H, P, K) that a prefill left in one cache layer."""
+    """Returns the keys and values (B, J, P, K) that a prefill wrote to one cache layer."""
     return layer.keys, layer.values
 
 
@@ -160,13 +169,12 @@ def grouped_attention(
     value: Any,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: grouped where `key` is a `RowLayer`, else scaled_dot_product_attention."""
+    """Attends as transformers asks: grouped if `key` is a `RowLayer`, else by scaled_dot_product_attention."""
     if isinstance(key, RowLayer):
         return key.attend(query, scaling if scaling is not None else query.shape[-1] ** -0.5), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
 AttentionInterface.register(NAME, grouped_attention)

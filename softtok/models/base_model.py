@@ -1,5 +1,4 @@
-"""Makes base models: a toy is trained here, a hub model is fetched and its revision locked, a user's folder is
-referred to."""
+"""Makes base models: trains a toy, fetches a hub model and locks its revision, or refers to a local folder."""
 
 from __future__ import annotations
 
@@ -17,14 +16,16 @@ from softtok.storage.provenance import provenance
 
 
 def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | None) -> None:
-    """Makes the folder `out` with its manifest model.json, written last.
+    """Makes the folder `out` with its manifest model.json, which is written last.
 
-    Hub models and folders get a reference, not a copy.
-    `text` is a prepared train set for a toy that learns its text. Raises UserError when a model is not to be had.
+    A hub model or a local folder gets a reference, not a copy. `text` is a prepared train set whose text a toy learns.
+    Raises UserError if the model cannot be had.
     """
+    from softtok.models.devices import device_name
+
     if isinstance(spec.source, ToySource):
         manifest = _toy(spec.source, spec.prompt, out, text)
-        made_on = "cpu"
+        made_on = device_name("cpu")
     else:
         manifest = _referred(spec.source)
         _probe(manifest, device, out)
@@ -34,7 +35,7 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
 
 
 def _referred(source: HubSource | FolderSource) -> dict[str, Any]:
-    """Manifest of a hub model, fetched and locked, or of a folder."""
+    """Returns the manifest of a hub model, which is fetched and locked, or of a local folder."""
     if isinstance(source, HubSource):
         reference = {"hub": source.hub, "revision": fetch(source.hub, source.revision).name}
         return {"reference": reference, "sha256": content_hash(reference, 64)}
@@ -48,9 +49,9 @@ def _referred(source: HubSource | FolderSource) -> dict[str, Any]:
 
 
 def _probe(manifest: dict[str, Any], device: DeviceSettings, out: Path) -> None:
-    """Loads the model that a manifest refers to: an unsupported family is refused now, not after hours of waiting.
+    """Loads the model that a manifest refers to, so that an unsupported family is refused now, not hours later.
 
-    This needs no GPU, so that models can be fetched where there is a network and nothing else.
+    It needs no GPU: models can be fetched on a machine that has only a network.
     """
     from softtok.models.loading import load
 
@@ -77,9 +78,9 @@ def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[s
 
 
 def base_run(spec: RunSpec, model: Path, out: Path) -> None:
-    """Makes the run of the untouched model: a checkpoint that refers to `model`.
+    """Writes the run of the untouched model, whose checkpoint refers to `model`.
 
-    Nothing downstream needs a special case.
+    So nothing downstream needs a special case.
     """
     manifest = read_manifest(model / "model.json")
     reference = manifest.get("reference") or {"path": str(model)}

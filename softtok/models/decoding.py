@@ -1,10 +1,11 @@
-"""Decode steps: all active rows go one position on, behind their prompts.
+"""Decode steps: all active rows advance by one position.
 
-`Decoder` calls the model at every step. On a GPU that leaves the device waiting: a step of a model of 3B parameters is
-over a thousand kernels, most of them shorter than their launch from Python. `GraphDecoder` (`runtime.cuda_graphs`)
-records a step as a CUDA graph and then replays it. What changes from step to step it must read from tensors: where a
-row writes, and how much of its own it may look at, out of a window of positions that is attended to whether written or
-not. A graph holds for so many rows and such a window; when either changes it is recorded anew.
+`Decoder` calls the model at every step. On a GPU this leaves the device idle: a step of a model of 3B parameters is
+over a thousand kernels, and most of them take less time than their launch from Python. `GraphDecoder`
+(`runtime.cuda_graphs`) records a step as a CUDA graph and then replays it. A replay must read from tensors what changes
+from step to step: where a row writes, and which of its own positions it may look at. It always attends to a whole
+window of positions, and masks those that are not written yet. A graph is valid for one number of rows and one window
+size; when either changes, the step is recorded again.
 
 Shapes: B prompts, n active rows, L positions that a row can write, W of them in the window, D width.
 """
@@ -24,17 +25,20 @@ from softtok.models.attention import Groups, RowLayer, layer_states
 if TYPE_CHECKING:
     from softtok.models.language_model import LanguageModel
 
-WINDOW = 128  # positions by which a window grows: recording takes a step's time, masked positions some of every step's
+WINDOW = 128
+"""The attention window grows in steps of 128: re-recording costs one step, unused positions slow every step."""
 
 
 class Decoder:
-    """The model at work on all active rows."""
+    """Feeds all active rows through the model, one position per step."""
 
-    drop_share = 1 / 8  # of finished rows among the active ones, from which on dropping them is worth the copies
+    drop_share = 1 / 8  # once this share of the active rows has finished, dropping them is worth the copies
 
     def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
-        """`length` is the most steps that will be taken. The prompts' cache is emptied, a layer at a time, so that no
-        more than one is held twice."""
+        """`length` is the largest number of steps that will be taken.
+
+        The prompts' cache is emptied layer by layer, so that at most one layer is held twice.
+        """
         self.lm, self.groups, self.length = lm, Groups(prompt_mask_BP, samples), length
         self.layers: list[RowLayer] = []
         while prompt_cache.layers:
@@ -45,20 +49,20 @@ class Decoder:
         return RowLayer(keys_BJPK, values_BJPK, self.groups, self.length)
 
     def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
-        """Feeds every row one position; their final hidden states (n, D), which the next step may overwrite."""
+        """Feeds every row one position; returns final hidden states (n, D), which the next step may overwrite."""
         return self.lm.hidden(x_nD[:, None], None, positions_n[:, None], self.cache)[:, 0]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forgets all rows but these (their places among the active ones, ascending)."""
+        """Drops all rows but these (ascending places among the active rows)."""
         self.groups.keep(rows)
         for layer in self.layers:
             layer.keep(rows)
 
 
 class GraphDecoder(Decoder):
-    """The same, each step a replay of a recorded one."""
+    """A decoder that records a step as a CUDA graph and replays it."""
 
-    drop_share = 1 / 2  # a step's time is nearly that of reading the weights, and fewer rows are another recording
+    drop_share = 1 / 2  # a step takes about as long as reading the weights, and dropping rows costs a recording
 
     def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
         self.window = Window(length, lm.device)
@@ -99,7 +103,7 @@ class GraphDecoder(Decoder):
 
 
 class Window:
-    """Where all rows write in this step, and what they may look at, as tensors that recorded steps read."""
+    """Where all rows write in this step and what they may look at, as tensors that recorded steps read."""
 
     def __init__(self, length: int, device: torch.device):
         self.length, self.size = length, 0
@@ -107,7 +111,7 @@ class Window:
         self.unwritten_L = torch.ones(length, dtype=torch.bool, device=device)
 
     def move_to(self, step: int) -> bool:
-        """Makes this step's position the one that is written; whether the window had to grow for it."""
+        """Moves the place that is written to this step; returns whether the window had to grow."""
         self.place_1.fill_(step)
         self.unwritten_L[step] = False
         grows = step == self.size
@@ -117,13 +121,13 @@ class Window:
 
 
 class WindowLayer(RowLayer):
-    """One layer's keys and values, written and read as the window says."""
+    """One layer's keys and values, which are written and read as the window says."""
 
     def __init__(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor, groups: Groups, length: int, window: Window):
         super().__init__(keys_BJPK, values_BJPK, groups, length)
         self.window = window
         assert self.values is not None
-        self.values.zero_()  # an unwritten value has weight 0, and 0 times what lies in fresh memory may be NaN
+        self.values.zero_()  # an unwritten value has weight 0, but 0 times uninitialised memory may be NaN
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -144,13 +148,15 @@ class WindowLayer(RowLayer):
 
 
 def record(once: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor]:
-    """A function that does on the device what `once` does, on the same memory, and returns the same tensor each time.
-    Raises RuntimeError for what cannot be recorded, such as a wait for the device."""
+    """Records `once` as a CUDA graph; returns a function that replays it and returns the same tensor each time.
+
+    Raises RuntimeError if `once` does something that cannot be recorded, such as waiting for the device.
+    """
     with torch.cuda.device(device):
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            once()  # libraries set themselves up at the first call, which cannot be recorded
+            once()  # libraries initialise themselves at the first call, which cannot be recorded
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,14 +1,14 @@
-"""Which device a job computes on.
+"""Chooses and names the device that a job computes on.
 
-Snakemake counts GPUs but hands out no ids, so a job on a machine with several takes the first that no other job of
-softtok holds: a lock file each, kept until the process ends, however it ends.
+Snakemake counts GPUs but gives out no ids. So on a machine with several GPUs a job takes the first one that no other
+softtok job holds: each GPU has a lock file, and the lock is held until the process ends, however it ends.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -17,15 +17,16 @@ import torch
 
 from softtok.config.settings import DeviceSettings
 from softtok.errors import UserError
-from softtok.storage.provenance import device_name
+from softtok.storage.locks import try_lock
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.precision` names them
 
 
 def choose_device(settings: DeviceSettings) -> torch.device:
-    """Returns the device that the settings name. Raises UserError for a device that is not there.
+    """Returns the device that the settings name.
 
-    `auto` is `cuda` for a job that asks for a GPU, else the CPU; `cuda` is a free GPU (the first, where none is free).
+    `auto` means `cuda` for a job that asks for a GPU, else the CPU. `cuda` means a free GPU, or the first if none is
+    free. Raises UserError for a device that is not there.
     """
     name = ("cuda" if settings.gpus else "cpu") if settings.device == "auto" else settings.device
     device = torch.device(name)
@@ -34,39 +35,57 @@ def choose_device(settings: DeviceSettings) -> torch.device:
     return device if name != "cuda" else torch.device("cuda", take_free(gpu_names(torch.cuda.device_count())))
 
 
+def device_name(device: str) -> str:
+    """Returns the maker's name of a torch device such as "cuda:0", or of the processor."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return f"cpu ({names[0].partition(':')[2].strip() if names else platform.machine()})"
+
+
+def use_threads(runtime: RuntimeSettings) -> None:
+    """Sets PyTorch's thread count to the configured one, however many cores there are."""
+    torch.set_num_threads(runtime.threads)
+
+
 def announce(device: torch.device, dtype: torch.dtype) -> str:
-    """Says at the start of a job what decides its speed and, by rounding, its results; and returns it."""
+    """Prints once and returns the device and precision, which decide a job's speed and how its results round."""
     found = f"{device_name(str(device))}, {PRECISIONS[dtype]}"
     say(f"on {found}")
     return found
 
 
-@functools.cache  # once in a job that loads two models
+@functools.cache
 def say(line: str) -> None:
+    """Prints a line to stderr, once per process: a job may load two models."""
     print(f"softtok: {line}", file=sys.stderr, flush=True)
 
 
 def gpu_names(count: int) -> tuple[str, ...]:
-    """What tells the visible GPUs apart on this machine: a scheduler may show each job others of them as 0, 1, ..."""
+    """Returns names that are unique among the machine's GPUs, one for each of the `count` visible ones.
+
+    A scheduler may show each job different GPUs as 0, 1, ..., so these numbers are not unique.
+    """
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return tuple(visible[:count]) if len(visible) >= count else tuple(map(str, range(count)))
 
 
-@functools.cache  # a job that loads two models has them on one device
+@functools.cache
 def take_free(names: tuple[str, ...], folder: Path | None = None) -> int:
-    """The place of the first name whose lock in `folder` (the system's temporary one) is free, and now held by this
-    process; 0 where all are held: who starts more jobs than there are GPUs wants them to share."""
+    """Locks the first GPU that is free and returns its place in `names`, or 0 if all are taken.
+
+    The lock files are in `folder` (default: the system's temporary folder). The result is cached, so that all models
+    of a job are on one device. Someone who starts more jobs than there are GPUs wants them to share.
+    """
     for place, name in enumerate(names):
-        # A user's own: what another user's jobs take cannot be told from a file that must not be opened.
+        # The name holds the user's id: a lock file of another user cannot be opened.
         path = Path(folder or tempfile.gettempdir()) / f"softtok-gpu-{os.getuid()}-{name.replace('/', '-')}.lock"
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-        else:
-            return place  # the descriptor stays open, and the lock held, until the process ends
+        if try_lock(lock):
+            return place  # the descriptor stays open, so the lock is held until the process ends
+        os.close(lock)
     return 0

@@ -1,7 +1,7 @@
 """Language models as the method needs them: embeddings in, final hidden states and fp32 logits out.
 
-Any Hugging Face folder loads through the Auto classes; `probe` then checks on a few tokens what the method assumes of a
-family and refuses the others with one line, so that nothing below needs to know one architecture from another.
+Any Hugging Face folder loads through the Auto classes. `loading.probe` then checks on a few tokens what the method
+assumes of a family, and refuses other families with one line. So no other module needs to know the architecture.
 
 Shapes: N rows, T positions, S cached + new positions, D width, V vocabulary.
 """
@@ -9,6 +9,7 @@ Shapes: N rows, T positions, S cached + new positions, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ hf_logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model seen as embedding matrix, body and output head."""
+    """A causal language model, seen as an embedding matrix, a body and an output head."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -47,12 +48,12 @@ class LanguageModel:
     @property
     def embedding_VD(self) -> torch.Tensor:
         """E, the token embedding matrix (a parameter)."""
-        return self.model.get_input_embeddings().weight  # type: ignore[return-value]
+        return _weight(self.model.get_input_embeddings())
 
     @property
     def head_VD(self) -> torch.Tensor:
-        """The output head (a parameter; E itself where a model ties the two)."""
-        return self.model.get_output_embeddings().weight  # type: ignore[union-attr]
+        """The output head (a parameter; it is E itself in models that tie the two)."""
+        return _weight(self.model.get_output_embeddings())
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of E, shape ids.shape + (D,)."""
@@ -61,25 +62,36 @@ class LanguageModel:
     def hidden(
         self, embeds_NTD: torch.Tensor, mask_N1TS: torch.Tensor | None, positions_NT: torch.Tensor, cache: Cache | None
     ) -> torch.Tensor:
-        """Final hidden states (after the last norm) of shape (N, T, D); keys and values go to `cache`.
+        """Returns final hidden states (after the last norm), shape (N, T, D); writes keys and values to `cache`.
 
-        The mask is boolean, true where a query may look, over cached and new positions (None: a cache of `RowLayer`s
-        knows); positions are explicit, because the defaults are silently wrong with left padding.
+        The mask is boolean, over cached and new positions, and true where a query may look. None is for a cache of
+        `RowLayer`s, which knows this itself. Positions are explicit, because with left padding transformers' defaults
+        are wrong without any error.
         """
         output = self.model.base_model(
             inputs_embeds=embeds_NTD,
-            # A mask of four dimensions is taken as it is; any will do where the cache knows what a row may look at.
+            # transformers uses a mask of four dimensions as it is; a cache of `RowLayer`s ignores it.
             attention_mask=positions_NT.new_ones(1, 1, 1, 1).bool() if mask_N1TS is None else mask_N1TS,
             position_ids=positions_NT,
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return output.last_hidden_state
+        states: torch.Tensor = output.last_hidden_state
+        return states
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    """The matrix of an embedding or a head; transformers types both as any module."""
+    weight: torch.Tensor = layer.weight
+    return weight
 
 
 def in_fp32(lm: LanguageModel, mixtures: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Head and E in fp32, without a graph; one matrix where the model ties them. Copies, where the working precision is
-    another: to be made once for many tokens. Without `mixtures` E, of which rows are looked up then, stays as it is."""
+    """Returns head and E in fp32, without a graph; they are one matrix if the model ties them.
+
+    They are copies if the working precision is not fp32, so make them once for many tokens. Without `mixtures`, E keeps
+    its precision: then only rows of it are looked up.
+    """
     head_VD, embedding_VD = lm.head_VD.detach().float(), lm.embedding_VD.detach()
     if mixtures:
         embedding_VD = head_VD if lm.embedding_VD is lm.head_VD else embedding_VD.float()
@@ -87,8 +99,10 @@ def in_fp32(lm: LanguageModel, mixtures: bool = True) -> tuple[torch.Tensor, tor
 
 
 def refuse_longer(lm: LanguageModel, positions: int, what: str) -> None:
-    """Raises UserError where `what` needs more positions than the model was made for: learned ones end there, in the
-    middle of a job, and rotary ones have never been trained."""
+    """Raises UserError if `what` needs more positions than the model was made for.
+
+    Learned positions end there, so that a job would fail half-way. Rotary positions beyond were never trained.
+    """
     room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and positions > room:
         raise UserError(
@@ -98,14 +112,18 @@ def refuse_longer(lm: LanguageModel, positions: int, what: str) -> None:
 
 
 def logits_fp32(hidden: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
-    """Next-token logits in fp32 whatever the working precision: bf16 logits tie exactly in 3-5 % of steps
-    (random Llamas of width 128 and 512)."""
+    """Returns next-token logits in fp32, whatever the working precision.
+
+    bf16 logits tie exactly in 3-5 % of steps (random Llamas of width 128 and 512).
+    """
     return linear(hidden.float(), head_VD.float())
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids (B, P), boolean mask (B, P) and positions (B, P) of prompts padded on the left with id 0 (masked, so any id
-    will do)."""
+    """Pads prompts on the left; returns ids, a boolean mask and positions, each of shape (B, P).
+
+    The padding is id 0; any id would do, because it is masked.
+    """
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts], device=device)
@@ -113,8 +131,10 @@ def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tens
 
 
 def causal_mask(mask_BP: torch.Tensor) -> torch.Tensor:
-    """(B, 1, P, P) mask of a left-padded prompt. A padded query looks at itself, lest its softmax be over nothing
-    (NaN)."""
+    """Returns the attention mask (B, 1, P, P) of left-padded prompts.
+
+    A padded query looks at itself, because a softmax over nothing is NaN.
+    """
     width = mask_BP.shape[1]
     lower = torch.ones(width, width, dtype=torch.bool, device=mask_BP.device).tril()
     itself = torch.eye(width, dtype=torch.bool, device=mask_BP.device)
@@ -124,8 +144,10 @@ def causal_mask(mask_BP: torch.Tensor) -> torch.Tensor:
 def prefill(
     lm: LanguageModel, prompts: list[list[int]]
 ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
-    """Runs B prompts once: last hidden state (B, D), their keys and values, mask (B, P), lengths (B,). Keeps the graph
-    if grad is on."""
+    """Runs B prompts once; returns last hidden states (B, D), keys and values, mask (B, P) and lengths (B,).
+
+    Keeps the graph if gradients are on.
+    """
     ids, mask, positions = left_pad(prompts, lm.device)
     cache = DynamicCache()
     hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, cache)

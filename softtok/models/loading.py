@@ -18,9 +18,9 @@ from softtok.storage.hub import locked
 
 
 def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
-    """Loads tokenizer and weights in the working precision, in evaluation mode (no dropout), and probes the family.
+    """Loads tokenizer and weights in the working precision, without dropout, and probes the family.
 
-    Raises UserError when the folder holds no causal language model or the family is not supported.
+    Raises UserError if the folder holds no causal language model, or the family is not supported.
     """
     device = choose_device(settings)
     if settings.cuda_graphs and device.type != "cuda":
@@ -38,10 +38,10 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
             attn_implementation="sdpa",
             device_map={"": device},
         )
-    except Exception as error:  # of many libraries' own types; whatever it is, the folder is what to look at
+    except Exception as error:  # many libraries raise their own types here; in all cases the folder is at fault
         why = " ".join(str(error).split())[:200]
         raise UserError(f"model {name}: cannot be loaded by transformers ({why or type(error).__name__})") from error
-    # For some families transformers makes up an empty tokenizer where the folder holds none.
+    # For some families transformers creates an empty tokenizer if the folder holds none.
     words = decode(tokenizer, tokenizer.encode(PREFILL_AFTER_CUT, add_special_tokens=False))
     if words.strip() != PREFILL_AFTER_CUT.strip():
         raise UserError(f"model {name}: its tokenizer writes {words!r} for {PREFILL_AFTER_CUT!r}; are its files there?")
@@ -52,18 +52,18 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
 
 def _prepare_gpu() -> None:
     """Turns off defaults of PyTorch that do not suit this work."""
-    # cuDNN's attention, the first choice on newer GPUs, plans anew for every shape and keeps all plans; of the shapes
-    # of CoTs hardly two are the same.
+    # cuDNN's attention, PyTorch's first choice on newer GPUs, makes a plan for every shape and keeps all plans. Hardly
+    # any two CoTs have the same shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    # Rollout and training multiply other numbers of rows: sums rounded to bf16 part by part would differ more.
+    # Rollout and training multiply different numbers of rows; sums rounded to bf16 in parts would differ more.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 @torch.no_grad()
 def probe(lm: LanguageModel) -> None:
-    """Checks on a few tokens what the method assumes; raises UserError naming what does not hold.
+    """Checks on a few tokens what the method assumes; raises UserError that names the first thing that does not hold.
 
-    1. The embedding layer gives rows of E (some families scale them), so that p E is in the space the body reads.
+    1. The embedding layer returns rows of E (some families scale them), so that p E is in the space the body reads.
     2. Logits are head @ hidden (some families scale or cap them).
     3. Cached, uncached and left-padded passes agree, so that rollout and training see the same states.
     """
@@ -71,7 +71,7 @@ def probe(lm: LanguageModel) -> None:
         _probe(lm)
     except UserError:
         raise
-    except Exception as error:  # families without keys and values to share fail in ways of their own
+    except Exception as error:  # families without keys and values to share fail in many ways
         why = " ".join(str(error).split())[:200]
         raise UserError(
             f"model {lm.name}: cannot be run on embeddings, masks and a cache of keys and values"
@@ -80,14 +80,14 @@ def probe(lm: LanguageModel) -> None:
 
 
 def _probe(lm: LanguageModel) -> None:
-    # Mistakes are of the order of the logits' spread, rounding is a few percent of it in bf16. Root mean squares, for
-    # the largest of a million differences says more about their number.
+    # A real mistake is as large as the logits' spread; rounding in bf16 is a few percent of it. Differences are root
+    # mean squares, because the largest of a million differences depends mostly on how many there are.
     tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
     vocabulary = lm.embedding_VD.shape[0]
     ids = torch.arange(8, device=lm.device) * 7 % vocabulary
     if lm.model.get_output_embeddings() is None or lm.model.base_model is lm.model:
         raise UserError(f"model {lm.name}: has no separate body and output head; softtok needs a causal language model")
-    if not torch.equal(lm.model.get_input_embeddings()(ids), lm.embed(ids)):  # type: ignore[misc]
+    if not torch.equal(lm.model.get_input_embeddings()(ids), lm.embed(ids)):
         raise UserError(
             f"model {lm.name}: its embedding layer does more than look up rows of E; this family is not supported"
         )

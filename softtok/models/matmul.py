@@ -1,10 +1,10 @@
-"""Matrix products in fp32 on a CPU: through oneDNN where MKL is slow.
+"""Matrix products in fp32 on a CPU, through oneDNN where MKL is slow.
 
-PyTorch multiplies fp32 matrices on x86 with MKL, which on AMD's processors does not use AVX-512. PyTorch also carries
-oneDNN, which does, and an operator for it that its compiler emits. On an EPYC with AVX-512 that multiplies 1.6 to 2.2
-times as fast (one thread; from 64 rows by 128 x 384 to 2,048 rows by 768 x 2,048). All else goes the usual way: a GPU,
-bf16, other processors, small products, an operator that is gone; and everything where `torch.backends.mkldnn.enabled`
-is off.
+PyTorch multiplies fp32 matrices on x86 with MKL, which does not use AVX-512 on AMD processors. PyTorch also contains
+oneDNN, which does, and has an operator for it that its compiler emits. On an EPYC with AVX-512 it is 1.6 to 2.2 times
+as fast (one thread; from 64 rows by 128 x 384 to 2,048 rows by 768 x 2,048). Everything else takes PyTorch's usual
+path: GPUs, bf16, other processors, small products, PyTorch versions without the operator, and everything while
+`torch.backends.mkldnn.enabled` is off.
 
 Shapes: M rows, K summed over, N columns.
 """
@@ -12,6 +12,7 @@ Shapes: M rows, K summed over, N columns.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,42 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-MIN_MULTIPLICATIONS = 2**21  # below, oneDNN's ten microseconds a call are more than it gains
+Operator = Callable[..., torch.Tensor]
+
+MIN_MULTIPLICATIONS = 2**21  # for smaller products, oneDNN's ten microseconds a call cost more than it gains
 
 
 def product(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
-    """x @ weight^T, shape (M, N), without a graph; x may have more dimensions in the place of M, weight any strides."""
+    """Returns x @ weight^T, shape (M, N), without a graph.
+
+    x may have several dimensions in the place of M; weight may have any strides.
+    """
     onednn = operator_for(x_MK, weight_NK)
     if onednn is None or x_MK.numel() * weight_NK.shape[0] < MIN_MULTIPLICATIONS:
         return F.linear(x_MK, weight_NK)
     return onednn(x_MK, weight_NK, None, "none", [], "")
 
 
-def operator_for(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> Any:
-    """oneDNN's product, or None where products of these go the usual way, however big."""
+def operator_for(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> Operator | None:
+    """Returns oneDNN's operator, or None if products of such tensors take the usual path, however large they are."""
     if x_MK.dtype is weight_NK.dtype is torch.float32 and x_MK.is_cpu and weight_NK.is_cpu:
         return _onednn() if torch.backends.mkldnn.enabled else None
     return None
 
 
 def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
-    """x @ weight^T with gradients for both, shape (M, N); x may have more dimensions in the place of M."""
+    """Returns x @ weight^T, shape (M, N), with gradients for both; x may have several dimensions in the place of M."""
     graph = torch.is_grad_enabled() and (x_MK.requires_grad or weight_NK.requires_grad)
     if not graph:
         return product(x_MK, weight_NK)
-    return F.linear(x_MK, weight_NK) if operator_for(x_MK, weight_NK) is None else _Linear.apply(x_MK, weight_NK)
+    if operator_for(x_MK, weight_NK) is None:
+        return F.linear(x_MK, weight_NK)
+    out: torch.Tensor = _Linear.apply(x_MK, weight_NK)  # type: ignore[no-untyped-call]
+    return out
 
 
 class Linear(torch.nn.Linear):
-    """torch's own layer, multiplying by `linear` where that may take oneDNN."""
+    """PyTorch's linear layer, which multiplies by `linear` where that may take oneDNN."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if operator_for(input, self.weight) is None:
@@ -56,7 +65,7 @@ class Linear(torch.nn.Linear):
 
 
 def adopt(model: torch.nn.Module) -> None:
-    """Makes all plain linear layers of a model multiply by `linear`; parameters and their names stay as they are."""
+    """Makes all plain linear layers of a model multiply by `linear`; parameters keep their names and values."""
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.__class__ = Linear
@@ -70,7 +79,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream_MN: torch.Tensor) -> Any:
+    def backward(ctx: Any, upstream_MN: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x_MK, weight_NK = ctx.saved_tensors
         of_x = product(upstream_MN, weight_NK.mT) if ctx.needs_input_grad[0] else None
         of_weight = None
@@ -80,8 +89,8 @@ class _Linear(torch.autograd.Function):
 
 
 @functools.cache
-def _onednn() -> Any:
-    """oneDNN's product on a processor on which it is known to be faster, else None."""
+def _onednn() -> Operator | None:
+    """Returns oneDNN's operator on processors where it is known to be faster, else None."""
     try:
         amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -89,4 +98,5 @@ def _onednn() -> Any:
     if not amd or torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
         return None
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return operator if operator is None else operator.default
+    default: Operator | None = getattr(operator, "default", None)
+    return default

@@ -1,9 +1,9 @@
 """The tokenizers of Llama 3 and Qwen 2.5, for random bodies of the real vocabularies.
 
-Two PyPI packages carry the vocabularies as tiktoken files (extra `tokenizers`); only the files are read, nothing of the
-packages is imported. transformers converts them to fast tokenizers. The splitting patterns, special tokens and ends of
-a text are those of the published models: Llama begins every text with <|begin_of_text|>, Qwen has no such token, and
-both name two ends in `generation_config.json`.
+Two PyPI packages contain the vocabularies as tiktoken files (extra `tokenizers`). Only the files are read; nothing of
+the packages is imported. transformers converts them to fast tokenizers. Splitting patterns, special tokens and end
+tokens are those of the published models: Llama begins every text with <|begin_of_text|>, Qwen has no such token, and
+both name two or more end tokens in `generation_config.json`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,31 @@ SIGNS, SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 @dataclass(frozen=True)
 class Published:
-    """What a model's tokenizer is made of. `rows`: of its embedding matrix, which may outnumber the tokens; `ends`: the
-    tokens that end a text, the chat's own first; `special`: the ids behind the vocabulary file's, in order."""
+    """What a model's tokenizer is made of."""
 
     package: str
     file: str
     digits: str  # the part of the splitting pattern for numbers
-    special: tuple[str, ...]
+    special: tuple[str, ...]  # their ids follow those of the vocabulary file, in this order
     begin: str | None
-    ends: tuple[str, ...]
+    ends: tuple[str, ...]  # the tokens that end a text, the chat's own first
     pad: str
-    rows: int
-    composed: bool  # Unicode NFC
+    rows: int  # of the embedding matrix, which may have more rows than there are tokens
+    composed: bool  # whether texts are normalised to Unicode NFC
 
 
 def _llama_special() -> tuple[str, ...]:
-    """256 names, most of them reserved."""
+    """Returns Llama's 256 special tokens; most of them are reserved."""
     named = {
-        0: "<|begin_of_text|>", 1: "<|end_of_text|>", 4: "<|finetune_right_pad_id|>", 6: "<|start_header_id|>",
-        7: "<|end_header_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>", 10: "<|python_tag|>",
-    }  # fmt: skip
+        0: "<|begin_of_text|>",
+        1: "<|end_of_text|>",
+        4: "<|finetune_right_pad_id|>",
+        6: "<|start_header_id|>",
+        7: "<|end_header_id|>",
+        8: "<|eom_id|>",
+        9: "<|eot_id|>",
+        10: "<|python_tag|>",
+    }
     reserved = (f"<|reserved_special_token_{n}|>" for n in range(256))
     return tuple(named[i] if i in named else next(reserved) for i in range(256))
 
@@ -84,7 +89,7 @@ PUBLISHED = {
 
 
 def vocabulary_file(name: str) -> Path:
-    """The tiktoken file of a published tokenizer. Raises UserError when its package is not installed."""
+    """Returns the tiktoken file of a published tokenizer. Raises UserError if its package is not installed."""
     known = PUBLISHED[name]
     try:
         path = Path(str(distribution(known.package).locate_file(known.file)))
@@ -99,18 +104,18 @@ def vocabulary_file(name: str) -> Path:
 
 
 def pattern(name: str) -> str:
-    """The regular expression by which text is cut before the byte pairs are merged."""
+    """Returns the regular expression that cuts a text before byte pairs are merged."""
     return "|".join([CONTRACTIONS, WORDS, PUBLISHED[name].digits, SIGNS, SPACES])
 
 
 def read_ranks(path: str | Path) -> dict[bytes, int]:
-    """Token to id, from a tiktoken file: a line each, the token in base64."""
+    """Reads token -> id from a tiktoken file, whose lines hold a token in base64 and its id."""
     lines = Path(path).read_bytes().splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
 
 
 def real_tokenizer(name: str, context: int) -> PreTrainedTokenizerFast:
-    """A published tokenizer as the hub gives it. Raises UserError when its vocabulary is not installed."""
+    """Returns a published tokenizer as on the hub. Raises UserError if its vocabulary is not installed."""
     from tokenizers import normalizers, processors
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter

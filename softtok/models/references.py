@@ -1,4 +1,4 @@
-"""Where a model's weights really are, and whether they are still what they were."""
+"""Finds where a model's weights really are, and checks that they have not changed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from softtok.storage.files import WEIGHTS, folder_sha256, read_manifest
 
 
 def resolve(folder: Path) -> tuple[str, str | None]:
-    """Where a model's or a run's weights really are (path or hub id, revision): follows the small reference files that
-    stand for a hub model, a user's folder, or the untouched base of a `base` run. Raises UserError where such a folder
-    holds other weights than it did."""
+    """Returns where a model's or a run's weights really are: (path or hub id, revision).
+
+    Follows the small reference files that stand for a hub model, a local folder, or the untouched model of a `base`
+    run. Raises UserError if the weights in a local folder have changed.
+    """
     for name in ("checkpoint.json", "model.json"):
         if (folder / name).is_file():
             manifest = read_manifest(folder / name)
@@ -28,17 +30,20 @@ def resolve(folder: Path) -> tuple[str, str | None]:
 
 
 def refuse_changed(manifest: Mapping[str, Any]) -> None:
-    """Raises UserError where the weights in a folder of the user's are not those that the manifest was made of: results
-    of both would stand under one name. Where only their times differ, as in a copy, their contents are compared."""
+    """Raises UserError if the weights in a local folder have changed since the manifest was written.
+
+    Otherwise, results of different weights would have the same name. If only the times of the files differ, as in a
+    copy, the contents are compared.
+    """
     folder, stamps = Path(manifest["reference"]["path"]), manifest["reference"].get("weights")
     if stamps in (None, weight_stamps(folder)) or folder_sha256(folder, WEIGHTS) == manifest["sha256"]:
         return
     raise UserError(
-        f"model folder {folder}: its weights are others than when it was first used;"
-        " give them a folder and an entry of their own"
+        f"model folder {folder}: its weights have changed since first use;"
+        " give the new ones a folder and an entry of their own"
     )
 
 
 def weight_stamps(folder: Path) -> dict[str, list[int]]:
-    """Size and time of the last change of each weight file."""
+    """Returns the size and the time of the last change of each weight file."""
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob(WEIGHTS))}

@@ -1,8 +1,8 @@
-"""The embedded default model: a tokenizer and a small body, trained from scratch on the demonstrations of
-`problems/toy.py`.
+"""The built-in default model: a tokenizer and a small body, trained from scratch on toy demonstrations.
 
-The result is a plain Hugging Face folder that `AutoTokenizer` and `AutoModelForCausalLM` load like any other. With a
-published model's tokenizer and no steps it is a random body of a full vocabulary, for rehearsals.
+The demonstrations come from `problems/toy.py`. The result is a plain Hugging Face folder that `AutoTokenizer` and
+`AutoModelForCausalLM` load like any other. With a published model's tokenizer and no training steps it is a random body
+with a full vocabulary, for rehearsals.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 CONTEXT = 4096
-"""Longest text in tokens."""
+"""The longest text, in tokens."""
 WINDOW = 64
-"""Batches whose demonstrations are drawn together and sorted by length, so that little is padded."""
+"""The number of batches that are drawn together and sorted by length, so that there is little padding."""
 PROMPT_WEIGHT = 0.5
-"""Of a prompt token in the loss at the start; a solution's token weighs 1."""
+"""The weight of a prompt token in the loss at the start; a solution's token has weight 1."""
 MUON_RATIO = 2.0
-"""Learning rate of Muon over that of AdamW, to whose size Muon's updates are scaled."""
+"""Muon's learning rate divided by AdamW's. Muon's updates are scaled to the size of AdamW's."""
 BPE_SAMPLE = 10_000
-"""Demonstrations that a bpe tokenizer of the toy problems is trained on."""
+"""The number of demonstrations that a BPE tokenizer of the toy problems is trained on."""
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per piece (`toy.pieces`). Pieces keep their spaces, so decoding is putting them together."""
+    """Returns a tokenizer with one token per piece (`toy.pieces`).
+
+    Pieces keep their spaces, so decoding simply joins them.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     ids = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *words])}
@@ -48,8 +51,10 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def bpe_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `size` tokens (and no fewer than there are bytes), trained on `texts`; it
-    can write any text exactly."""
+    """Returns a byte-level BPE tokenizer of at most `size` tokens, trained on `texts`.
+
+    It has at least one token per byte, so it can write any text exactly.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -102,7 +107,7 @@ def make(spec: ToySettings, out: Path, text: Sequence[tuple[str, str]] | None, t
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads, for a while."""
+    """Temporarily sets PyTorch's thread count."""
     import torch
 
     before = torch.get_num_threads()
@@ -114,8 +119,10 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def body(spec: ToySettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A Llama or a Qwen2 with random weights. With a published tokenizer its embedding has that model's rows, and its
-    ends of a text are that model's."""
+    """Returns a Llama or a Qwen2 with random weights.
+
+    With a published tokenizer it has that model's number of embedding rows and its end tokens.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     published = PUBLISHED.get(spec.tokenizer)
@@ -135,17 +142,18 @@ def body(spec: ToySettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMod
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=eos if len(eos) > 1 else eos[0],
     )
-    return AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def pretrain(
     model: PreTrainedModel, batches: Iterator[tuple[Tensor, Tensor, Tensor]], steps: int, learning_rate: float
 ) -> dict[str, Any]:
-    """Trains `model` in place on (ids, prompt mask, answer weights) batches; returns tokens seen and final loss (nats
-    a token, answers alone).
+    """Trains `model` in place on (ids, prompt mask, answer weights) batches.
 
-    AdamW for embeddings, head and norms, Muon for the matrices inside the layers: it takes far fewer steps than AdamW
-    alone. The prompts' share in the loss fades out: at first it teaches the embeddings, in the end it is noise.
+    Returns the number of tokens seen and the final loss (nats per answer token). AdamW trains embeddings, head and
+    norms, and Muon the matrices inside the layers, which takes far fewer steps than AdamW alone. The prompts' weight in
+    the loss decreases to 0: at first prompts teach the embeddings, later they are noise.
     """
     import torch
     from transformers import get_cosine_schedule_with_warmup
@@ -165,7 +173,7 @@ def pretrain(
     tokens = 0
     model.train()
     for step, (ids, prompt, answer) in enumerate(islice(batches, steps)):
-        # Padding is on the right, where causal attention does not look: no mask is needed.
+        # Padding is on the right, where causal attention does not look, so no mask is needed.
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         weights = (answer + prompt * PROMPT_WEIGHT * (1 - step / steps))[:, 1:].flatten()
@@ -185,11 +193,15 @@ def pretrain(
 def batches(
     tokenizer: PreTrainedTokenizerFast, shown: Iterator[Demonstration], size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless (ids, prompt mask, answer weights), each (size, length); an answer ends with EOS, then comes padding."""
+    """Yields (ids, prompt mask, answer weights) without end, each of shape (size, length).
+
+    An answer ends with EOS; padding comes after it.
+    """
     import torch
 
     def encode(texts: Iterable[str]) -> list[list[int]]:
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
 
     while True:
         some = list(islice(shown, size * WINDOW))

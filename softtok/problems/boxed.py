@@ -1,8 +1,8 @@
-r"""Finds the answer in a text, `\boxed{...}` with balanced braces, and drops what changes only its look.
+r"""Finds the answer in a text, `\boxed{...}` with balanced braces, and normalises how it is written.
 
-Math-Verify merges neighbouring boxes into a set and finds nothing in an unclosed one, so the reward, the rule that ends
-an answer and data preparation share the one definition here. Escaped braces (`\{`: an odd number of backslashes) are
-text.
+Math-Verify merges neighbouring boxes into a set and finds nothing in an unclosed one. So the reward, the rule that ends
+an answer and the preparation of data share the one definition here. Escaped braces (`\{`, with an odd number of
+backslashes) are plain text.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# A doubled backslash before "boxed" is a common slip of models. The last branch eats an escaped character.
+# Models often double the backslash before "boxed". The last branch consumes an escaped character.
 _TOKENS = re.compile(r"(?P<box>\\\\?boxed\s*\{)|(?P<open>\{)|(?P<close>\})|\\.", re.DOTALL)
 
 
 def closes_box(text: str) -> int | None:
-    r"""`text` starts just inside an open `\boxed{`: the index of the brace that closes it, or None while it is open."""
+    r"""Returns the index of the brace that closes an open `\boxed{`, or None while it is open.
+
+    `text` starts just inside the box.
+    """
     depth = 1
     for token in _TOKENS.finditer(text):
         if token.lastgroup == "close":
@@ -28,12 +31,12 @@ def closes_box(text: str) -> int | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last box that closes, None if there is none. One pass, linear in the length of the text.
+    r"""Returns the content of the last box that is closed, or None; takes one pass over the text.
 
-    Last means opened last: `\boxed{\boxed{18}.` (a prefilled opening, then the model's own) gives `18`, and so does
-    `\boxed{18} \boxed{19`.
+    The last box is the one that opens last: `\boxed{\boxed{18}.` (a prefilled opening, then the model's own) gives
+    `18`, and so does `\boxed{18} \boxed{19`.
     """
-    starts: list[int | None] = []  # of the open braces' contents; None for a brace that is not a box's
+    starts: list[int | None] = []  # where the contents of open braces start; None for a brace without \boxed
     last, content = -1, None
     for token in _TOKENS.finditer(text):
         if token.lastgroup == "close":
@@ -51,6 +54,8 @@ _LOOKS = re.compile(r"\\(?:left|right)(?![A-Za-z])|(?<=\\)[dt](?=frac(?![A-Za-z]
 
 @lru_cache(maxsize=4096)
 def normalised(latex: str) -> str:
-    r"""The text without what changes only its look: spaces beside operators and brackets, `\left`, `\right`, the d of
-    `\dfrac`."""
+    r"""Removes what changes only the look of LaTeX.
+
+    These are spaces beside operators and brackets, `\left` and `\right`, and the d or t of `\dfrac` and `\tfrac`.
+    """
     return _SPACE.sub("", " ".join(_LOOKS.sub("", latex).split()))

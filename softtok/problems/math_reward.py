@@ -99,7 +99,8 @@ def _blows_up(latex: str) -> bool:
 
 def _parse(latex: str) -> list[Any]:
     r"""Math-Verify's readings of an answer: SymPy objects, then text. Golds are boxed like answers: bare ones are often
-    not found at all, and in `$...$` the time `4:40 a.m.` is read as 4."""
+    not found at all, and in `$...$` the time `4:40 a.m.` is read as 4.
+    """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     ways = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())

@@ -144,5 +144,6 @@ class AnswerRule:
 
 def normalise(question: str) -> str:
     """What two copies of one question share: no case, no white space, accents written one way. Signs stay, for
-    x + 1 is not x - 1, and so do raised digits."""
+    x + 1 is not x - 1, and so do raised digits.
+    """
     return "".join(unicodedata.normalize("NFC", question).casefold().split())

@@ -21,7 +21,8 @@ JudgedBy = Literal["math", "exact", "choice", "function"]
 
 class GoldRule(Record):
     """Where the right answer stands: a field with a text, a number or a list of which any one is right; the text after
-    the last `after` in it; or, if `boxed`, the content of its last balanced box."""
+    the last `after` in it; or, if `boxed`, the content of its last balanced box.
+    """
 
     field: str
     after: str | None = None
@@ -30,7 +31,8 @@ class GoldRule(Record):
 
 class OptionsRule(Record):
     """Where the options of a multiple-choice question stand: in one `field` with a list, or in one of `fields` each.
-    `labels` is the field with their labels, where these are not A, B, ..."""
+    `labels` is the field with their labels, where these are not A, B, ...
+    """
 
     field: str | None = None
     fields: list[str] | None = None
@@ -39,7 +41,8 @@ class OptionsRule(Record):
 
 class OpenFields(Record):
     """Fields of train and test problems. Dots go down into nested values ("prompt.0.content"); without `id`, the row's
-    number names a problem."""
+    number names a problem.
+    """
 
     kind: Literal["open"] = "open"
     id: str | None
@@ -80,7 +83,8 @@ class HubRows(Record):
 
 class FileRows(Record):
     """Local files: `path` may be a list or a pattern; `columns` are those of a csv file without a header line. The
-    digests are the identity of files that may change under their names; None where no study needs the files now."""
+    digests are the identity of files that may change under their names; None where no study needs the files now.
+    """
 
     kind: Literal["file"] = "file"
     path: str | list[str]
@@ -99,7 +103,8 @@ class DataSpec(Record):
     """A prepared data set. `limit`: at most so many problems, the first ones that remain. `exclude`: test sets, by
     name, whose questions a train set must not hold. `adapter` makes the rows that `fields` are about. `columns` keeps
     all columns of a row, for a reward of the user's own. The reward's file is no part of it: it is in the specs of runs
-    and evaluations."""
+    and evaluations.
+    """
 
     kind: Kind
     source: ToyRows | HubRows | FileRows = Field(discriminator="kind")

@@ -1,10 +1,10 @@
-r"""The embedded default task: word problems of a few arithmetic steps, a multiple-choice skill, and demonstrations.
+r"""The built-in default task: word problems of a few arithmetic steps, a multiple-choice skill, and demonstrations.
 
-Everything is drawn by a seeded generator from the small tables below, so no network is needed and every word is known
+A seeded generator draws everything from the small tables below. So no network is needed, and every word is known
 beforehand (`vocabulary`). Train and test are disjoint by construction: the hash of a question's text decides its side.
-`models/toy_model.py` trains the base model on `demonstrations`, which come from the train side alone. They are sloppy
-on purpose: some give an intermediate result, some leave the box out, so that a base model which imitates them can
-solve problems but often does not. That is the room for reinforcement learning.
+`models/toy_model.py` trains the base model on `demonstrations`, which come only from the train side. They are sloppy on
+purpose: some give an intermediate result, some leave the box out. So a base model that imitates them can solve
+problems, but often does not, and reinforcement learning has something to improve.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from softtok.problems.prompt import BOX, PREFILL_AFTER_CUT, STOP_PHRASE, choice_
 Split = Literal["train", "test"]
 TEST_SHARE = 0.2
 DRY = 5_000
-"""Draws in a row without a new question, after which no more are looked for."""
+"""After this many draws in a row without a new question, the search ends."""
 LARGEST = 20
-"""No result leaves 0..LARGEST; every number is one token, so its sums are facts to be learned one by one."""
+"""All results lie in 0..LARGEST. Every number is one token, so its sums are facts to be learned one by one."""
 LARGEST_START, LARGEST_ADDEND, LARGEST_FACTOR = 12, 9, 5
 SHOWN_STEPS = {2: 3.0, 3: 3.0, 4: 3.0, 5: 0.5, 6: 0.5}
-"""Weights of problem lengths among the demonstrations: a few long ones, so that those are hard, not alien."""
+"""Weights of problem lengths among the demonstrations; a few are long, so that long ones are hard but not unknown."""
 CHOICE_SHARE, CLOZE_SHARE = 0.2, 0.3
-"""Share of the choice skill among all demonstrations, and of its cloze format among these."""
+"""The share of the choice skill among all demonstrations, and the share of its cloze format among those."""
 EARLY = 0.25
-"""Share of the wrong demonstrations whose work stops early."""
+"""The share of wrong demonstrations whose work stops early."""
 CHOICE_WEIGHT = 5.0
-"""Of a choice demonstration's answer in the loss; it is one token where a solution has twenty."""
+"""The weight of a choice demonstration's answer in the loss; it is one token, while a solution has twenty."""
 PIECE = re.compile(r" ?\\boxed\{|\n[A-Z]\.|[ \n]?[A-Za-z]+:?| ?[0-9]+| ?[^\sA-Za-z0-9]|\s")
 """A token of the word-level tokenizer: a word with its colon, a number or a sign, each with the space before it; the
 opening of a box; the letter of an option on a new line."""
@@ -50,8 +50,11 @@ FIELDS = TABLES | {field: NUMBERS for field in ("a", "b")}
 
 @dataclass(frozen=True)
 class Part:
-    """A sentence of a problem and its steps as (left, operator, right): v is the value so far, a and b are the
-    sentence's numbers, w is the result of the step before. The last result is the new value."""
+    """A sentence of a problem and its steps as (left, operator, right).
+
+    v is the value so far, a and b are the sentence's numbers, and w is the result of the step before. The last result
+    is the new value.
+    """
 
     text: str
     steps: tuple[tuple[str, str, str], ...]
@@ -82,17 +85,22 @@ ENDINGS = ["How many {things} now?", "How many {things} in the end?", "What is t
 
 @dataclass(frozen=True)
 class Problem:
+    """A word problem with its worked solution."""
+
     question: str
     steps: tuple[str, ...]  # worked, such as "3 + 4 = 7."
     results: tuple[int, ...]  # of each step; the last is the answer
 
     @property
     def gold(self) -> str:
+        """The right answer."""
         return str(self.results[-1])
 
 
 @dataclass(frozen=True)
 class Choice:
+    """A multiple-choice question; `answer` is the index of the right choice."""
+
     question: str
     choices: tuple[str, ...]
     answer: int
@@ -104,12 +112,12 @@ CHOICE_QUESTION = "Which is the largest of {}, {} and {}?"
 
 
 def side(text: str) -> Split:
-    """Where a question belongs, whatever generator draws it: a fixed TEST_SHARE of all texts is test."""
+    """Returns the split of a question, whichever generator draws it: a fixed TEST_SHARE of all texts is test."""
     return "test" if int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < TEST_SHARE * 2**32 else "train"
 
 
 def _numbers(rng: random.Random, part: Part, value: int) -> dict[str, int]:
-    """The numbers a and b of a sentence; less is taken away than there is."""
+    """Draws the numbers a and b of a sentence; it takes away less than there is, if there is more than one."""
     operators = {operator for _, operator, _ in part.steps}
     if "*" in operators:
         return {"a": rng.randint(2, LARGEST_FACTOR), "b": rng.randint(2, LARGEST_FACTOR)}
@@ -120,7 +128,7 @@ def _numbers(rng: random.Random, part: Part, value: int) -> dict[str, int]:
 
 
 def _work(part: Part, numbers: dict[str, int], value: int) -> list[tuple[str, int]] | None:
-    """The sentence's steps as (text, result), or None where a result is no whole number of 0..LARGEST."""
+    """Returns the sentence's steps as (text, result), or None if a result is not a whole number in 0..LARGEST."""
     known = numbers | {"v": value}
     worked = []
     for left, operator, right in part.steps:
@@ -135,7 +143,7 @@ def _work(part: Part, numbers: dict[str, int], value: int) -> list[tuple[str, in
 
 
 def draw_problem(rng: random.Random, steps: int) -> Problem:
-    """A problem of exactly `steps` steps."""
+    """Draws a problem of exactly `steps` steps."""
     words = {field: rng.choice(values) for field, values in TABLES.items()}
     sentences: list[str] = []
     worked: list[tuple[str, int]] = []
@@ -155,7 +163,10 @@ def draw_problem(rng: random.Random, steps: int) -> Problem:
 
 
 def draw_choice(rng: random.Random) -> Choice:
-    """A question of order: which of some numbers is the largest. It names them, so it can be asked without options."""
+    """Draws a question that asks for the largest of some numbers.
+
+    The question names them, so it can be asked without options.
+    """
     numbers = rng.sample(range(LARGEST + 1), OPTIONS)
     answer = numbers.index(max(numbers))
     return Choice(CHOICE_QUESTION.format(*numbers), tuple(map(str, numbers)), answer)
@@ -169,7 +180,10 @@ Q = TypeVar("Q", Problem, Choice)
 
 
 def _different(draw: Callable[[], Q], split: Split, count: int) -> list[Q]:
-    """The first `count` different questions of `split` that `draw` gives. Raises UserError when it runs dry."""
+    """Returns the first `count` different questions of `split` that `draw` gives.
+
+    Raises UserError if there are fewer.
+    """
     found: dict[str, Q] = {}
     fruitless = 0
     while len(found) < count:
@@ -183,25 +197,29 @@ def _different(draw: Callable[[], Q], split: Split, count: int) -> list[Q]:
 
 
 def problems(steps: Sequence[int], split: Split, count: int, seed: int = 0) -> list[Problem]:
-    """`count` different problems of `split` with steps[0] to steps[1] steps; a larger count begins with the same.
-    Raises UserError when there are not so many."""
+    """Returns `count` different problems of `split` with steps[0] to steps[1] steps.
+
+    A larger count begins with the same problems. Raises UserError if there are fewer.
+    """
     fewest, most = steps
     rng = _generator("problems", fewest, most, split, seed)
     return _different(lambda: draw_problem(rng, rng.randint(fewest, most)), split, count)
 
 
 def choices(split: Split, count: int, seed: int = 0) -> list[Choice]:
-    """`count` different multiple-choice questions of `split`; a larger count begins with the same. Raises UserError
-    when there are not so many."""
+    """Returns `count` different multiple-choice questions of `split`.
+
+    A larger count begins with the same questions. Raises UserError if there are fewer.
+    """
     rng = _generator("choices", split, seed)
     return _different(lambda: draw_choice(rng), split, count)
 
 
 def solution(rng: random.Random, problem: Problem, wrong: float, unboxed: float) -> str:
-    """A worked solution; with the given probabilities it gives an intermediate result, and leaves the box out.
+    """Writes a worked solution; with the given probabilities it is wrong, and leaves out the box.
 
-    A wrong one stops its work early with the probability `EARLY`; else it works everything out, and then gives the
-    result before the last. So there is something to learn in the chain of thought, and something in the answer.
+    A wrong solution stops its work early with probability `EARLY`. Otherwise it works everything out and then gives the
+    result before the last one. So there is something to learn in the chain of thought, and something in the answer.
     """
     shown = len(problem.steps)
     answer = problem.results[-1]
@@ -215,13 +233,15 @@ def solution(rng: random.Random, problem: Problem, wrong: float, unboxed: float)
 
 @dataclass(frozen=True)
 class Demonstration:
+    """A prompt and the answer to imitate."""
+
     prompt: str
     answer: str
     weight: float = 1.0  # of an answer token in the loss
 
 
 def demonstrations(template: str, wrong: float, unboxed: float, seed: int) -> Iterator[Demonstration]:
-    """Endless demonstrations of the train side: problems with solutions, and the choice skill in both its formats."""
+    """Yields demonstrations of the train side without end: solved problems, and the choice skill in both formats."""
     rng = _generator("demonstrations", seed)
     lengths, weights = list(SHOWN_STEPS), list(SHOWN_STEPS.values())
     while True:
@@ -245,7 +265,10 @@ def pieces(text: str) -> list[str]:
 
 
 def vocabulary(template: str) -> list[str]:
-    """All pieces that toy texts are made of, found by filling every sentence with every value of each of its fields."""
+    """Returns all pieces that toy texts are made of, sorted.
+
+    They are found by filling every sentence with every value of each of its fields.
+    """
     found: set[str] = set()
     defaults = {field: values[0] for field, values in FIELDS.items()}
     for sentence in [part.text for part in OPENINGS + ACTIONS] + ENDINGS:

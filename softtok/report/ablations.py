@@ -71,7 +71,8 @@ class Panel(NamedTuple):
 def ablation_plans(study: Study, passes: pd.DataFrame) -> Iterator[Callable[[], Plot]]:
     """One figure per (model, train set) whose training modes differ as `find_varied` says, of the inference families
     with samples in which at least half of them were tested, or too many for lines. `passes` has mean, min and max of
-    pass@k by `Row`, test set, inference mode and k."""
+    pass@k by `Row`, test set, inference mode and k.
+    """
     for model, train_set in study.pairs():
         varied = find_varied(study, model, train_set)
         tested = tested_modes(study, model, train_set, passes)
@@ -113,7 +114,8 @@ def by_name(modes: Iterable[str]) -> Varied:
 
 def find_varied(study: Study, model: str, train_set: str) -> Varied | None:
     """What the training modes of one model and train set differ in: one number, else the modes themselves if they
-    differ in the place of the noise or are too many for lines; else None."""
+    differ in the place of the noise or are too many for lines; else None.
+    """
     modes = modes_of(study, model, train_set)
     many = len(modes) > MOST_LINES
     if len(modes) < 2:
@@ -156,7 +158,8 @@ def _figure(
     study: Study, drawn: Sequence[Panel], columns: int, passes: pd.DataFrame, seeds: pd.Series
 ) -> tuple[Figure, str]:
     """The panels, so many side by side if they are narrow enough, and their caption; `seeds` is what `runs_phrase`
-    takes."""
+    takes.
+    """
     varied = drawn[0].varied  # panels of one figure are all over a number, or all over modes
     families = dict.fromkeys(panel.family for panel in drawn)
     names = [name for family in families for name, *_ in _measures(study, family)]

@@ -1,20 +1,18 @@
 """The paper's claims C1 to C7 as tests that were fixed before any run: functions of a study and tidy metrics.
 
-The training run (model x train set x seed) is the unit: its effect is a difference on the same problems, averaged over
-the run's test sets, and a Student t interval over runs says what is known. Which entries of a study play which part is
-told by their `paper:` names, else by their own. Runs that diverged count as they are. What a study plans but has not
-finished makes a test `not run`: nothing is decided by what came first. Runs may agree exactly by chance; where
-problems are counted, the spread over runs is taken to be one problem (in each test set) at least.
+The unit is the training run (model x train set x seed). Its effect is a difference on the same problems, averaged over
+its test sets, and a Student t interval over runs says what is known. The `paper:` names of a study's entries (or else
+their own names) say which entry plays which part. Runs that diverged count like all others. A test is `not run` while
+a planned run or evaluation is missing, so that nothing is decided by what finished first. Runs may agree exactly by
+chance; so where problems are counted, the spread over runs is at least one problem (in each test set).
 
-Runs of one model and train set count as separate ones; so an interval speaks of further runs on these models and train
-sets, not of other ones. A base is one checkpoint, the same for all runs of its model: its value is taken as it was
-measured on these problems.
+Runs of one model and train set count as separate ones. So an interval is about further runs on the same models and
+train sets, not about other models or train sets. A base is one checkpoint, the same for all runs of its model; its
+measured value is taken as exact.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +27,11 @@ from softtok.report.metrics import t_interval_of
 from softtok.report.paper import REPRINTED
 from softtok.report.significance import holm, p_value, spread
 from softtok.report.study import Study, row_of
+from softtok.storage.files import csv_text
 
 LEVEL = 0.05
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
-CSV_COLUMNS = (
-    "claim", "compared", "unit", "effect", "low", "high", "n", "margin", "p", "p_holm", "verdict", "rule", "reason",
-)  # fmt: skip
+CSV_COLUMNS = tuple("claim compared unit effect low high n margin p p_holm verdict rule reason".split())
 
 RunKey = tuple[str, str, str, int]  # model, train set, training mode, seed
 Cell = tuple[RunKey, str, str]  # run, test or choice set, inference mode ("" for a choice set)
@@ -45,7 +42,7 @@ PROBLEMS = "n_problems"  # of a cell, beside its metrics
 
 @dataclass(frozen=True)
 class Profile:
-    """Entropy (nats) by CoT position, and the generations still thinking there."""
+    """Entropy (nats) by CoT position, and the number of generations still thinking at each position."""
 
     position: NDArray[np.int64]
     entropy: Floats
@@ -53,11 +50,12 @@ class Profile:
 
 
 def profile_distance(run: Profile, base: Profile, absolute: bool) -> float:
-    """Mean of the (absolute) differences `run` - `base` in nats, over the positions that both have; a position weighs
-    as much as generations are still thinking there, of the two the fewer, so that thin ends count little.
+    """Returns the weighted mean of the (absolute) differences `run` - `base`, in nats.
 
-    The absolute mean sees a profile that is too high here and too low there. Noise makes it too large, never too small:
-    no claim of equality is supported for want of data.
+    The mean is over the positions that both profiles have. The weight of a position is the number of generations still
+    thinking there (the smaller of the two numbers), so that thin ends count little. The absolute mean notices a profile
+    that is too high in one place and too low in another. Noise makes it too large, never too small, so a lack of data
+    cannot support a claim of equality.
     """
     _, ours, theirs = np.intersect1d(run.position, base.position, return_indices=True)
     weights = np.minimum(run.thinking[ours], base.thinking[theirs])
@@ -68,7 +66,7 @@ def profile_distance(run: Profile, base: Profile, absolute: bool) -> float:
 
 
 class Measure(NamedTuple):
-    """A metric of metrics.csv; `apart` is the difference of two of its values, in `unit`."""
+    """A metric of metrics.csv; `apart` returns the difference of two of its values, in `unit`."""
 
     text: str
     metric: str
@@ -86,9 +84,12 @@ ENTROPY_LEVEL = Measure("entropy", "entropy", 0, "nats", partial(profile_distanc
 
 @dataclass(frozen=True)
 class Contrast:
-    """One comparison, in the paper's names. The effect is `run` - `other`, each in its inference mode; `other` may be
-    `base` (the untouched model) or "" (the run itself, in another inference mode). The claim says that the effect lies
-    between `low` and `high`. `only`: (section, the one entry of it that is looked at)."""
+    """One comparison, in the paper's names.
+
+    The effect is `run` - `other`, each in its inference mode. `other` may be `base` (the untouched model) or "" (the
+    run itself, in another inference mode). The claim says that the effect lies between `low` and `high`. `only` limits
+    the comparison to one entry of a section: (section, entry).
+    """
 
     claim: str
     run: str
@@ -108,12 +109,12 @@ class Contrast:
 
     @property
     def margin(self) -> float:
-        """Half the width of an equivalence; 0 where the claim is about a direction."""
+        """Half the width of the range of equivalence, or 0 if the claim is about a direction."""
         return self.high if math.isfinite(self.low) and math.isfinite(self.high) else 0.0
 
     @property
     def rule(self) -> str:
-        """What decides, in one sentence."""
+        """The rule that decides, in one sentence."""
         unit = self.measure.unit
         if self.margin:
             inside = f"within ±{self.margin:g} {unit} (two one-sided tests at 2.5 %)"
@@ -172,7 +173,7 @@ COLLAPSE = (("models", "llama-3.1-8b-instruct"), ("train_sets", "gsm8k"), ("test
 
 
 def contrasts() -> list[Contrast]:
-    """Every comparison of every claim, in the order in which they are shown."""
+    """Returns every comparison of every claim, in the order in which they are shown."""
     up, down = (0.0, math.inf), (-math.inf, 0.0)
     greedy, sample, no_mode = ("hard-greedy",) * 2, ("hard-sample",) * 2, ("",) * 2
     softer = ("soft", "fuzzy")
@@ -196,7 +197,7 @@ def contrasts() -> list[Contrast]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a test. Numbers are None where it was not run; `reason` says why, or what else is to be known."""
+    """The outcome of a test; numbers are None if it was not run, and `reason` says why or adds a remark."""
 
     contrast: Contrast
     verdict: str
@@ -209,13 +210,13 @@ class Verdict:
     p_holm: float | None = None
 
     def shown(self, value: float | None) -> str:
-        """A number in the contrast's unit, as the report prints it."""
+        """Formats a number in the contrast's unit, as the report prints it."""
         digits = 1 if self.contrast.measure.unit == "points" else 3
         return "–" if value is None else f"{value:+z.{digits}f}".replace("-", "−")
 
 
 def by_claim(found: Iterable[Verdict]) -> list[tuple[str, Claim, list[Verdict], str]]:
-    """For the report: (name, claim, its verdicts, and why none of them was reached; empty if one was)."""
+    """Groups verdicts for the report: (name, claim, verdicts, the reasons if no test was run, else "")."""
     listed = list(found)
     groups = []
     for name, claim in CLAIMS.items():
@@ -254,8 +255,10 @@ def verdicts(study: Study, metrics: pd.DataFrame) -> list[Verdict]:
 
 
 def judge(found: Mapping[Contrast, Sequence[float]], steps: Mapping[Contrast, float]) -> list[Verdict]:
-    """Verdicts on the contrasts of one claim, from the effects of their runs (two or more each) and the `steps` in
-    which these are counted (0 where they are not)."""
+    """Returns verdicts on the contrasts of one claim, from the effects of their runs (two or more each).
+
+    `steps` are the units in which effects are counted (0 if they are not counts).
+    """
     ps = [p_value(sample, contrast.low, contrast.high, steps[contrast]) for contrast, sample in found.items()]
     judged = []
     for (contrast, sample), p, p_holm in zip(found.items(), ps, holm(ps), strict=True):
@@ -291,13 +294,13 @@ class Design:
                     cells |= {(test_set, mode) for mode in study.spec.inference_sets[name]}
 
     def entries(self, section: str, name: str) -> list[str]:
-        """The study's entries that have this name in the paper; an entry without a `paper:` name goes by its own."""
+        """Returns the study's entries that have this name in the paper; without a `paper:` name, their own counts."""
         names = self.names.get(section, {})
         wanted = {name} | {again for again, first in REPRINTED.items() if first == name and section == "training_modes"}
         return [entry for entry in self.order[section] if names.get(entry, entry) in wanted]
 
     def part(self, section: str, name: str) -> str:
-        """The one entry that is the paper's `name`; NotRunError if there is none, or more than one."""
+        """Returns the one entry that is the paper's `name`; raises NotRunError if there is none, or more than one."""
         found, what = self.entries(section, name), section.replace("_", " ")
         if not found:
             raise NotRunError(f"none of this study's {what} is the paper's {name}")
@@ -306,8 +309,10 @@ class Design:
         return found[0]
 
     def inference(self, name: str, samples: int) -> str:
-        """The inference mode that is the paper's `name`, or stands in its place in a family of another spelling; it
-        must draw so many samples."""
+        """Returns the inference mode that is the paper's `name`, or has the same role in a family of other names.
+
+        Raises NotRunError if it draws fewer than `samples` samples.
+        """
         if not name:
             return ""
         if self.entries("inference_modes", name):
@@ -322,9 +327,11 @@ class Design:
 
 
 def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:
-    """The effect of each run that the contrast is about, averaged over its test sets (or choice sets), and the step in
-    which they are counted: one problem in each set (0 for what is no count). Raises NotRunError with the reason if the
-    study lacks an entry or a second seed, or any planned cell has no value."""
+    """Returns the effect of each run that the contrast is about, averaged over its test sets (or choice sets).
+
+    Also returns the step in which effects are counted: one problem in each set, or 0 if they are not counts. Raises
+    NotRunError with the reason if the study lacks an entry or a second seed, or if a planned cell has no value.
+    """
     mode = design.part("training_modes", contrast.run)
     other = contrast.other if contrast.other in ("", "base") else design.part("training_modes", contrast.other)
     only = {section: design.part(section, name) for section, name in contrast.only}
@@ -352,12 +359,13 @@ def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[fl
             and only.get("test_sets", name) == name
         ]
         apart = [
-            measure.apart(_value(values, run, name, inference, measure),
-                          _value(values, against, name, other_inference, measure))
+            measure.apart(
+                _value(values, run, name, inference, measure), _value(values, against, name, other_inference, measure)
+            )
             for name in tested
-        ]  # fmt: skip
+        ]
         if apart:
-            found.append(round(float(np.mean(apart)), 9))  # what is equal differs by 0, not by the rounding of a sum
+            found.append(round(float(np.mean(apart)), 9))  # equal values differ by 0, not by the rounding of a sum
             seeds.add(seed)
             if measure.unit == "points":
                 steps.append(float(np.mean([100 / values[(run, name, inference), PROBLEMS, 0] for name in tested])))
@@ -404,21 +412,11 @@ def _place(names: Any) -> tuple[Cell, str, int]:
 
 
 def to_csv(found: Iterable[Verdict]) -> str:
-    """claims.csv: one line per test, `CSV_COLUMNS`; numbers with 6 decimals, empty where the test was not run."""
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.6f}"
-
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    """Returns claims.csv: one line per test, `CSV_COLUMNS`; numbers are empty where a test was not run."""
+    lines = []
     for verdict in found:
         contrast = verdict.contrast
-        effect, low, high, p, p_holm = map(
-            number, (verdict.effect, verdict.low, verdict.high, verdict.p, verdict.p_holm)
-        )
-        writer.writerow(
-            [contrast.claim, contrast.compared, contrast.measure.unit, effect, low, high, verdict.n,
-             f"{contrast.margin:g}", p, p_holm, verdict.verdict, contrast.rule, verdict.reason]
-        )  # fmt: skip
-    return file.getvalue()
+        tested = [contrast.claim, contrast.compared, contrast.measure.unit]
+        numbers = [verdict.effect, verdict.low, verdict.high, verdict.n, f"{contrast.margin:g}"]
+        lines.append([*tested, *numbers, verdict.p, verdict.p_holm, verdict.verdict, contrast.rule, verdict.reason])
+    return csv_text(CSV_COLUMNS, lines)

@@ -167,7 +167,8 @@ def collect(study: Study, root: Path, absent: list[Absent] | None = None) -> Res
 
 def _overlaps(study: Study, root: Path, tolerant: bool) -> list[Overlap]:
     """Where test problems were trained on: a train set keeps out those of the test sets that its `exclude:` names, and
-    no others. `tolerant` of prepared data sets that are not there."""
+    no others. `tolerant` of prepared data sets that are not there.
+    """
     questions = {
         (kind, name): {normalise(text) for text in _read_columns(root / path, ["question"])["question"].to_pylist()}
         for kind, paths in study.spec.data.items()
@@ -198,7 +199,8 @@ def _mode_metrics(
 ) -> pd.DataFrame:
     """pass@k and majority@k (percent), mean CoT length and entropy of one inference mode; `cell` has one row per
     problem. `wanted` are the study's own k, as far as there are samples; the tables need the first and the last in any
-    case."""
+    case.
+    """
     shown = sorted({1, samples, *(k for k in wanted if k <= samples)}) if wanted else ks(samples)
     lines: list[tuple[Any, ...]] = [
         ("pass@k", k, None, 100 * pass_at_k(cell["correct"], samples, k).mean(), samples) for k in shown
@@ -298,7 +300,8 @@ def _made_on(path: Path) -> set[str]:
 def _read_cells(path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
     """An evaluation file as counts: inference mode -> one row per problem_id with correct and cot_tokens summed over
     its samples, and in sample modes the chance that their majority is right; and how often each reward status
-    occurs."""
+    occurs.
+    """
     table = _read_columns(
         path, ["inference_mode", "problem_id", "sample", "correct", "boxed", "status", "answer", "cot_tokens"]
     )

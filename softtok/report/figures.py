@@ -57,7 +57,8 @@ LEAST_SHARE = 0.1  # of generations still in their CoT, below which an entropy p
 
 def draw_all(study: Study, metrics: pd.DataFrame, training: pd.DataFrame) -> Iterator[Plot]:
     """Every figure that the study has numbers for, one after another, so that only one need be in memory. `metrics` and
-    `training` are those of `collect.Results`."""
+    `training` are those of `collect.Results`.
+    """
     for draw in _plans(study, metrics, training):
         with matplotlib.rc_context(STYLE):
             plot = draw()
@@ -196,7 +197,8 @@ def _finish_passes(
     figure: Figure, panels: Any, ends: Mapping[Axes, list[LineEnd]], samples: int | str, seeds: pd.Series
 ) -> str:
     """Axes, legend and names of pass@k panels; returns the caption, which explains what is drawn and nothing else.
-    `samples` are those per problem, `seeds` what `runs_phrase` takes."""
+    `samples` are those per problem, `seeds` what `runs_phrase` takes.
+    """
     for axes in panels.flat:
         axes.set_visible(axes.has_data())  # grid blocks may give runs different test sets
         percent_limits(axes)

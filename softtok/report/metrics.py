@@ -1,8 +1,7 @@
-"""What is measured, as pure functions: pass@k, majority votes, spread over seeds, bootstrap over problems, entropy
-profiles.
+"""Metrics as pure functions: pass@k, majority votes, spread over seeds, bootstrap over problems, entropy profiles.
 
-The unit of replication is the training run (a seed), never the problem: `summarise` takes one value per seed. How much
-the choice of test problems moves the value of one run is another question, which `bootstrap_interval` answers.
+The unit of replication is the training run (a seed), never the problem, so `summarise` takes one value per seed. How
+much the choice of test problems changes the value of one run is another question; `bootstrap_interval` answers it.
 """
 
 from __future__ import annotations
@@ -24,16 +23,20 @@ Floats = NDArray[np.float64]
 
 @functools.lru_cache(maxsize=4096)
 def _pass_at_k_by_count(samples: int, k: int) -> Floats:
-    """pass@k for 0, 1, ..., `samples` correct samples. Integers up to the division: nothing overflows or cancels."""
+    """Returns pass@k for 0, 1, ..., `samples` correct samples.
+
+    Computes with integers up to the division, so nothing overflows or cancels.
+    """
     draws = math.comb(samples, k)
     return np.array([(draws - math.comb(samples - correct, k)) / draws for correct in range(samples + 1)])
 
 
 def pass_at_k(correct: ArrayLike, samples: int, k: int) -> Floats:
-    """Unbiased estimate of the chance that at least one of k samples is correct: 1 - C(n - c, k) / C(n, k), in [0, 1].
+    """Returns the unbiased estimate of the chance that at least one of k samples is correct, in [0, 1].
 
-    `correct` (any shape) holds c, the correct samples of each problem, out of n = `samples`; the result has its shape.
-    A k above n cannot be estimated and is a UserError: counting it as 1, as is sometimes done, flatters small n.
+    It is 1 - C(n - c, k) / C(n, k). `correct` (any shape) holds c, the number of correct samples of each problem out of
+    n = `samples`; the result has the same shape. A k above n cannot be estimated and raises UserError. Some programs
+    count it as 1, which flatters small n.
     """
     counts = np.asarray(correct).astype(np.int64)
     if not 1 <= k <= samples:
@@ -44,11 +47,12 @@ def pass_at_k(correct: ArrayLike, samples: int, k: int) -> Floats:
 
 
 def majority(problem: ArrayLike, vote: ArrayLike, correct: ArrayLike, problems: int) -> Floats:
-    """Chance that a plurality vote of its samples answers each of `problems` problems right, shape (problems,).
+    """Returns the chance that a plurality vote of its samples answers each problem right, shape (problems,).
 
-    The arguments hold one entry per sample: its problem (0, 1, ...), its vote (a number per distinct answer; negative:
-    it abstains) and whether it is correct. Tied answers are drawn with equal chances, which is taken in expectation; an
-    answer that was judged in two ways counts by its share of correct samples; without a vote a problem is not solved.
+    The arguments hold one entry per sample: its problem (0, 1, ...), its vote (a number per distinct answer; a negative
+    one abstains) and whether it is correct. One of tied answers is drawn with equal chances, and the result is the
+    expectation. An answer that was judged in two ways counts by its share of correct samples. A problem without a vote
+    is not solved.
     """
     voters = np.asarray(vote) >= 0
     of, answers = np.asarray(problem)[voters].astype(np.int64), np.asarray(vote)[voters].astype(np.int64)
@@ -63,13 +67,13 @@ def majority(problem: ArrayLike, vote: ArrayLike, correct: ArrayLike, problems: 
 
 
 def ks(samples: int) -> list[int]:
-    """The k of a pass@k curve: 1, 2, 4, ... and `samples` itself."""
+    """Returns the k of a pass@k curve: 1, 2, 4, ... and `samples` itself."""
     return [*(1 << power for power in range(samples.bit_length()) if 1 << power < samples), samples]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One number over n seeds: mean, standard deviation (ddof = 1), 95 % t interval; one seed has a mean only."""
+    """One number over n seeds: mean, standard deviation (ddof = 1) and 95 % t interval; one seed has only a mean."""
 
     n: int
     mean: float
@@ -79,8 +83,10 @@ class Summary:
 
 
 def t_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tuple[float, float]:
-    """Student t interval for the mean of at least two values, one per seed. With 3 seeds it keeps its level, where a
-    bootstrap over seeds covers the truth in only three cases of four."""
+    """Returns the Student t interval for the mean of at least two values, one per seed.
+
+    With 3 seeds it keeps its level, while a bootstrap over seeds covers the truth in only three of four cases.
+    """
     sample = np.asarray(values, dtype=float)
     if sample.size < 2:
         raise ValueError("a t interval needs at least two values")
@@ -88,13 +94,13 @@ def t_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tuple[f
 
 
 def t_interval_of(mean: float, std: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """`t_interval` from a mean and a standard deviation (ddof = 1) over n >= 2 seeds."""
+    """Returns `t_interval` from a mean and a standard deviation (ddof = 1) over n >= 2 seeds."""
     half = float(stdtrit(n - 1, (1 + level) / 2)) * std / math.sqrt(n)
     return mean - half, mean + half
 
 
 def summarise(values: Sequence[float] | Floats) -> Summary:
-    """`Summary` of one value per seed."""
+    """Returns the `Summary` of one value per seed."""
     sample = np.asarray(values, dtype=float)
     if sample.size == 0:
         raise ValueError("no values to summarise")
@@ -105,10 +111,10 @@ def summarise(values: Sequence[float] | Floats) -> Summary:
 
 
 def bootstrap_interval(values: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval for the mean over problems within one run; `values` holds one number per problem.
+    """Returns the percentile bootstrap interval for the mean over problems within one run.
 
-    Problems of equal value are interchangeable, so each draw is one multinomial over the distinct values: for pass@k
-    there are at most n + 1 of them, however many problems there are.
+    `values` holds one number per problem. Problems of equal value are interchangeable, so each draw is one multinomial
+    over the distinct values. For pass@k there are at most n + 1 of them, however many problems there are.
     """
     distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     if distinct.size == 0:
@@ -120,10 +126,10 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95, draws: int = 2000
 
 
 def merge_profiles(index: ArrayLike, entropy: ArrayLike, count: ArrayLike) -> tuple[NDArray[Any], Floats, Floats]:
-    """Several entropy profiles as one: (index, mean entropy in nats, count), sorted by index, each index once.
+    """Merges several entropy profiles into one: (index, mean entropy in nats, count), sorted by index, each index once.
 
-    The three arguments are the profiles laid end to end. A mean stands for the `count` generations still in their CoT
-    at that index, so the merged mean is over all generations of all profiles.
+    The three arguments are the profiles, concatenated. An entry is the mean over the `count` generations still in their
+    CoT at that index, so the merged mean is over all generations of all profiles.
     """
     positions, weights = np.asarray(index, dtype=np.int64), np.asarray(count, dtype=float)
     present = weights > 0

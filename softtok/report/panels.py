@@ -51,7 +51,8 @@ def panel_grid(
     rows: int, columns: int, width: float, height: float, names: Iterable[str], **shared: Any
 ) -> tuple[Figure, Any]:
     """A figure of `rows` x `columns` panels, each of the given size in inches (or higher) and with room for `names` at
-    its right, and its axes (two-dimensional)."""
+    its right, and its axes (two-dimensional).
+    """
     names = list(names)
     height = max(height, 0.9 + LABEL_GAP / 72 * len(names))
     width += 0.09 * max(len(name) for name in names)
@@ -122,7 +123,8 @@ BAND = Patch(facecolor=MUTED, alpha=0.2, label="lowest to highest seed")
 
 def percent_limits(axes: Axes) -> None:
     """Keeps a vertical axis of percents within 0 to 100, and from magnifying what hardly differs; one that would start
-    not far above 0 starts there."""
+    not far above 0 starts there.
+    """
     low, high = axes.get_ylim()
     pad = max(0, 5 - (high - low)) / 2
     high = min(high + pad, 102)

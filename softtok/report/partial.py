@@ -38,7 +38,8 @@ class PartialTables:
 
 def report_spec(config: Sequence[Path], study: str, results: Path, data_root: Path | None) -> ReportSpec:
     """Returns the report spec of a study of the configuration, with paths below the folder `results`. Raises
-    UserError."""
+    UserError.
+    """
     checked = read(config, [study], str(data_root) if data_root else None)
     if study not in checked.studies:
         files = ", ".join(map(str, config))
@@ -82,7 +83,8 @@ def study_tables(spec: ReportSpec, partial: bool) -> PartialTables:
 
 def write(made: PartialTables, out: Path, results: Path) -> None:
     """`out`/tables.md with everything, and each table in each format. Raises UserError for a folder of reports, which
-    are the workflow's."""
+    are the workflow's.
+    """
     reports = (results / Path(REPORT).parts[1]).resolve()
     if out.resolve().is_relative_to(reports):
         raise UserError(f"--out {out} lies in {reports}, which holds finished reports; choose another folder")

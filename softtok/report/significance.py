@@ -1,4 +1,4 @@
-"""When an interval decides: p-values of interval tests over runs, and Holm's correction for several of them."""
+"""Decides by intervals: p-values of interval tests over runs, and Holm's correction for several tests."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from scipy.special import stdtr
 
 
 def spread(effects: Sequence[float], step: float) -> float:
-    """Standard deviation (ddof = 1), but at least `step`, the unit in which effects are counted: a few runs often solve
-    equally many problems by chance, which does not mean that further ones all would."""
+    """Returns the standard deviation (ddof = 1), but at least `step`, the unit in which effects are counted.
+
+    A few runs often solve equally many problems by chance. That does not mean that all further runs would.
+    """
     return max(float(np.std(effects, ddof=1)) if np.ptp(effects) else 0.0, step)
 
 
 def p_value(effects: Sequence[float], low: float, high: float, step: float = 0.0) -> float:
-    """The smallest error rate at which the t interval over `effects` lies wholly inside or wholly outside `low` to
-    `high`: twice the tail beyond the boundary nearest to the mean. It is at most 0.05 when the 95 % interval does; with
-    two finite boundaries these are two one-sided tests at 2.5 % each. 1 if the effects are not finite or have no
-    `spread`."""
+    """Returns the smallest error rate at which the t interval over `effects` lies inside or outside `low` to `high`.
+
+    Inside and outside mean wholly so. The rate is twice the tail beyond the boundary nearest to the mean. It is at most
+    0.05 if the 95 % interval lies wholly inside or outside. With two finite boundaries, these are two one-sided tests
+    at 2.5 % each. Returns 1 if the effects are not finite or have no `spread`.
+    """
     sample = np.asarray(effects, dtype=float)
     if not np.isfinite(sample).all():
         return 1.0
@@ -29,8 +33,11 @@ def p_value(effects: Sequence[float], low: float, high: float, step: float = 0.0
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: of m values the k-th smallest is multiplied by m - k + 1, and none ends below a
-    smaller one. Deciding where the result is at most 0.05 keeps the chance of any wrong decision at 5 %."""
+    """Returns p-values after Holm's step-down adjustment.
+
+    Of m values, the k-th smallest is multiplied by m - k + 1, and none ends below a smaller one. Deciding only where
+    the result is at most 0.05 keeps the chance of any wrong decision at 5 %.
+    """
     adjusted, reached = [1.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         reached = max(reached, min(1.0, (len(ps) - rank) * ps[place]))

@@ -23,7 +23,8 @@ class Row(NamedTuple):
 
 class Family(NamedTuple):
     """Inference modes that differ in sampling only: `X-greedy` and `X-sample` (or `X-sample-4`) make the family X, and
-    so do two modes of hard tokens, one greedy and one sampled, that are left over alone, whatever they are called."""
+    so do two modes of hard tokens, one greedy and one sampled, that are left over alone, whatever they are called.
+    """
 
     greedy: str | None = None
     sample: str | None = None
@@ -58,7 +59,8 @@ class Study:
     @cached_property
     def planned(self) -> dict[str, set[str]]:
         """The inference modes that any run is tested in on each test set: grid blocks may give sets modes of their
-        own."""
+        own.
+        """
         planned: dict[str, set[str]] = {}
         for run in self.spec.runs:
             for test_set, inference_sets in run.tests.items():

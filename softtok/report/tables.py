@@ -1,14 +1,12 @@
 """Tables over seeds from tidy metrics, as markdown, csv and LaTeX (booktabs).
 
-A `Table` is rows (model, train set, training mode) by columns (what is measured, on what); every cell is a `Summary`
-over seeds. Markdown and LaTeX show it rounded; the csv has one line per cell, unrounded, with n and the t interval.
-Where the paper prints a cell too, its value and the difference stand in lines below, and in more columns of the csv.
+A `Table` has rows (model, train set, training mode) and columns (what is measured, on what); every cell is a `Summary`
+over seeds. Markdown and LaTeX show it rounded; the csv has one line per cell, with 6 decimals, n and the t interval. If
+the paper prints a cell too, its value and the difference are shown below the row, and in extra columns of the csv.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,19 +17,17 @@ import pandas as pd
 from softtok.report.metrics import Summary, summarise
 from softtok.report.palette import DIVERGED_MARK
 from softtok.report.paper import CSV_COLUMNS as PAPER_COLUMNS
-from softtok.report.paper import OUTSIDE_MARK, Comparison, caption_of, csv_values, join, key_of
+from softtok.report.paper import OUTSIDE_MARK, Comparison, Key, caption_of, csv_values, join, key_of
 from softtok.report.study import Row, Study
+from softtok.storage.files import csv_text
 
 NO_VALUE = "–"
-CSV_COLUMNS = (
-    "model", "train_set", "training_mode", "test_set", "inference_mode", "metric", "n", "mean", "std", "low", "high",
-    "diverged",
-)  # fmt: skip
-LEAST_VOTERS = 8  # samples per problem from which on a majority vote is worth a table
+CSV_COLUMNS = tuple("model train_set training_mode test_set inference_mode metric n mean std low high diverged".split())
+LEAST_VOTERS = 8  # with fewer samples per problem, a majority vote is not worth a table
 
 
 class Column(NamedTuple):
-    """One measured quantity; `k` is 0 where it has no meaning, `digits` are the decimals shown."""
+    """One measured quantity; `k` is 0 if the metric has none, `digits` is the number of decimals shown."""
 
     group: str
     label: str
@@ -43,15 +39,18 @@ class Column(NamedTuple):
 
     @property
     def metric_name(self) -> str:
+        """The metric's name with its k, such as pass@32."""
         return self.metric.replace("@k", f"@{self.k}")
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table as data; `to_markdown`, `to_csv` and `to_latex` write it."""
+
     name: str
     title: str
     caption: str
-    labels: tuple[str, ...]  # the fields of Row that are shown; what is the same in all rows is said in the caption
+    labels: tuple[str, ...]  # the fields of Row that are shown; the caption says what is the same in all rows
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     cells: Mapping[tuple[Row, Column], Summary]
@@ -59,29 +58,33 @@ class Table:
     paper: Mapping[tuple[Row, Column], Comparison] = field(default_factory=dict)
 
     def groups(self) -> list[tuple[str, int]]:
-        """The upper header line: (group, columns it spans)."""
+        """Returns the upper header line: (group, number of columns that it spans)."""
         return [(group, len(list(columns))) for group, columns in groupby(self.columns, lambda column: column.group)]
 
     def row_labels(self, row: Row) -> list[str]:
+        """Returns the names shown at the left of a row."""
         labels = [getattr(row, label) for label in self.labels]
         return [NO_VALUE if label == "none" else label for label in labels]
 
     def marked_labels(self, row: Row) -> list[str]:
+        """Returns the names shown at the left of a row; the last one is marked if a run of the row diverged."""
         *first, last = self.row_labels(row)
         return [*first, f"{last} {DIVERGED_MARK}" if self.diverged.get(row) else last]
 
     def n_text(self, row: Row) -> str:
-        """Seeds behind the row; a range where its cells differ."""
+        """Returns the number of seeds behind a row, as a range if its cells differ."""
         counts = {self.cells[row, column].n for column in self.columns if (row, column) in self.cells}
         return "–".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "0"
 
     def texts(self, row: Row) -> list[tuple[str, str]]:
-        """(mean, standard deviation) of each cell as shown; the second is empty for one seed."""
+        """Returns (mean, standard deviation) of each cell as shown; the second is empty for one seed."""
         return [cell_text(self.cells.get((row, column)), column.digits) for column in self.columns]
 
     def paper_lines(self, row: Row) -> list[tuple[str, list[str]]]:
-        """What stands below a row that the paper has too: (label, one text per column), its values and our
-        differences."""
+        """Returns the lines below a row that the paper has too: its values, then our differences.
+
+        A line is (label, one text per column).
+        """
         found = [self.paper.get((row, column)) for column in self.columns]
         if not any(found):
             return []
@@ -98,6 +101,7 @@ class Table:
 
 
 def cell_text(cell: Summary | None, digits: int) -> tuple[str, str]:
+    """Returns (mean, standard deviation) of a cell as shown; the second is empty for one seed."""
     if cell is None:
         return NO_VALUE, ""
     mean, std = (None if value is None else round(value, 6) for value in (cell.mean, cell.std))  # as in the csv
@@ -105,8 +109,10 @@ def cell_text(cell: Summary | None, digits: int) -> tuple[str, str]:
 
 
 def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = ()) -> dict[str, Table]:
-    """All tables that the study has the numbers for, by name. `metrics` is tidy (`collect.METRIC_COLUMNS`); `diverged`
-    has the row of each diverged run."""
+    """Returns all tables that the study has numbers for, by name.
+
+    `metrics` is tidy (`collect.METRIC_COLUMNS`); `diverged` holds the row of each diverged run.
+    """
     measured = metrics[metrics["metric"] != "entropy"]
     summaries = {
         key: summarise(group.to_numpy())
@@ -135,7 +141,7 @@ def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = (
             if (key := (*row, column.test_set, column.inference_mode, column.metric, column.k)) in summaries
         }
         keys = {
-            (row, column): key_of(study.paper, *row, column.test_set, column.inference_mode, metric=column.metric_name)
+            (row, column): key_of(study.paper, Key(*row, column.test_set, column.inference_mode, column.metric_name))
             for row in study.rows
             for column in columns
         }
@@ -216,27 +222,25 @@ def _seeds_phrase(cells: Collection[Summary]) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """One line per cell, unrounded (6 decimals): `CSV_COLUMNS`, and `PAPER_COLUMNS` in a table that meets the paper.
-    low and high are the 95 % t interval over seeds; `outside` is 1, 0 or, where one of the two has no spread, empty;
-    `paper_elsewhere` lists the paper's other tables that print the cell, with what they print."""
+    """Returns one CSV line per cell: `CSV_COLUMNS`, and `PAPER_COLUMNS` if the table has cells of the paper.
 
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.6f}"
-
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*CSV_COLUMNS, *(PAPER_COLUMNS if table.paper else ())])
+    `low` and `high` are the 95 % t interval over seeds. `outside` is 1 or 0, or empty if one of the two has no spread.
+    `paper_elsewhere` lists the paper's other tables that print the cell, with what they print.
+    """
+    lines = []
     for row in table.rows:
         for column in table.columns:
             if cell := table.cells.get((row, column)):
-                numbers = [number(value) for value in (cell.mean, cell.std, cell.low, cell.high)]
                 where = [*row, column.test_set, column.inference_mode, column.metric_name]
+                numbers = [cell.n, cell.mean, cell.std, cell.low, cell.high, table.diverged.get(row, 0)]
                 beside = csv_values(table.paper.get((row, column))) if table.paper else []
-                writer.writerow([*where, cell.n, *numbers, table.diverged.get(row, 0), *beside])
-    return file.getvalue()
+                lines.append([*where, *numbers, *beside])
+    return csv_text([*CSV_COLUMNS, *(PAPER_COLUMNS if table.paper else ())], lines)
 
 
 def to_markdown(table: Table) -> str:
+    """Returns a markdown table below its title and caption."""
+
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -253,21 +257,28 @@ def to_markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}.** {table.caption}", "", *lines, ""])
 
 
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "±": r"$\pm$", "–": "--", "−": "$-$", DIVERGED_MARK: r"\textsuperscript{$\dagger$}",
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    DIVERGED_MARK: r"\textsuperscript{$\dagger$}",
     OUTSIDE_MARK: r"\textsuperscript{$\ddagger$}",
-}  # fmt: skip
+}
 
 
 def escape_tex(text: str) -> str:
-    """`text` as LaTeX prints it literally."""
+    """Escapes `text`, so that LaTeX prints it literally."""
     return "".join(_TEX.get(character, character) for character in text)
 
 
 def to_latex(table: Table) -> str:
-    """A `tabular` for `\\input`; the caption stands above it as a comment."""
+    r"""Returns a `tabular` for `\input`, with the caption above it as a comment."""
     left = len(table.labels) + 1
     groups, rules, start = [], [], left + 1
     for group, width in table.groups():

@@ -1,15 +1,17 @@
-"""Files that are there as a whole or not at all, and the hashes that name what is in them."""
+"""Atomic writes, checked reads, and the hashes that identify contents."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +24,12 @@ WEIGHTS = "*.safetensors"  # the files of a model's folder whose hash is the mod
 
 
 def canonical_json(value: Any) -> str:
-    """One line of JSON with sorted keys: equal values give equal text."""
+    """One line of JSON with sorted keys, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def content_hash(value: Any, digits: int = 8) -> str:
-    """First `digits` hex digits of the SHA-256 of `canonical_json(value)`."""
+    """The first `digits` hex digits of the SHA-256 of `canonical_json(value)`."""
     return text_hash(canonical_json(value), digits)
 
 
@@ -37,19 +39,23 @@ def text_hash(text: str, digits: int = 8) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's contents, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path, pattern: str) -> str:
-    """One hash over names and contents of the files in `folder` that match `pattern`."""
+    """One SHA-256 over the names and contents of the files in `folder` that match `pattern`."""
     return content_hash({path.name: file_sha256(path) for path in sorted(folder.glob(pattern))}, digits=64)
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place only when the block ends well. A folder replaces a
-    folder. What is new is on disk before it has the name: a power cut leaves the old file or the new one, whole."""
+    """Yields a temporary path beside `path`, which replaces `path` when the block ends without an error.
+
+    It may be a file or a folder; a folder replaces a folder. The new contents are on disk before they get the name, so
+    a power cut leaves either the old file or the new one, never a part.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -67,8 +73,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _to_disk(path: Path, below: bool = True) -> None:
-    """Waits until a file, or a folder and what is `below` it, is on disk; where the file system has no such call, or
-    not for folders, it is left at that."""
+    """Waits until a file, or a folder and everything `below` it, is on disk.
+
+    Does nothing where the file system does not support fsync, or not for folders.
+    """
     for item in [*(path.rglob("*") if below else []), path]:
         descriptor = os.open(item, os.O_RDONLY)
         try:
@@ -81,20 +89,35 @@ def _to_disk(path: Path, below: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, as UTF-8."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON with sorted keys, atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def csv_text(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Returns CSV with a header line; floats get 6 decimals, None becomes an empty field."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in line] for line in lines)
+    return file.getvalue()
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The JSON object that a job wrote into its output folder. Raises UserError where it is gone or damaged."""
+    """Reads the JSON object that a job wrote into its output folder.
+
+    Raises UserError if the file is missing or damaged.
+    """
     try:
         manifest = read_json(path)
         if not isinstance(manifest, dict):
@@ -108,11 +131,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> pyarrow.Table:
-    """Columns of a parquet file. (`pyarrow.parquet.read_table` would import pandas, a twentieth of a job's start.)
-    Raises UserError where the file is damaged."""
+    """Reads columns of a parquet file.
+
+    Raises UserError if the file is damaged or lacks a column.
+    """
     import pyarrow.parquet
 
     try:
+        # `pyarrow.parquet.read_table` would import pandas, which takes a twentieth of a job's start.
         with pyarrow.parquet.ParquetFile(path) as file:
             table = file.read(columns=list(names))
     except (pyarrow.ArrowException, OSError) as error:

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub in its local cache; and why something could not be fetched, in the words of one line.
+"""Fetches models from the Hugging Face hub into its local cache, and explains failures in one line.
 
-The hub's own messages run over several lines, of which the first is an HTTP status. `datasets` and `transformers` wrap
-them in errors of their own, so the chain of causes is searched.
+The hub's own messages run over several lines, and the first is only an HTTP status. `datasets` and `transformers` wrap
+them in their own errors, so the whole chain of causes is searched.
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ PATTERNS = [WEIGHTS, "*.json", "tokenizer*", "*.model", "*.txt"]  # the files of
 
 
 def fetch(name: str, revision: str | None) -> Path:
-    """The folder in the cache of a hub model at the commit that `revision` now is (none: of the newest), downloaded if
-    need be. Raises UserError with the reason where that fails."""
+    """Downloads a hub model if the cache does not hold it; returns its folder in the cache.
+
+    The folder's name is the commit that `revision` points to now (None: the newest commit). Raises UserError with the
+    reason if the model cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
-    except Exception as error:  # the network, the hub, their libraries and a full disk; to the user all mean: no model
+    except Exception as error:  # from the network, the hub, their libraries or a full disk: there is no model
         raise UserError(
             f"model {name} (revision {revision or 'main'}) cannot be fetched: {why(error, name, revision)}"
         ) from error
 
 
 def locked(name: str, commit: str) -> Path:
-    """The same at a known commit. Where the cache holds it, the hub is asked nothing: transformers, given a name, would
-    ask at every load, and fail or hang where the hub is slow, strict or out of reach."""
+    """Returns the folder of a hub model at a known commit, from the cache if it is there.
+
+    Then the hub is not asked at all. transformers would ask at every load, and fail or hang if the hub is slow, limits
+    requests or cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -41,7 +47,10 @@ def locked(name: str, commit: str) -> Path:
 
 
 def why(error: BaseException, page: str, revision: str | None) -> str:
-    """The reason, and what to do. `page` is what stands behind the hub's address: "org/model", "datasets/org/name"."""
+    """Says why something could not be fetched, and what to do.
+
+    `page` is the path on the hub, such as "org/model" or "datasets/org/name".
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -62,7 +71,7 @@ def why(error: BaseException, page: str, revision: str | None) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised for, from the outside in."""
+    """Yields an error and its causes, the outermost first."""
     inner: BaseException | None = error
     while inner is not None:
         yield inner
@@ -70,11 +79,11 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether it is an HTTP client's word on a lost connection; the hub's libraries changed their client over time."""
+    """Whether an error means a lost connection, for any HTTP client that the hub's libraries have used."""
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def reason(error: BaseException) -> str:
-    """An error's first line, with the error's kind; of a reader's wrapper, the error within."""
+    """The type and the first line of an error, or of its cause if it has one."""
     inner = error.__cause__ or error
     return f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0]}"

@@ -1,9 +1,8 @@
-"""A lock for one job a folder, and signals that end a job after it has saved."""
+"""A lock that keeps two jobs out of one folder, and signals that end a job after it has saved."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import signal
 import sys
 import threading
@@ -13,34 +12,48 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import lock_descriptor
+
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its progress saved; run it again
 LOCK_POLL_S = 1.0
 
 
 @contextlib.contextmanager
-def alone(path: Path, interruption: Interruption) -> Iterator[None]:
-    """Holds the lock file `path`, waiting while another process does. File systems without locks go without."""
+def exclusive_lock(path: Path, interruption: Interruption) -> Iterator[None]:
+    """Holds the lock file `path`, and waits while another process holds it.
+
+    Exits with 75 when a signal arrives while it waits. On a file system without locks it goes on without one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    print(f"softtok: waiting for another job, which holds {path}", file=sys.stderr)
-                waiting = True
-                interruption.exit_if_asked()
-                time.sleep(LOCK_POLL_S)
-            except OSError:
-                break
-        yield  # closing the file gives the lock back
+        locked = try_lock(file.fileno())
+        if not locked:
+            print(f"softtok: waiting for another job, which holds {path}", file=sys.stderr)
+        while not locked:
+            interruption.exit_if_asked()
+            time.sleep(LOCK_POLL_S)
+            locked = try_lock(file.fileno())
+        yield  # closing the file releases the lock
+
+
+def try_lock(descriptor: int) -> bool:
+    """Locks an open file, without waiting; returns False if another process holds the lock.
+
+    Returns True without a lock on a file system that has none. There, filelock's own fallback is a marker file; a
+    killed job would leave it behind and block all later jobs.
+    """
+    try:
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return True
 
 
 class Interruption:
-    """A context in which SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 become a flag, so that a job can finish its step, save
-    and exit with 75. Outside of the main thread, where Python takes no signals, it changes nothing."""
+    """A context in which SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set a flag instead of ending the process.
+
+    So a job can finish its step, save, and exit with 75. Python takes signals in the main thread only; in any other
+    thread the context does nothing.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -61,7 +74,7 @@ class Interruption:
         self.signal = number
 
     def exit_if_asked(self) -> None:
-        """To be called where progress is saved."""
+        """Exits with 75 if a signal has arrived; jobs call it right after they have saved."""
         if self.signal is not None:
             print(f"softtok: stopped by {signal.Signals(self.signal).name}; progress is saved", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED)

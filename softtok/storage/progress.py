@@ -1,4 +1,4 @@
-"""Progress of a job: a bar on a terminal, a plain line now and then in a log."""
+"""Shows the progress of a job: a bar on a terminal, a plain line every 15 seconds in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINE_EVERY_S = 15.0
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Yields `advance(count, **facts)`; facts (numbers or words) are shown beside the bar or on the log line."""
+    """Yields `advance(count, **facts)`; facts are numbers or words to show beside the bar or on the log line."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

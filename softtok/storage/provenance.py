@@ -1,4 +1,4 @@
-"""What made a result, and what was tried."""
+"""Records what made a result (versions, commit, host, device) and every attempt at a job."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from softtok.storage.shards import records_of
 
 @contextlib.contextmanager
 def attempt(path: Path) -> Iterator[None]:
-    """Notes the start and the end of an attempt at a job in the JSON lines file `path` (a killed job leaves a start
-    alone). A disk that is too full for that is no reason to fail, nor to hide why the job failed."""
+    """Notes the start and the end of an attempt at a job in the JSON lines file `path`.
+
+    A killed job leaves a start without an end. If the disk is too full for a note, the job goes on without it, and the
+    job's own error is the one that is shown.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def note(event: str, **facts: Any) -> None:
@@ -31,7 +34,7 @@ def attempt(path: Path) -> Iterator[None]:
         line = canonical_json({"event": event, "time": stamp, "host": socket.gethostname(), **facts}) + "\n"
         with contextlib.suppress(OSError), open(path, "ab+") as file:
             file.seek(max(0, file.tell() - 1))
-            half = file.read() not in (b"", b"\n")  # the line before was cut short
+            half = file.read() not in (b"", b"\n")  # the last line was cut short
             file.write(("\n" * half + line).encode())
 
     note("start", pid=os.getpid())
@@ -47,28 +50,33 @@ def attempt(path: Path) -> Iterator[None]:
 
 
 def attempts(path: Path) -> list[dict[str, Any]]:
-    """The events noted in `path`, oldest first; damaged lines are left out."""
+    """Returns the events noted in `path`, oldest first, without damaged lines."""
     return records_of(path.read_bytes())[0] if path.exists() else []
 
 
 def provenance(device: str | None = None, precision: str | None = None) -> dict[str, str]:
-    """What made a result: versions, commit and host; where a model was run, also the device (a torch device string)
-    and the precision of the working copy of its weights."""
+    """Returns what made a result: versions, commit and host.
+
+    Where a model was run, the device (its maker's name for it) and the precision of the weights' working copy as well.
+    """
     packages = ("torch", "transformers", "math-verify", "numpy")
     return {
         "softtok": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
-        **({"device": device_name(device)} if device else {}),
+        **({"device": device} if device else {}),
         **({"precision": precision} if precision else {}),
         "host": socket.gethostname(),
     }
 
 
 def _commit() -> str:
-    """The last commit of the package's own checkout that changed the package, with "-dirty" where there are changes
-    since; "" outside of a checkout. What else the repository holds, config.yaml above all, makes no result."""
+    """The last commit that changed the package, with "-dirty" if files of the package have changed since.
+
+    Empty outside of a checkout. Other files of the repository, such as config.yaml, do not count: what they say is in
+    the specs.
+    """
 
     def git(*command: str) -> str:
         where = ["git", "-C", str(Path(__file__).parents[1]), *command, "--", "."]
@@ -77,14 +85,3 @@ def _commit() -> str:
 
     commit = git("log", "-1", "--format=%h", "--abbrev=12") if shutil.which("git") else ""
     return f"{commit}-dirty" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
-
-
-def device_name(device: str) -> str:
-    """What a torch device is called by its maker."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    cpu = Path("/proc/cpuinfo")
-    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    return f"cpu ({names[0].partition(':')[2].strip() if names else platform.machine()})"

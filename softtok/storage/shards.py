@@ -12,10 +12,12 @@ from softtok.storage.files import canonical_json, write_text
 
 
 def records_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects that stand in lines of their own, and how many lines are none: what a full disk or a power cut
-    leaves of them."""
+    """Parses one JSON object per line; returns the objects and the number of damaged lines.
+
+    A full disk or a power cut leaves damaged lines.
+    """
     records, damaged = [], 0
-    # Not splitlines: it also splits at U+2028 and the like, which JSON leaves as they are in texts.
+    # Not splitlines, which also splits at characters such as U+2028 that JSON does not escape.
     for line in filter(None, lines.split(b"\n")):
         try:
             record = json.loads(line.decode("utf-8"))
@@ -29,9 +31,9 @@ def records_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
 
 
 class Shard:
-    """An append-only file of finished items: a header line that names what they belong to, then one JSON line an item.
+    """An append-only file of finished items: a header line that says what they belong to, then one JSON line per item.
 
-    A damaged line, or one cut short by a crash, is forgotten; a file with another header is started afresh.
+    Damaged lines, such as one cut short by a crash, are dropped. A file with another header is started anew.
     """
 
     def __init__(self, path: Path, header: Any):
@@ -49,7 +51,7 @@ class Shard:
             write_text(path, head + "".join(canonical_json(line) + "\n" for line in self.lines))
 
     def append(self, items: list[dict[str, Any]]) -> None:
-        """Adds items; on disk when this returns."""
+        """Adds items, which are on disk when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(canonical_json(item) + "\n" for item in items))
             file.flush()

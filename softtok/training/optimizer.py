@@ -19,7 +19,8 @@ from softtok.config.settings import TrainingSettings
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
     """Learning rate of step 1, 2, ..., `steps`: linear warm-up, then half a cosine that reaches zero behind the last
-    step."""
+    step.
+    """
     warm_up = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
     past = max(0, step - settings.warmup_steps - 1)
     return (
@@ -59,7 +60,8 @@ class MasterAdamW:
 
     def step(self, step: int, norm: float) -> None:
         """Clips the gradient in place, given its norm, updates the masters with the learning rate of `step`, and rounds
-        them into the working copy."""
+        them into the working copy.
+        """
         clip = (self.settings.gradient_clip / (torch.tensor(norm) + 1e-6)).item()  # torch's clip_grad_norm_
         if clip < 1:
             for gradient in self.gradients.values():

@@ -27,7 +27,7 @@ from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
 from softtok.method.token_modes import bind
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy
-from softtok.models.devices import PRECISIONS, announce
+from softtok.models.devices import PRECISIONS, announce, device_name
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.rehearsal import check_reward
@@ -40,7 +40,7 @@ from softtok.storage.files import (
     write_json,
     write_text,
 )
-from softtok.storage.locks import Interruption, alone
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.training.checkpoint import checked_sha256, read_progress, second_names, write_progress, write_weights
@@ -124,7 +124,8 @@ class Trainer:
 
     def take_step(self, step: int) -> dict[str, Any]:
         """One step: a rollout and its updates; returns its metrics. Raises FloatingPointError when logits or a gradient
-        are not finite."""
+        are not finite.
+        """
         settings, started = self.settings, time.perf_counter()
         part = prompts_of_step(step, self.problems, settings, self.seed)
         keys = [
@@ -232,7 +233,8 @@ class Trainer:
     @property
     def best_folder(self) -> Path:
         """Where the weights of the best step are, or of a run that diverged before any was validated. Every step has a
-        folder of its own: a job that is killed before it saves leaves the one that `progress.pt` speaks of."""
+        folder of its own: a job that is killed before it saves leaves the one that `progress.pt` speaks of.
+        """
         return self.state / f"best-{self.best['step'] or 0}"
 
     def save_weights(self) -> None:
@@ -295,7 +297,8 @@ class Trainer:
     def finish(self) -> None:
         """Writes the run's outputs; the manifest comes last. Doing it again does no harm and costs no steps: Snakemake
         deletes the outputs of a job that failed, or whose end it did not see, and what they are made of stays in
-        .state/ (the weights as second names of the checkpoint's files)."""
+        .state/ (the weights as second names of the checkpoint's files).
+        """
         if self.best["step"] is None and not self.best_folder.exists():
             self.save_weights()  # diverged before the first validation: what there is
         sha256 = checked_sha256(self.best_folder, self.best["sha256"])
@@ -322,7 +325,7 @@ class Trainer:
             checkpoint_sha256=sha256,
             wall_s=self.wall_s,
             attempts=attempts(self.state / "attempts.jsonl"),
-            provenance=provenance(str(self.lm.device), PRECISIONS[self.lm.dtype]),
+            provenance=provenance(device_name(str(self.lm.device)), PRECISIONS[self.lm.dtype]),
         )
         write_json(self.out / "manifest.json", manifest.model_dump(mode="json"))
 
@@ -336,7 +339,7 @@ def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out:
     state = out / ".state"
     with (
         Interruption() as interruption,
-        alone(state / "locks" / "train", interruption),
+        exclusive_lock(state / "locks" / "train", interruption),
         attempt(state / "attempts.jsonl"),
     ):
         if spec.grading is not None:

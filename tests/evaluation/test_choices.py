@@ -60,7 +60,8 @@ def random_model(tokenizer: Any, family: str = "llama", spread: float = 0.3) -> 
 
 def naive(lm: LanguageModel, prompt: str, rest: str) -> tuple[float, int]:
     """Log-probability and tokens of `rest` from the model's own forward over this one text, in fp64 where the
-    vocabulary appears."""
+    vocabulary appears.
+    """
     before = lm.tokenizer(prompt)["input_ids"]
     after = lm.tokenizer(rest, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
@@ -157,7 +158,8 @@ def test_a_format_chooses_by_its_own_scores(
 ) -> None:
     """The most likely letter after the options, or the most likely text per token after the bare question; in both, the
     NLL is that of the right text after the bare question. Batches of one question, of a few and of all give the
-    same."""
+    same.
+    """
     folder, lm = checkpoint
     table = run(folder, lm, choice_format)
     for q, row in zip(QUESTIONS, table.itertuples(), strict=True):
@@ -203,7 +205,8 @@ class Bigrams:
 
 def test_letters_and_texts_are_chosen_as_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the colon, C is the likeliest letter and E, likelier still, is no option; `green blue` is the likeliest
-    text per token, though not in sum; `red` is the right one."""
+    text per token, though not in sum; `red` is the right one.
+    """
     lm = Bigrams({
         ":": {" A": 0.05, " B": 0.02, " C": 0.1, " E": 0.2, " red": 0.2, " green": 0.25, " pink": 0.01},
         " green": {" blue": 0.3},

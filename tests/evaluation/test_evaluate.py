@@ -18,7 +18,7 @@ from softtok.evaluation.choices import choices
 from softtok.evaluation.evaluate import evaluate
 from softtok.models.base_model import base_run
 from softtok.storage.files import read_json
-from softtok.storage.locks import Interruption, alone
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.shards import Shard
 from tests.support.specs import EVALUATION_MODES, base_spec, choices_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
@@ -143,12 +143,12 @@ def test_one_job_at_a_time_completes_a_shard(tmp_path, monkeypatch, capsys):
 
     def other() -> None:
         held.wait()
-        with alone(path, interruption):
+        with exclusive_lock(path, interruption):
             order.append("other")
 
     thread = threading.Thread(target=other)
     thread.start()
-    with alone(path, interruption):
+    with exclusive_lock(path, interruption):
         held.set()
         while "waiting for another job" not in capsys.readouterr().err:
             time.sleep(0.01)
@@ -156,7 +156,7 @@ def test_one_job_at_a_time_completes_a_shard(tmp_path, monkeypatch, capsys):
     thread.join()
     assert order == ["first", "other"]
     interruption.signal = signal.SIGTERM
-    with alone(path, interruption), pytest.raises(SystemExit), alone(path, interruption):
+    with exclusive_lock(path, interruption), pytest.raises(SystemExit), exclusive_lock(path, interruption):
         pytest.fail("a job that is told to stop does not wait")
 
 

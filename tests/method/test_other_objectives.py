@@ -1,5 +1,6 @@
 """The other objectives: GRPO and PPO-clip are the published losses, bonus and KL term are what they say, and nothing of
-it moves what RLOO makes."""
+it moves what RLOO makes.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ def test_entropy_bonus_is_that_of_the_cot_tokens(mode: str, objective: str) -> N
 @pytest.mark.parametrize("tied", [True, False])
 def test_kl_is_that_of_the_policies(mode: str, tied: bool) -> None:
     """Hard tokens and answers: of the distributions that they are sampled from, by torch's own formula. Soft ones: of
-    the two Gaussians, the base's around its own mixture of its own E. No gradient reaches the reference."""
+    the two Gaussians, the base's around its own mixture of its own E. No gradient reaches the reference.
+    """
     lm, tokens, out, advantages = make_case(mode, tied=tied)
     reference, mode_ = moved(lm, 0.02), MODES[mode]
     kls = []
@@ -214,7 +216,8 @@ def sampled_log_probs(lm: LanguageModel, tokens: CotTokens, out: Rollout, row: i
 @pytest.mark.parametrize("objective", ["ppo-clip", "grpo"])
 def test_second_update_has_the_clipped_loss(objective: str) -> None:
     """First pass: ratios of 1, the plain policy gradient. Then, with other weights, the published loss with the first
-    pass's log-probabilities, token by token, in fp64; and so in a third."""
+    pass's log-probabilities, token by token, in fp64; and so in a third.
+    """
     lm, tokens, out, advantages = make_case("hard", tied=False)
     changed = settings(objective=objective, updates_per_step=3, clip_range=0.15)
     once = settings(objective=objective)

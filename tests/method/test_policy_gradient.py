@@ -72,7 +72,8 @@ def hard_reward(problem: Problem) -> torch.Tensor:
 
 def soft_reward(problem: Problem, eps_nTD: torch.Tensor, decide: Decide) -> torch.Tensor:
     """The expected reward of soft trajectories given their noise, shape (n,). `decide` says whose token may end the
-    CoT."""
+    CoT.
+    """
     lm, rules, tokens = problem.lm, problem.rules, problem.tokens
     total = torch.zeros(len(eps_nTD))
     for prompt, rewards_V in zip(PROMPTS, REWARD_OF_TOKEN, strict=True):
@@ -101,7 +102,8 @@ def shadow(prompt: list[int], x_ntD: torch.Tensor, logits_nV: torch.Tensor) -> t
 
 def frozen_shadow(model: torch.nn.Module, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """The shadow token of a model that stays as it is: a function of x alone, which agrees with the paper's stop
-    before any step."""
+    before any step.
+    """
     asked = model.get_input_embeddings().weight[torch.tensor(prompt)].expand(len(x_ntD), -1, -1)
     return model(inputs_embeds=torch.cat([asked, x_ntD[:, :-1]], 1)).logits[:, -1].argmax(-1)
 
@@ -126,7 +128,8 @@ def test_hard_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
 @pytest.mark.parametrize("stop_on", [None, "nearest"], ids=["fixed-length", "stop-at-nearest"])
 def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | None, noise_nTD: torch.Tensor) -> None:
     """The E that decides which token is nearest is held fixed in the truth: what it would do to the stop is no part
-    of the estimate."""
+    of the estimate.
+    """
     problem = make_problem("soft", stop_on)
     decide = functools.partial(nearest, problem.lm.embedding_VD.detach().clone())
     along = directions(problem, estimates(problem, "pilot", 4), PARTS, 2)
@@ -137,7 +140,8 @@ def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
 def test_shadow_stop_biases_the_estimate(noise_nTD: torch.Tensor) -> None:
     """A property to know: the paper's stop depends on the parameters not only through x, and the
     estimate does not see it. Against the same stops decided by a frozen copy of the model, hence by x alone, the very
-    same estimates are right."""
+    same estimates are right.
+    """
     problem = make_problem("soft", "shadow")
     parts = {"embedding": "embed_tokens", "norm": "post_attention_layernorm"}  # where it shows
     along = directions(problem, estimates(problem, "pilot", 4), parts, 0)

@@ -64,7 +64,8 @@ def naive_gradients(
 
 def tolerance_of(mode: str) -> float:
     """fp32 logits are good to about 1e-6, which a mixture at temperature tau sees as 1e-6 / tau; at 1e-4 all of them
-    are single rows. At 0.015 there are rows where x rounded differently, by 1e-7, makes this 1e-3 or 2e-2."""
+    are single rows. At 0.015 there are rows where x rounded differently, by 1e-7, makes this 1e-3 or 2e-2.
+    """
     return {"hard": 1e-5, "soft": 1e-4, "fuzzy": 1e-4, "half-fuzzy": 5e-2}[mode]
 
 
@@ -126,7 +127,8 @@ def test_without_cot_term_the_answer_alone_teaches(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["soft", "fuzzy"])
 def test_embedding_gradient_switch_takes_away_that_of_the_mixture_alone(mode: str) -> None:
     """Untied, E is the prompt's and the words' input and the mixture's rows; the switch leaves the first, and all
-    other parameters."""
+    other parameters.
+    """
     case = make_case(mode, tied=False)
     with_it = gradients(case)
     without = gradients(case, SETTINGS.model_copy(update={"embedding_gradient": False}))
@@ -303,7 +305,8 @@ def trl_loss(
 
 def test_hard_gradients_equal_trl(tmp_path: Path) -> None:
     """TRL has no mask for words that were not sampled. So it sees each trajectory twice: the CoT as the completion of
-    the prompt, and the answer as the completion of all before it; the prefilled words are then part of a prompt."""
+    the prompt, and the answer as the completion of all before it; the prefilled words are then part of a prompt.
+    """
     lm = tiny_model(tied=False)
     tokens = token_mode(lm, TokenMode(tokens="hard", temperature=SETTINGS.answer_temperature))
     out = make_rollout(lm, tokens)

@@ -58,7 +58,8 @@ def by_hand(
     lm: LanguageModel, rules: TokenRules, tokens: CotTokens, prompt: list[int], key: str, limits: Limits
 ) -> Trajectory:
     """One trajectory, as the paper describes it: one row, no cache, no padding, the model's own forward over the
-    whole text at every step, fp64 where the vocabulary appears."""
+    whole text at every step, fp64 where the vocabulary appears.
+    """
     made, embedding, soft = Trajectory(), lm.embedding_VD.detach(), isinstance(tokens, SoftTokens)
     inputs = [embedding[i] for i in prompt]
     cot_draws = Draws([key], "cot", tokens.draw_kind, embedding.shape[1] if soft else 1, lm.device)
@@ -167,7 +168,8 @@ def test_near_ties_are_counted(mode: str) -> None:
 
 def assert_same_rows(a: Rollout, rows_a: list[int], b: Rollout, rows_b: list[int], tolerance: float) -> int:
     """Rows are equal, what they are fed up to `tolerance`; returns how many part and are excused because the rollout
-    itself counted a near-tie in them."""
+    itself counted a near-tie in them.
+    """
     parted = 0
     for i, j in zip(rows_a, rows_b, strict=True):
         same = (a.cot(i), a.stops[i], a.answers[i]) == (b.cot(j), b.stops[j], b.answers[j])
@@ -299,7 +301,8 @@ def naive_logits(lm: LanguageModel, tokens: CotTokens, out: Rollout, row: int) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str) -> None:
     """h of the teacher-forced pass, and of a naive forward, equals the rollout's to 1e-3 sigma, early stops included;
-    noise has the length its density assumes. Rows with a fuzzy near-tie are taken out and counted."""
+    noise has the length its density assumes. Rows with a fuzzy near-tie are taken out and counted.
+    """
     lm = tiny_model(family, seed=2)
     tokens, out = token_mode(lm, MODES[mode]), roll(lm, mode)
     assert len(set(out.cot_lengths)) > 3, "rows stop early, at different steps"
@@ -329,7 +332,8 @@ def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hard_log_probs_of_training_are_those_of_sampling(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pass's log-probabilities, CoT and answer, are the log-softmax of the naive forward at the temperature that
-    was sampled with; nothing else enters the loss: prefilled words carry none."""
+    was sampled with; nothing else enters the loss: prefilled words carry none.
+    """
     lm = tiny_model(family, tied=False)
     tokens = token_mode(lm, TokenMode(tokens="hard", temperature=0.8))
     out = rollout(policy(lm, tokens, Limits(20, 6, 1.3, "shadow")), BATCH)
@@ -378,7 +382,8 @@ def test_tokens_are_drawn_from_the_probabilities_that_training_uses() -> None:
 
 def test_completions_are_laid_out_as_they_were_fed() -> None:
     """[CoT | prefill | answer]: the masks mark what was sampled, also where the id is 0 (a real token); prefill and
-    padding carry none."""
+    padding carry none.
+    """
     out = Rollout(
         prompts=[[1]], samples=3, cot_ids=np.array([[0, 3, 0], [4, 9, 9], [6, 6, 6]]), cot_lengths=np.array([3, 1, 2]),
         stops=np.array([0, 1, 2]), prefills=([0, 8], [0, 8, 0], [0, 8, 0]), answers=[[0], [0, 2, 0], [5]],

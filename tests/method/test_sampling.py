@@ -24,7 +24,8 @@ ALMOST_ONE = 1 - 2.0**-24  # the largest uniform that a 24-bit generator draws
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_evenly_spread_uniforms_give_every_token_its_share(temperature: float, vocabulary: int) -> None:
     """Inverse CDF at u = 1/2n, 3/2n, ... hits a token of probability p between np - 1 and np + 1 times: no sampling
-    error to hide in."""
+    error to hide in.
+    """
     count, logits = 100_000, random_logits(1, vocabulary)
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     ids, _ = sample_ids(logits.expand(count, -1), temperature, u.float())
@@ -62,7 +63,8 @@ def test_frequencies_of_sampled_tokens_are_the_softmax(temperature: float) -> No
 
 def test_uniforms_at_the_edges_never_give_an_impossible_token() -> None:
     """Tokens of probability zero stand first, last and in the middle; u is 0, almost 1, and each step of the CDF from
-    both sides."""
+    both sides.
+    """
     probabilities = torch.tensor([0, 0.25, 0, 0, 0.5, 0.125, 0, 0.125, 0, 0])
     possible = {1, 4, 5, 7}
     steps = torch.tensor([0.25, 0.75, 0.875])
@@ -149,7 +151,8 @@ def test_the_mixture_is_the_whole_product(temperature: float) -> None:
 
 def constructed_ties(vocabulary: int) -> torch.Tensor:
     """Rows whose runner-up, or all others, trail the best by 0, half a temperature, ... up to far beyond the shortcut's
-    threshold."""
+    threshold.
+    """
     gaps = FUZZY * torch.tensor([0, 0.5, 1, 3, 8, 20, 29, 30, 33, 35, 40, 60, 1e3, 1e4])
     runner_up = torch.full((len(gaps), vocabulary), -5.0)
     runner_up[:, 3], runner_up[:, 7] = 1.0, 1.0 - gaps

@@ -25,7 +25,8 @@ from tests.support.tiny_models import token_mode
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """Byte-level BPE, words with the space in front, and punctuation glued to the line break behind it, as Llama 3 and
-    Qwen split."""
+    Qwen split.
+    """
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), behavior="isolated")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,7 +95,8 @@ class ScriptedModel:
 @dataclass(frozen=True)
 class Case:
     """What the model would write, in pieces that are encoded apart (so that token boundaries fall between them), and
-    what is made of it: of the CoT all but the last `unread` pieces, of the answer the first `answered` tokens."""
+    what is made of it: of the CoT all but the last `unread` pieces, of the answer the first `answered` tokens.
+    """
 
     cot: tuple[str, ...]
     stop: str

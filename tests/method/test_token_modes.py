@@ -1,5 +1,6 @@
 """Noise before the mixture, Gumbel noise, top-k, Mixture of Inputs, Soft Thinking: densities are densities, training
-recomputes what was fed, the estimate is the gradient of the expected reward, and limits lead back to known modes."""
+recomputes what was fed, the estimate is the gradient of the expected reward, and limits lead back to known modes.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +134,8 @@ def naive_gradients(
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False)])
 def test_gradients_are_the_noise_s_score_times_the_mean_s_gradient(name: str, family: str, tied: bool) -> None:
     """The pass's densities against scores of the noise, in fp64; the noise of logits is drawn again. Whatever the
-    micro-batch and the tile."""
+    micro-batch and the tile.
+    """
     lm = tiny_model(family, tied=tied, spread=0.15)
     tokens = bound(lm, MODES[name])
     out, advantages = roll(lm, tokens), make_advantages(len(KEYS))
@@ -240,7 +242,8 @@ COT = 2
 def placed_reward(problem: small.Problem, frozen: LanguageModel, noise_nTX: torch.Tensor) -> torch.Tensor:
     """Expected reward of soft trajectories of COT steps given their noise, shape (n,), reparametrised in the action. A
     frozen copy of the model says which logits are the top ones and, with its head and E, turns actions into x: what
-    the parameters would do to that is no part of the estimate."""
+    the parameters would do to that is no part of the estimate.
+    """
     mode, sigma, total = problem.tokens.mode, problem.tokens.noise_std, torch.zeros(len(noise_nTX))
     for prompt, rewards_V in zip(small.PROMPTS, small.REWARD_OF_TOKEN, strict=True):
         embeds = problem.lm.embedding_VD[torch.tensor(prompt)].expand(len(noise_nTX), -1, -1)
@@ -457,7 +460,8 @@ def test_gumbel_noise_has_one_spelling() -> None:
 @pytest.mark.parametrize("name", ["hidden", "logits-top", "gumbel"])
 def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
     """Two steps with save and stop between them equal two steps; the checkpoint keeps the base's RMS, with which other
-    modes are tested."""
+    modes are tested.
+    """
     spec = train_spec(MODES[name], steps=2, max_cot_tokens=8)
     train(spec, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     train(spec, RuntimeSettings(micro_batch_tokens=100, tile_tokens=7), tiny_toy, toy_sets["train"], tmp_path / "other")

@@ -1,5 +1,6 @@
 """Recorded decode steps. A tape of PyTorch's operations stands in for a CUDA graph: it, too, keeps what Python said at
-the recording and reads from step to step nothing but tensors."""
+the recording and reads from step to step nothing but tensors.
+"""
 
 from __future__ import annotations
 

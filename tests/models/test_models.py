@@ -1,5 +1,7 @@
-"""Language models: supported families agree with themselves however they are run, others are refused with one line, and
-the cache holds what it was given."""
+"""Language models: supported families agree with themselves however they are run, others are refused with one line.
+
+The cache holds what it was given.
+"""
 
 from __future__ import annotations
 
@@ -153,8 +155,7 @@ def test_models_broken_on_purpose_are_refused() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_padded_batch_is_its_prompts_one_by_one(name: str) -> None:
-    """Last hidden states, and keys and values at the places that count, against the model's own forward on the bare
-    prompt."""
+    """Compares hidden states, keys and values with the model's own forward pass on each prompt without padding."""
     lm = tiny_model(name)
     with torch.no_grad():
         hidden, cache, mask, lengths = prefill(lm, PROMPTS)
@@ -186,8 +187,7 @@ def test_left_padding_marks_and_counts() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decoding_from_the_row_cache_is_the_uncached_forward(name: str) -> None:
-    """Two samples a prompt, three steps, a row dropped before the last: states equal those of the whole text run at
-    once."""
+    """Drops a row before the last of three steps; the states equal those of one pass over the whole text."""
     lm, length = tiny_model(name), 12
     steps = torch.tensor([[4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15], [16, 17, 18], [19, 20, 21]])
     with torch.no_grad():
@@ -214,8 +214,10 @@ def test_decoding_from_the_row_cache_is_the_uncached_forward(name: str) -> None:
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_grouped_attention_is_attention_over_copied_prompts(key_heads: int) -> None:
-    """Against scaled_dot_product_attention on one whole sequence a row, through random drops, also of all of a prompt's
-    rows; the buffers are never moved."""
+    """Compares with scaled_dot_product_attention on one whole sequence per row.
+
+    Rows are dropped at random, also all rows of a prompt. The buffers are never moved.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def states(rows: int, heads: int, length: int) -> torch.Tensor:
@@ -367,11 +369,11 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     os.utime(weights, (1, 1))
     assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
     weights.write_text("changed")  # as long as before
-    with pytest.raises(UserError, match=r"mine: its weights are others than when it was first used"):
+    with pytest.raises(UserError, match=r"mine: its weights have changed since first use"):
         resolve(manifest.parent)
     weights.write_text("weights")
     (weights.parent / "more.safetensors").write_text("")
-    with pytest.raises(UserError, match="its weights are others"):
+    with pytest.raises(UserError, match="its weights have changed"):
         resolve(manifest.parent)
 
 

@@ -1,6 +1,7 @@
 """The real vocabularies of Llama 3 and Qwen 2.5 on random bodies of both architectures: prompts, the stop phrase in
 every way that tokens can spell it, prefill, boxes and ends of a text, and trajectories that training recomputes, the
-vocabulary a tile at a time."""
+vocabulary a tile at a time.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ def spellings(text: str, ids_of: dict[bytes, int]) -> Iterator[list[int]]:
 
 def test_the_stop_phrase_is_found_however_tokens_spell_it(name: str, rules: TextRules) -> None:
     """All 22,080 ways from the first letter on, more with a space or newline before: found at the last token, and at
-    none before."""
+    none before.
+    """
     ids_of = read_ranks(vocabulary_file(name))
     ways = 0
     for lead in ("", " ", "\n"):
@@ -208,7 +210,8 @@ def test_prefilled_words_are_spelled_as_the_tokenizer_would(name: str, toy: Lang
 
 def test_a_box_closes_in_whichever_token_its_brace_is(name: str, toy: LanguageModel, rules: TextRules) -> None:
     """Every token with a closing brace, inside a number, a fraction and behind a backslash; and what the reward then
-    reads."""
+    reads.
+    """
     texts = {i: decode(toy.tokenizer, [i]) for i in range(ROWS[name])}
     closing = {i for i, text in texts.items() if "}" in text}
     assert {"}", "}.", "}}", ")}", "}$"} <= {texts[i] for i in closing}
@@ -254,7 +257,8 @@ SAMPLES, TILE, WIDTH = 6, 16, 16
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer: Any, rules: Any, tied: bool) -> None:
     """Hard, soft and fuzzy. The states of a plain forward pass over what was fed give the recorded h, and so does the
-    objective's own pass (its gap), which never holds more of the vocabulary than a tile of tokens."""
+    objective's own pass (its gap), which never holds more of the vocabulary than a tile of tokens.
+    """
     lm = tiny_model(FAMILY[name], vocabulary=ROWS[name], width=WIDTH, tied=tied)
     lm.model.generation_config = GenerationConfig(eos_token_id=sorted(ENDS[name]))
     lm = dataclasses.replace(lm, tokenizer=tokenizer)
@@ -291,7 +295,8 @@ def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer
 @torch.no_grad()
 def clear_rows(lm: LanguageModel, out: Rollout, mode: TokenMode, sigma: float) -> np.ndarray:
     """Which rows have no step at which rounding of logits, divided by the temperature, shifts the mixture (N,); all
-    rows' recorded mixtures are checked against transformers' own forward: no cache, no padding, nothing shared."""
+    rows' recorded mixtures are checked against transformers' own forward: no cache, no padding, nothing shared.
+    """
     clear = []
     for row in range(len(out.answers)):
         prompt = out.prompts[row // SAMPLES]

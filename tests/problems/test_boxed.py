@@ -1,7 +1,5 @@
 r"""`boxed.py`: balanced braces, escapes, which box is the last, and time linear in the text."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,10 +90,10 @@ def test_a_balanced_answer_is_found_behind_anything(answer: str, before: str) ->
     assert last_boxed(f"{before} \\boxed{{{answer}}} done") == answer
 
 
+@pytest.mark.timeout(120, method="signal")
 @pytest.mark.parametrize("piece", ["\\", "{", "}", r"\boxed{", r"\boxed ", "7", r"\{"])
-def test_time_is_linear(piece: str) -> None:
-    text = piece * (200_000 // len(piece))
-    start = time.perf_counter()
-    last_boxed(text)
-    closes_box(text)
-    assert time.perf_counter() - start < 1.0
+def test_a_million_characters_come_to_an_end(piece: str) -> None:
+    """They take about a second; work that grows with the square of the length would take hours."""
+    text = piece * (1_000_000 // len(piece))
+    assert last_boxed(text) is None
+    assert closes_box(text) == (0 if piece == "}" else None)

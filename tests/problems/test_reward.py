@@ -23,7 +23,6 @@ from softtok.problems import math_reward, reward
 from softtok.problems.math_reward import quick_status
 from softtok.problems.reward import Answer, Judge
 from softtok.problems.verdict import STATUSES
-from softtok.problems.workers import START_S
 from tests.support.answers import bare, box
 
 HOSTILE = {  # answer -> what the shortcuts make of it
@@ -220,16 +219,6 @@ print([name for name in ("sympy", "math_verify", "pebble", "torch") if name in s
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
-def test_64_plain_numbers_take_less_than_a_millisecond() -> None:
-    items = [(box(str(n)), ["42"]) for n in range(64)]
-    judge, times = Judge(), []
-    for _ in range(30):
-        start = time.perf_counter()
-        judge.grade(items)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1e-3
-
-
 digits = st.text("0123456789", min_size=1, max_size=9)
 decimals = st.builds("{}{}.{}".format, st.sampled_from(["", "-"]), digits, digits)
 integers = st.integers(-(10**12), 10**12).flatmap(
@@ -337,11 +326,11 @@ def test_nothing_is_refused_where_a_gold_is_as_big() -> None:
 
 
 @pytest.mark.parametrize("piece", ["7", "^", "^(", "1^", "1!", "7!", "^{ ", "1,", "1 ", ", ", "\\", "(", "  "])
-def test_shortcuts_are_fast_on_any_text(piece: str) -> None:
+def test_shortcuts_come_to_an_end_on_any_text(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a hundred times the longest text; work that grows with the square of the length would take minutes."""
+    monkeypatch.setattr(reward, "MAX_CHARS", 100 * reward.MAX_CHARS)
     text = box(piece * ((reward.MAX_CHARS - 20) // len(piece)))
-    start = time.perf_counter()
     Judge()._look(Answer(text, ("x^2",)))
-    assert time.perf_counter() - start < 0.1
 
 
 def test_known_verdicts_need_no_worker() -> None:
@@ -385,9 +374,7 @@ def test_hostile_answers_hurt_nobody_else() -> None:
     items = [item for pair in zip(hostile, ordinary, strict=False) for item in pair]
     with Judge(timeout_s=2) as judge:
         judge.grade([(box("1/2"), ["3"])])  # a worker is up
-        start = time.monotonic()
         verdicts = judge.grade(items)
-        assert time.monotonic() - start < 8
     assert [verdict.status for verdict in verdicts[::2]] == list(HOSTILE.values())
     assert [verdict.correct for verdict in verdicts[1::2]] == [n % 2 == 0 for n in range(1, len(HOSTILE) + 1)]
 
@@ -403,18 +390,16 @@ def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) ->
         r"\frac{85}{2}",
     ]
     with Judge(workers=2, timeout_s=1.5) as judge:
-        start = time.monotonic()
         statuses = [verdict.status for verdict in judge.grade([(box(answer), ["42"]) for answer in answers])]
-        assert time.monotonic() - start < 15
     assert statuses == ["timeout", "timeout", "timeout", "timeout", "correct", "wrong"]
 
 
-def test_a_worker_stuck_in_one_c_call_dies_at_once() -> None:
+def test_a_worker_stuck_in_one_c_call_is_killed() -> None:
     with Judge(timeout_s=1) as judge:
         judge.grade([(box("1/2"), ["3"])])
-        start = time.monotonic()
+        (stuck,) = [worker.pid for worker in workers()]
         assert list(judge._workers.ask(sum, [(range(10**12),)]).values()) == ["timeout"]
-        assert time.monotonic() - start < 3.5  # pebble waits 3 s more for a worker that ignores its SIGTERM
+        until(lambda: stuck not in [worker.pid for worker in workers()])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, needs RLIMIT_AS")
@@ -466,9 +451,9 @@ def test_a_pool_without_a_sign_of_life_is_replaced() -> None:
         assert judge._workers.pool is not None
         lock = judge._workers.pool._pool_manager.worker_manager.workers_channel.mutex
         assert lock.acquire(timeout=10), "as a worker leaves it that was killed at the wrong moment"
-        start = time.monotonic()
+        silent = judge._workers.pool
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct
-        assert 5 < time.monotonic() - start < START_S / 2
+        assert judge._workers.pool is not silent
 
 
 def test_it_works_in_another_thread() -> None:

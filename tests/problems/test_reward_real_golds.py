@@ -1,6 +1,7 @@
 """The reward on the golds of every real set is neither blind nor loose: golds rewritten as a model might write them are
 right, golds perturbed or exchanged are wrong, and the verdict is always bare Math-Verify's. Counts are printed, a line
-per set (`pytest -s`)."""
+per set (`pytest -s`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ import pytest
 from softtok.problems.boxed import last_boxed
 from softtok.problems.reward import Judge
 from tests.support.answers import bare, box
+
+pytestmark = pytest.mark.slow
 
 CASES_PER_KIND = 40  # of a set's golds that a rewriting or perturbation applies to
 EXCHANGES_PER_SET = 60
@@ -233,7 +236,8 @@ WRONG: dict[str, Rewriting] = {
 
 def exchanges(golds: list[str], rng: random.Random) -> Iterator[tuple[str, str]]:
     """Golds of two problems whose plain values differ, or of which only one has a plain value and the other a
-    variable."""
+    variable.
+    """
     found = 0
     while found < EXCHANGES_PER_SET:
         gold, other = rng.sample(golds, 2)

@@ -62,7 +62,8 @@ class World:
 
     def metrics(self, z: np.ndarray | float | None = None) -> pd.DataFrame:
         """Tidy metrics; `z` (one per row) are deviations from the mean in standard deviations; none: small ones, which
-        are not the same for all seeds."""
+        are not the same for all seeds.
+        """
         if z is None:
             z = 0.01 * self.cells["seed"].to_numpy()
         return self.cells.assign(value=self.cells["mean"] + self.cells["std"] * z)[list(METRIC_COLUMNS)]
@@ -87,7 +88,8 @@ def world(
     entropy: bool = True,
 ) -> World:
     """A study whose entries have names of their own ("my-...") and the paper's under `paper:`. `truth` gives mean and
-    standard deviation of (model, train set, mode, test set, inference mode, metric); a base has train set ""."""
+    standard deviation of (model, train set, mode, test set, inference mode, metric); a base has train set "".
+    """
     models, train_sets = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     sections = {
         "models": models, "train_sets": train_sets, "training_modes": list(modes), "test_sets": list(test_sets),
@@ -152,7 +154,8 @@ def noise(metric: str) -> float:
 
 def test_nothing_is_supported_by_chance_nor_too_rarely_noticed() -> None:
     """400 studies in which all modes equal the base: every p is at most 0.05 in 5 % of them, and no more than half of
-    those, on the side of the claim, can be support."""
+    those, on the side of the claim, can be support.
+    """
     same = world(lambda *cell: (50.0, noise(cell[5])), modes=ALL_MODES)
     rng = np.random.default_rng(1)
     drawn = [same.draw(rng) for _ in range(400)]
@@ -375,7 +378,8 @@ def placement(seeds: int) -> list[Verdict]:
 def test_two_seeds_of_the_papers_ablations_decide_nothing() -> None:
     """With one degree of freedom p = 1 - 2/pi atan(t), t = |effect| sqrt(2) / std. Against the base's 71.0: soft 6.2
     with 0.9 has t = 9.74, p = 0.065. The least two: top-5, 1.8 with 0.1, t = 25.5, p = 0.0250, by Holm times 8 = 0.200;
-    top-50, 3.2 with 0.2, t = 22.6, p = 0.0281, by Holm times 7 = 0.197, which must not end below 0.200."""
+    top-50, 3.2 with 0.2, t = 22.6, p = 0.0281, by Holm times 7 = 0.197, which must not end below 0.200.
+    """
     exact = placement(2)
     c7 = {one.contrast.run: one for one in exact if one.contrast.claim == "C7"}
     assert c7.pop("fuzzy noise_scale=3.0").verdict == NOT_RUN
@@ -395,7 +399,8 @@ def test_two_seeds_of_the_papers_ablations_decide_nothing() -> None:
 
 def test_thirty_seeds_of_the_papers_ablations_would_decide_all() -> None:
     """Least t: noise on the logits after soft, (60.0 - 71.0) / (14.3 / sqrt(30)) = -4.2. Below the base is what the
-    claim says of noise off the embedding; the two top-k rows, 72.8 and 74.2, are above it."""
+    claim says of noise off the embedding; the two top-k rows, 72.8 and 74.2, are above it.
+    """
     exact = placement(30)
     c7 = {one.contrast.run: one.verdict for one in exact if one.contrast.claim == "C7"}
     assert c7 == {
@@ -466,7 +471,8 @@ def test_p_is_at_most_one_in_twenty_where_the_interval_decides(
 @pytest.mark.parametrize(("problems", "rate"), [(100, 0.7), (100, 0.97), (1319, 0.97)])
 def test_runs_that_agree_by_chance_decide_nothing(problems: int, rate: float, runs: int) -> None:
     """Few runs often solve equally many problems. Training that changes nothing must not be called better, or worse, in
-    more than one of twenty studies."""
+    more than one of twenty studies.
+    """
     rng, studies = np.random.default_rng(0), 3000
     solved = rng.binomial(problems, rate, (studies, 3, runs))  # hard, soft and fuzzy
     above = [contrast for contrast in contrasts() if contrast.claim == "C2"]

@@ -14,7 +14,7 @@ from softtok.config.load import read
 from softtok.report import paper
 from softtok.report.metrics import Summary, summarise
 from softtok.report.page import make_report
-from softtok.report.paper import Printed, compare, key_of, printed_cells
+from softtok.report.paper import Key, Printed, compare, key_of, printed_cells
 from softtok.report.study import Row, Study
 from softtok.report.tables import Table, make_tables, to_csv, to_latex, to_markdown
 from softtok.storage.files import file_sha256
@@ -43,7 +43,8 @@ def mode_of(line: dict[str, str]) -> str:
 
 def study_with(lines: list[dict[str, str]]) -> tuple[Study, pd.DataFrame]:
     """A study that has exactly the rows and columns of these lines of paper.csv, under names of its own, with three
-    seeds whose mean is the number of the line: no two cells are alike."""
+    seeds whose mean is the number of the line: no two cells are alike.
+    """
 
     def unique(values: Any) -> list[str]:
         return list(dict.fromkeys(value for value in values if value))
@@ -162,7 +163,8 @@ def test_a_value_of_several_tables_says_where_else_it_stands() -> None:
 
 def test_reprinted_rows_are_the_main_rows() -> None:
     """What the ablation tables call by a variant, and we take for the main runs, prints the same numbers, but for
-    another rounding now and then."""
+    another rounding now and then.
+    """
     cells = {
         (line["table"], mode_of(line), line["inference_mode"], line["metric"]): line
         for line in LINES
@@ -200,8 +202,8 @@ def test_without_a_name_there_is_no_comparison(lost: str) -> None:
         "test_sets": {"g": "gsm8k"}, "inference_modes": {"h": "hard-sample"},
     }  # fmt: skip
     cell = ("m", "t", "s", "g", "h", "pass@1")
-    assert key_of(names, *cell) in printed_cells()
-    assert key_of({**names, lost: {}}, *cell) is None
+    assert key_of(names, Key(*cell)) in printed_cells()
+    assert key_of({**names, lost: {}}, Key(*cell)) is None
 
 
 # the difference and its mark

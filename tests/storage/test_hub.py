@@ -1,6 +1,8 @@
-"""What comes from the Hugging Face hub, without the hub: every shipped data set and a model are read from local copies
-of the hub's layout, through the settings of config.yaml; and whatever the hub refuses is one line that leaves
-nothing."""
+"""What comes from the Hugging Face hub, tested without the hub.
+
+Every shipped data set and a model are read from local copies of the hub's layout, with the settings of config.yaml.
+Whatever the hub refuses is told in one line and leaves nothing behind.
+"""
 
 from __future__ import annotations
 

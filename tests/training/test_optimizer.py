@@ -96,7 +96,8 @@ def test_fp32_steps_are_those_of_adamw() -> None:
 
 def test_small_updates_are_not_lost_in_bf16() -> None:
     """At 6e-6 no single step moves a bf16 weight near 1; the masters move at each, and in the end the working copy
-    with them."""
+    with them.
+    """
     settings = TrainingSettings(steps=100_000, warmup_steps=0, learning_rate=6e-6)
     layer = small_network(torch.bfloat16)
     start = layer.weight.detach().clone()
@@ -132,7 +133,8 @@ def test_bf16_gradients_add_up_in_fp32() -> None:
 
 def test_bf16_model_hands_over_the_whole_gradient() -> None:
     """The pass reaches E and head by several ways; all of them end in the masters. The same weights
-    and trajectories in fp32 give the same gradient within bf16's accuracy."""
+    and trajectories in fp32 give the same gradient within bf16's accuracy.
+    """
     lm = tiny_model(dtype=torch.bfloat16, spread=0.1)  # smaller weights, smaller rounding errors
     tokens = token_mode(lm, MODES["soft"])
     out = make_rollout(lm, tokens)
@@ -218,7 +220,8 @@ def test_a_large_gradient_is_clipped_as_a_whole() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_saved_state_goes_on_as_if_nothing_had_happened(dtype: torch.dtype) -> None:
     """Through a file, into a fresh model: masters, moments and the working copy, bit for bit, then and twenty steps
-    later."""
+    later.
+    """
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-3})
     layer = small_network(dtype)
     optimizer = MasterAdamW(layer, settings)

@@ -1,6 +1,7 @@
 """Precision on CPU: with a bf16 working copy a run is sane - small updates are not lost, rollout and training forward
 agree on the argmax but for a few steps, whatever is as wide as the vocabulary is fp32 - and its log says how far the
-two passes are apart. Exactness in fp32 is tested with rollout and objective."""
+two passes are apart. Exactness in fp32 is tested with rollout and objective.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def test_a_run_logs_how_near_the_two_passes_are(
 ) -> None:
     """Every step: near-ties and the gradient's norm; soft modes: the recomputation gap |h_train - h_rollout| / sigma,
     shadow flips and the noise check E|x-h|^2 / (D sigma^2) where anything was recomputed; at validations the norms of
-    the CoT's and the answers' gradients."""
+    the CoT's and the answers' gradients.
+    """
     train(spec(mode, steps=4), BF16, tiny_toy, toy_sets["train"], tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][1:]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -58,7 +60,8 @@ def test_a_run_logs_how_near_the_two_passes_are(
 def test_small_updates_add_up_over_a_run(tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
     """bf16 neighbours of a weight of 1/8 or more are at least 2^-10 apart. A step of AdamW at 1e-4 moves a weight by
     3.2e-4 at most, which rounding to the nearest loses; over 30 steps many such weights move, because the masters keep
-    what rounding hides."""
+    what rounding hides.
+    """
     settings = {"steps": 30, "learning_rate": 1e-4, "warmup_steps": 0, "validation_problems": 1, "validate_every": 30}
     trainer = Trainer(spec(SOFT, **settings), BF16, tiny_toy, toy_sets["train"], tmp_path / "run")
 
@@ -83,7 +86,8 @@ def test_small_updates_add_up_over_a_run(tmp_path: Path, tiny_toy: Path, toy_set
 
 def agreement(mode: str, dtype: torch.dtype) -> tuple[float, float]:
     """(share of CoT steps at which the training forward has the rollout's argmax, largest gap of h in sigma) of random
-    bodies that hear every bit of their input, the worst case."""
+    bodies that hear every bit of their input, the worst case.
+    """
     tokens_seen, flips, gap = 0, 0, 0.0
     for seed in range(4):
         lm = tiny_model(dtype=dtype, seed=seed, vocabulary=64, spread=0.1)

@@ -1,5 +1,6 @@
 """The training loop: resumable without a trace, keeps its best checkpoint, records divergence, leaves held-out problems
-alone."""
+alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from softtok.method.batches import Problem, batches
 from softtok.method.teacher_forcing import SharedPrompts
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.storage.files import content_hash, read_json
-from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, alone
+from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, exclusive_lock
 from softtok.training.train import Trainer, prompts_of_step, train
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
@@ -158,7 +159,8 @@ def test_best_checkpoint_is_the_one_that_validated_best(tmp_path, tiny_toy, toy_
 
 def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, tiny_toy, toy_sets, monkeypatch):
     """Killed behind the weights of step 4 and before what says that they are the best; validated again, step 4 is worse
-    than step 2 (a GPU need not give the same numbers twice)."""
+    than step 2 (a GPU need not give the same numbers twice).
+    """
     run = tmp_path / "run"
     save = torch.save
     saved = []
@@ -239,7 +241,8 @@ def test_a_kill_between_rare_saves_leaves_no_trace(
 
 def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
     """A job that outlived its Snakemake, and the job that the next one started: the second waits before it reads
-    anything, and finds the run finished."""
+    anything, and finds the run finished.
+    """
     monkeypatch.setattr("softtok.storage.locks.LOCK_POLL_S", 0.01)
     run, failed = tmp_path / "run", []
     monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
@@ -250,7 +253,7 @@ def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, t
         except BaseException as error:
             failed.append(error)
 
-    with alone(run / ".state" / "locks" / "train", Interruption()):
+    with exclusive_lock(run / ".state" / "locks" / "train", Interruption()):
         thread = threading.Thread(target=second)
         thread.start()
         waited, deadline = "", time.monotonic() + 60

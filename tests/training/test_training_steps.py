@@ -1,5 +1,6 @@
 """A training step by its numbers: who is rolled out how, which reward goes to which answer, what is logged; and what a
-run that starts again may go on from."""
+run that starts again may go on from.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def watched(monkeypatch, owner, name):
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory, tiny_toy, toy_sets):
     """Three steps of two prompts with eight samples each, both terms logged apart: the trainer, and for each step its
-    line of the log, what was judged with its verdicts, and the passes and the updates that were made."""
+    line of the log, what was judged with its verdicts, and the passes and the updates that were made.
+    """
     settings = spec(SOFT, reward_boxed=3.0, learning_rate=1e-3, warmup_steps=4, validate_every=1)
     made = []
     with pytest.MonkeyPatch.context() as patch:

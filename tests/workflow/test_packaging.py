@@ -53,6 +53,14 @@ def test_installed_versions_are_the_pinned_ones(project, pins):
     assert installed == {name: pins[name] for name in installed}
 
 
+def test_the_package_says_that_it_is_typed():
+    from importlib.resources import files
+
+    assert (files("softtok") / "py.typed").is_file()
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["softtok"]
+    assert "py.typed" in patterns
+
+
 def test_no_large_or_generated_file_is_tracked():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:

@@ -1,6 +1,7 @@
 """The workflow as Snakemake runs it, with a stand-in for `softtok` that writes its outputs at once: which jobs a
 configuration means, and which jobs an edit causes. `snakemake` is always the bare command, so that profiles/default is
-part of what is tested."""
+part of what is tested.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ class StandInProject(Project):
 
     def jobs(self, *words: str) -> set[str]:
         """What runs, as "command path" without hashes. All must go well, run once, and leave finished things as they
-        are."""
+        are.
+        """
         (self.folder / "calls.txt").unlink(missing_ok=True)
         before = self.finished()
         done = self.snakemake(*words)
