@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
+from matplotlib.colors import same_color
 from rich.console import Console
 
 from softtok.errors import UserError
@@ -444,8 +446,13 @@ def test_the_hard_figure_draws_the_means(plots: list[figures.Plot], results: Res
     greedy = of_set[of_set["inference_mode"] == "hard-greedy"]["value"]
     np.testing.assert_allclose(diamond.get_ydata(), [greedy.mean()])
     assert 0 < diamond.get_xdata()[0] < 1
-    (low, high) = next(line.get_ydata() for line in lines if len(line.get_xdata()) == 2 and line.get_zorder() == 4)
-    assert (low, high) == (greedy.min(), greedy.max())
+    of_mode = [drawn for drawn in axes.collections if same_color(drawn.get_edgecolor()[0][:3], colour)]
+    (bar,) = [drawn.get_segments()[0] for drawn in of_mode if isinstance(drawn, LineCollection)]
+    assert bar[:, 1].tolist() == [greedy.min(), greedy.max()]
+    (band,) = [drawn.get_paths()[0].vertices for drawn in of_mode if not isinstance(drawn, LineCollection)]
+    for k, values in sampled:
+        heights = band[band[:, 0] == k, 1]
+        assert (heights.min(), heights.max()) == (values.min(), values.max())
 
 
 def test_a_mean_ends_where_its_first_seed_ends(plots: list[figures.Plot]) -> None:
@@ -474,22 +481,6 @@ def test_spread_names_do_not_touch_and_keep_their_order(wanted: list[float]) -> 
     assert np.all(np.diff(np.array(placed)[order]) >= 10 - 1e-6)
     if len(wanted) == 1 and 0 <= wanted[0] <= 200:
         assert placed[0] == pytest.approx(wanted[0])
-
-
-def test_entropy_profiles_end_where_few_are_left() -> None:
-    seeds = pd.DataFrame(
-        {
-            "seed": [0, 0, 0, 1, 1],
-            "index": [0, 1, 2, 0, 1],
-            "value": [1.0, 2.0, 9.0, 3.0, 5.0],
-            "n_samples": [30, 10, 1, 10, 10],
-        }
-    )
-    x, mean, low, high = figures._profile(seeds, 1)
-    assert x.tolist() == [0, 1]  # one of forty is left at index 2
-    assert mean.tolist() == [1.5, 3.5]
-    assert low.tolist() == [1, 2]
-    assert high.tolist() == [3, 5]
 
 
 def simulated(colour: str, deficiency: str) -> np.ndarray:
@@ -797,7 +788,7 @@ from softtok.config.specs import ReportSpec, parse
 from softtok.report.page import make_report, show
 root = Path(sys.argv[1])
 show(root / "results", "demo")
-assert not {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules)
+assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn"} & set(sys.modules)
 make_report(parse(ReportSpec, str(root / "spec.json")), root / "light", root)
 assert "pandas" in sys.modules
 assert not {"torch", "transformers", "math_verify", "sympy", "datasets"} & set(sys.modules)
