@@ -16,7 +16,8 @@ from typing import Literal
 from softtok import plugins
 from softtok.config.messages import at, mistake, nearest
 from softtok.config.paper_results import printed_lines
-from softtok.config.schema import Block, Config, DataSet, OpenSet, RuntimeSettings, Study, TokenMode, TrainingSettings
+from softtok.config.schema import Block, Config, DataSet, OpenSet, Study
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
 from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward

@@ -109,7 +109,8 @@ class Grid:
         """Entries are expanded once, however many studies and runs name them."""
         if key not in self._named:
             self._named[key] = make()
-        return self._named[key]
+        known: T = self._named[key]
+        return known
 
     def _data(self, kind: Kind, name: str) -> Data:
         return self._once(kind, name, make=lambda: self._make_data(kind, name))

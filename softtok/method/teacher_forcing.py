@@ -25,7 +25,7 @@ class SharedPromptLayer(CacheLayerMixin):
     """A cache layer for one pass: prompt keys and values per row in front of the completion's own. Keeps the graph."""
 
     def __init__(self, keys_nHPK: torch.Tensor, values_nHPK: torch.Tensor):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values, self.is_initialized = keys_nHPK, values_nHPK, True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

@@ -81,7 +81,7 @@ class Rollout:
 
     def prefill(self, row: int) -> list[int]:
         """Returns the ids that were prefilled in front of one row's answer."""
-        return self.prefills[self.stops[row]]
+        return self.prefills[int(self.stops[row])]
 
     def cot(self, row: int) -> list[int]:
         """Returns the ids of one row's CoT."""

@@ -33,21 +33,21 @@ class Summed:
 def times(p_MV: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
     """p @ matrix, shape (M, D)."""
     if isinstance(matrix_VD, Summed):
-        return _Times.apply(p_MV, matrix_VD.leaf, matrix_VD.gradient_VD)
+        return _applied(_Times, p_MV, matrix_VD.leaf, matrix_VD.gradient_VD)
     return linear(p_MV, matrix_VD.mT)
 
 
 def project(hidden_MD: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
     """hidden @ matrix^T, shape (M, V)."""
     if isinstance(matrix_VD, Summed):
-        return _Project.apply(hidden_MD, matrix_VD.leaf, matrix_VD.gradient_VD)
+        return _applied(_Project, hidden_MD, matrix_VD.leaf, matrix_VD.gradient_VD)
     return linear(hidden_MD, matrix_VD)
 
 
 def look_up(ids_M: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
     """Rows of the matrix, shape (M, D)."""
     if isinstance(matrix_VD, Summed):
-        return _LookUp.apply(ids_M, matrix_VD.leaf, matrix_VD.gradient_VD)
+        return _applied(_LookUp, ids_M, matrix_VD.leaf, matrix_VD.gradient_VD)
     return F.embedding(ids_M, matrix_VD)
 
 
@@ -67,6 +67,11 @@ class Vocabulary:
     def embedding(self) -> torch.Tensor:
         """E as a plain matrix, for steps without a gradient."""
         return self.embedding_VD.matrix_VD if isinstance(self.embedding_VD, Summed) else self.embedding_VD
+
+
+def _applied(function: type[torch.autograd.Function], *arguments: torch.Tensor | None) -> torch.Tensor:
+    made: torch.Tensor = function.apply(*arguments)
+    return made
 
 
 def _add_product(sum_VD: torch.Tensor, a_MV: torch.Tensor, b_MD: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from softtok.config.settings import DeviceSettings
+from softtok.config.settings import DeviceSettings, SchedulerSettings
 from softtok.errors import UserError
 from softtok.storage.locks import try_lock
 
@@ -44,9 +44,9 @@ def device_name(device: str) -> str:
     return f"cpu ({names[0].partition(':')[2].strip() if names else platform.machine()})"
 
 
-def use_threads(runtime: RuntimeSettings) -> None:
+def use_threads(scheduler: SchedulerSettings) -> None:
     """Sets PyTorch's thread count to the configured one, however many cores there are."""
-    torch.set_num_threads(runtime.threads)
+    torch.set_num_threads(scheduler.threads)
 
 
 def announce(device: torch.device, dtype: torch.dtype) -> str:

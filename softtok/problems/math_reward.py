@@ -104,7 +104,8 @@ def _parse(latex: str) -> list[Any]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     ways = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    return parse(rf"\boxed{{{latex}}}", extraction_config=ways, parsing_timeout=None)
+    readings: list[Any] = parse(rf"\boxed{{{latex}}}", extraction_config=ways, parsing_timeout=None)
+    return readings
 
 
 _parse_gold = lru_cache(maxsize=256)(_parse)

@@ -76,7 +76,8 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
 
 def questions(path: Path) -> list[str]:
     """The questions of a prepared set."""
-    return read_columns(path, ["question"]).column("question").to_pylist()
+    texts: list[str] = read_columns(path, ["question"]).column("question").to_pylist()
+    return texts
 
 
 def describe(source: ToyRows | HubRows | FileRows) -> str:
@@ -321,7 +322,9 @@ def load(format: str, files: list[str], columns: list[str] | None) -> list[Row]:
         options = {"features": features, "keep_default_na": False} | ({"column_names": columns} if columns else {})
     with tempfile.TemporaryDirectory() as cache:
         try:
-            return datasets.load_dataset(format, data_files=files, split="train", cache_dir=cache, **options).to_list()
+            loaded = datasets.load_dataset(format, data_files=files, split="train", cache_dir=cache, **options)
+            rows: list[Row] = loaded.to_list()
+            return rows
         except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
             raise UserError(f"data set {', '.join(files)}: cannot be read as {format}: {reason(error)}") from error
 

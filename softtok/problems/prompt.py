@@ -61,7 +61,8 @@ def cloze_prompt(question: str) -> str:
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """Exact text of `ids`: special tokens stay (one amid the phrase breaks it), no spaces are tidied away."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 def token_texts(tokenizer: Any, size: int = 0) -> list[str]:

@@ -57,7 +57,7 @@ class Workers:
     def close(self) -> None:
         """Stops the workers, stuck ones included; a later `ask` starts new ones."""
         if self.pool is not None:
-            self.pool.stop()
+            self.pool.stop()  # type: ignore[no-untyped-call]
             self.pool.join()
             self.pool = None
 
