@@ -13,6 +13,7 @@ from softtok.config.settings import (
     TrainingSettings,
 )
 from softtok.config.specs import ChoicesSpec, EvaluationSpec, FolderSource, HubSource, ModelSpec, RunSpec, ToySource
+from softtok.problems.reward import MATH
 from softtok.problems.spec import (
     TOY_CHOICES,
     TOY_SUMS,
@@ -70,7 +71,7 @@ def folder_model(path: object) -> ModelSpec:
 
 def base_spec(model: ModelSpec) -> RunSpec:
     """Returns the spec of an untouched model's run."""
-    return RunSpec(model=model, train_set=None, mode=None, training=None, seed=0, version=1)
+    return RunSpec(model=model, train_set=None, grading=None, mode=None, training=None, seed=0, version=1)
 
 
 def train_spec(mode: TokenMode = SOFT, seed: int = 0, **training: Any) -> RunSpec:
@@ -82,6 +83,7 @@ def train_spec(mode: TokenMode = SOFT, seed: int = 0, **training: Any) -> RunSpe
     return RunSpec(
         model=toy_model(),
         train_set=data_spec("train", {"toy": {"task": "sums", "problems": 40}}),
+        grading=MATH,
         mode=mode,
         training=TrainingSettings(**(settings | training)),
         seed=seed,
@@ -96,6 +98,7 @@ def evaluation_spec(*names: str, modes: dict[str, SampledMode] | None = None, **
     chosen = modes or EVALUATION_MODES
     return EvaluationSpec(
         test_set=data_spec("test", {"toy": {"task": "sums", "problems": 6}}),
+        grading=MATH,
         inference_modes={name: chosen[name] for name in names or chosen},
         evaluation=GenerationSettings(**{"max_cot_tokens": 16, "max_answer_tokens": 4} | evaluation),
         version=1,
