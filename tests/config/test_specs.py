@@ -162,7 +162,7 @@ def test_what_is_no_spec_is_one_line(
     (tmp_path / "empty.json").write_text("")
     assert main(["data", "--spec", given, "--out", "set.parquet"]) == 1
     assert capsys.readouterr().err == f"softtok: error: {message}\n"
-    with pytest.raises(UserError, match="^--runtime: thread: unknown key; did you mean 'threads'"):
+    with pytest.raises(UserError, match=r"^--runtime: thread: unknown key; did you mean 'threads'"):
         parse(RuntimeSettings, '{"thread": 1}', "runtime")
 
 

@@ -342,7 +342,16 @@ def test_another_configuration_replaces_the_shipped_one(project: StandInProject)
     (project.folder / "other.yaml").write_text(yaml.safe_dump({**project.config, "run": ["second"]}))
     project.config = shipped()
     listed = project.snakemake("-n", "--quiet", "rules", "--configfile", "other.yaml", "--replace-workflow-config")
-    assert counts(listed) == {"dataset": 2, "model": 1, "base": 1, "train": 2, "evaluate": 3, "report": 1, "all": 1}
+    assert counts(listed) == {
+        "dataset": 2,
+        "model": 1,
+        "base": 1,
+        "train": 2,
+        "evaluate": 3,
+        "report_spec": 1,
+        "report": 1,
+        "all": 1,
+    }
 
 
 def test_a_path_of_no_study_is_told(project: StandInProject) -> None:

@@ -2,6 +2,5 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
-Path(snakemake.output.spec).write_text(snakemake.params.text, encoding="utf-8")
+# Snakemake defines `snakemake` before this script.
+Path(snakemake.output.spec).write_text(snakemake.params.text, encoding="utf-8")  # noqa: F821
