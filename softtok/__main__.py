@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from softtok.errors import UserError
 
 if TYPE_CHECKING:
+    from softtok.config.grid import Study
     from softtok.config.settings import RuntimeSettings
 
 ALLOCATORS = {
@@ -248,7 +249,30 @@ def _check(options: argparse.Namespace) -> None:
     for study in wanted:
         for name, left in try_plug_ins(grid.studies[study], options.data_root):
             print(f"{name}: {f'can be imported; {left}' if left else 'works'}")
+        for name in dict.fromkeys(_tried(grid.studies[study])):
+            print(f"{name}: works")
     print(f"{', '.join(wanted)}: the configuration and all plug-ins are right")
+
+
+def _tried(study: Study) -> Iterator[str]:
+    """Yields the token modes, objectives and figures of the user's own in a study, each tried on an example."""
+    from softtok.config.settings import TokenMode
+    from softtok.plugins import Reference
+
+    if figures := study.spec.figures:
+        from softtok.report import own_figures
+
+        yield from own_figures.dry_check(figures)
+    evaluations = [item.spec for items in study.evaluations.values() for item in items.values()]
+    tested: list[TokenMode] = [mode for spec in evaluations for mode in spec.inference_modes.values()]
+    trained = [(run.spec.mode, run.spec.training) for run in study.runs.values() if run.spec.mode and run.spec.training]
+    own = [training for _, training in trained if isinstance(training.objective, Reference)]
+    if own or any(mode.own for mode in (*tested, *(mode for mode, _ in trained))):
+        with _importing():
+            from softtok.method.dry_check import dry_check
+        for mode, training in trained:
+            yield from dry_check([mode], training)
+        yield from dry_check(tested)
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -31,11 +31,13 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from numbers import Real
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from softtok.errors import UserError
+
+C = TypeVar("C")
 
 CHOICE = re.compile(r"(?P<source>.+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -299,8 +301,17 @@ def read(reference: Reference) -> Plugin:
 
 
 def load(reference: Reference) -> Any:
-    """What a reference names: `read`, then `Plugin.load`."""
+    """Returns what a reference names: `read`, then `Plugin.load`."""
     return read(reference).load()
+
+
+def load_class(reference: Reference, base: type[C]) -> type[C]:
+    """Returns the class that a reference names. Raises UserError, one line, where it is not a kind of `base`."""
+    plugin = read(reference)
+    found = plugin.load()
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise plugin.fault(f"is {shown(found)}, not a subclass of {base.__module__}.{base.__name__}")
+    return found
 
 
 @contextmanager

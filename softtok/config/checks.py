@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from softtok import plugins
+from softtok.config import doors
 from softtok.config.messages import at, mistake, nearest
 from softtok.config.paper_results import printed_lines
 from softtok.config.schema import Block, Config, DataSet, OpenSet, Study
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
-from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward
 
 SECTIONS = {
@@ -62,6 +62,7 @@ def check(config: Config, requested: Sequence[str]) -> None:
         for name, entry in getattr(config, section).items():
             data_fields(config, kind, at(section, name), entry)
             plug_ins(config, at(section, name), entry)
+    own_code(config)
     for name, study in config.studies.items():
         completeness(name, study)
         vocabulary(config, name, study)
@@ -182,19 +183,25 @@ def data_fields(config: Config, kind: Literal["train", "test", "choice"], where:
 
 def plug_ins(config: Config, where: str, entry: DataSet) -> None:
     """Code of the user's own must be there, with the right arguments; what it does is seen by `softtok check`."""
-    locate(adapter.DOOR, entry.adapter, config, f"{where}.adapter")
+    doors.locate(adapter.DOOR, entry.adapter, config, f"{where}.adapter")
     if isinstance(entry, OpenSet):
-        locate(own_reward.DOOR, entry.reward, config, f"{where}.reward")
+        doors.locate(own_reward.DOOR, entry.reward, config, f"{where}.reward")
         if entry.solved_at is not None and not plugins.is_plugin(entry.reward):
             raise mistake(f"{where}.solved_at", f"has no use with reward: {entry.reward}, which gives no numbers")
 
 
-def locate(door: Door, choice: str | None, config: Config, where: str) -> str | Reference | None:
-    """What a choice is, seen from the configuration's files. Raises UserError, which names the key."""
-    try:
-        return None if choice is None else plugins.locate(choice, door, config.folders)
-    except UserError as error:
-        raise mistake(where, str(error).removeprefix(f"{door.key}: ")) from None
+def own_code(config: Config) -> None:
+    """Token modes, objectives and figures of the user's own must be there, with the right methods or arguments."""
+    for section in ("training_modes", "inference_modes"):
+        for name, mode in getattr(config, section).items():
+            doors.locate(doors.TOKENS, mode.tokens, config, at(section, name, "tokens"))
+    doors.locate(doors.OBJECTIVE, config.training.objective, config, "training.objective")
+    for section in ("models", "train_sets", "training_modes"):
+        for name, entry in getattr(config, section).items():
+            doors.locate(doors.OBJECTIVE, entry.training.objective, config, at(section, name, "training", "objective"))
+    for name, study in config.studies.items():
+        for place, choice in enumerate(study.figures):
+            doors.locate(doors.FIGURES, choice, config, at("studies", name, "figures", place))
 
 
 def completeness(name: str, study: Study) -> None:
@@ -257,7 +264,7 @@ def training(config: Config, study: Study) -> None:
         for model, train_set, mode in product(block.models or [], block.train_sets or [], block.training_modes or []):
             settings, tokens = config.training_of(model, train_set, mode), config.training_modes[mode]
             if tokens.deterministic and settings.cot_term:
-                key, why = ("temperature", "argmax") if tokens.tokens == "hard" else ("noise_scale", "no noise")
+                key, why = ("temperature", "argmax") if tokens.hard else ("noise_scale", "no noise")
                 raise mistake(
                     at("training_modes", mode, key),
                     f"0 means {why}, so CoT tokens have no log-probability to learn from;"
@@ -282,7 +289,7 @@ def training(config: Config, study: Study) -> None:
 
 def useless(tokens: TokenMode) -> list[tuple[str, str]]:
     """Training settings that change nothing in this mode, and why."""
-    if tokens.tokens == "hard":
+    if tokens.hard:
         return [(key, "hard tokens") for key in ("stop_on", "embedding_gradient")]
     if tokens.noise_at != "embedding":
         return [("embedding_gradient", f"a mixture behind noise on the {tokens.noise_at}, which is a constant")]
@@ -300,7 +307,7 @@ def objective(where: str, settings: TrainingSettings, tokens: TokenMode, own: Co
     for key, what in useless(tokens):
         if key in own:
             raise mistake(f"{where}.training.{key}", f"does nothing to {what}; remove it")
-    if settings.objective != "rloo" and tokens.tokens == "soft" and settings.cot_term:
+    if settings.objective in ("grpo", "ppo-clip") and tokens.tokens == "soft" and settings.cot_term:
         raise mistake(
             ratios,
             f"{settings.objective!r} forms importance ratios, and those of soft CoT tokens are unsound (one rounding"
@@ -310,7 +317,7 @@ def objective(where: str, settings: TrainingSettings, tokens: TokenMode, own: Co
         raise mistake(ratios, "'rloo' has no ratios to correct a second update by; use ppo-clip or updates_per_step: 1")
     if settings.kl_coefficient > 0:
         key = f"{where}.training.kl_coefficient"
-        if tokens.tokens == "hard" and tokens.temperature == 0:
+        if tokens.hard and tokens.temperature == 0:
             raise mistake(key, "the KL of argmax tokens to the base is infinite; raise the mode's temperature")
         if tokens.tokens == "soft" and (tokens.noise_scale == 0 or tokens.noise_at != "embedding"):
             raise mistake(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from softtok import plugins
+from softtok.config import doors
 from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run
 from softtok.config.reports import report_spec
 from softtok.config.schema import Config, DataSet, OpenSet, TrainSet
 from softtok.config.schema import Study as StudySettings
-from softtok.config.settings import SampledMode, TokenMode, ToySettings
+from softtok.config.settings import ToySettings
 from softtok.config.specs import (
     ChoicesSpec,
     EvaluationSpec,
@@ -30,7 +31,6 @@ from softtok.config.specs import (
     part,
 )
 from softtok.errors import UserError
-from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward
 from softtok.problems.prompt import PROMPT
 from softtok.problems.reward import Grading
@@ -130,7 +130,7 @@ class Grid:
             fields=_fields(kind, entry, self.config.data_root),
             limit=entry.limit,
             exclude={data.name: data.spec.model_copy(update=ASKED_ONLY) for data in exclude},
-            adapter=_reference(adapter.DOOR, entry.adapter, self.config),
+            adapter=doors.reference(adapter.DOOR, entry.adapter, self.config),
             judged_by=_judged_by(entry),
             columns=isinstance(entry, OpenSet) and plugins.is_plugin(entry.reward),
             version=DATA_VERSION,
@@ -144,7 +144,7 @@ class Grid:
 
     def _make_grading(self, kind: Literal["train", "test"], name: str) -> Grading:
         entry: OpenSet = self.config.train_sets[name] if kind == "train" else self.config.test_sets[name]
-        found = _reference(own_reward.DOOR, entry.reward, self.config)
+        found = doors.reference(own_reward.DOOR, entry.reward, self.config)
         solved_at = {} if entry.solved_at is None else {"solved_at": entry.solved_at}
         return Grading.model_validate(
             {"reward": found or entry.reward, "answer_format": entry.answer_format} | solved_at
@@ -173,10 +173,10 @@ class Grid:
             model=model.spec,
             train_set=data.spec,
             grading=self._grading("train", train_set),
-            mode=self._once("mode", mode, make=lambda: part(TokenMode, self.config.training_modes[mode])),
+            mode=self._once("mode", mode, make=lambda: doors.token_mode(self.config.training_modes[mode], self.config)),
             training=self._once(
                 *("training", model.name, train_set, mode),
-                make=lambda: self.config.training_of(model.name, train_set, mode),
+                make=lambda: doors.training(self.config.training_of(model.name, train_set, mode), self.config),
             ),
             seed=seed,
             version=TRAIN_VERSION,
@@ -200,7 +200,7 @@ class Grid:
         spec = EvaluationSpec(
             test_set=data.spec,
             grading=self._grading("test", test_set),
-            inference_modes={name: part(SampledMode, mode) for name, mode in modes.items()},
+            inference_modes={name: doors.sampled_mode(mode, self.config) for name, mode in modes.items()},
             evaluation=self.config.evaluation_of(test_set),
             version=EVAL_VERSION,
         )
@@ -262,12 +262,6 @@ def _fields(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | C
     if kind == "choice":
         return ChoiceFields(**found | {"choices": part(OptionsRule, found["choices"])})
     return OpenFields(**found | {"gold": part(GoldRule, found["gold"])})
-
-
-def _reference(door: Door, choice: str | None, config: Config) -> Reference | None:
-    """Returns the code of the user's own that a choice names, None for a built-in name."""
-    found = None if choice is None else plugins.locate(choice, door, config.folders)
-    return found if isinstance(found, Reference) else None
 
 
 def _judged_by(entry: DataSet) -> JudgedBy:

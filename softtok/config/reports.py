@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from softtok.config import doors
 from softtok.config.jobs import Plan, Run
 from softtok.config.schema import Config, DataSet, Entry
-from softtok.config.settings import SampledMode
-from softtok.config.specs import ReportRun, ReportSpec, part
+from softtok.config.specs import ReportRun, ReportSpec
 
 
 def report_spec(study: Plan, version: int) -> ReportSpec:
@@ -44,10 +44,11 @@ def report_spec(study: Plan, version: int) -> ReportSpec:
             "train": {run.train_set.name: run.train_set.path for run in study.runs.values() if run.train_set},
             "test": {item.data.name: item.data.path for item in evaluations},
         },
-        inference_modes={name: part(SampledMode, mode) for name, mode in modes.items()},
+        inference_modes={name: doors.sampled_mode(mode, config) for name, mode in modes.items()},
         inference_sets=inference_sets,
         order=order,
         paper=paper,
+        figures=[own for choice in settings.figures if (own := doors.reference(doors.FIGURES, choice, config))],
         config={
             "study": settings.given(),
             "inference_sets": inference_sets,

@@ -282,6 +282,9 @@ class Study(Block):
     paper: dict[Name, str] = Field(
         default={}, description="the paper's names of training modes in this study, where they are not the modes' own"
     )
+    figures: list[str] = Field(
+        default=[], description="figures of your own, FILE.py:NAME: functions of metrics and training curves"
+    )
     grid: list[Block] | None = Field(default=None, min_length=1)
 
     def blocks(self) -> list[Block]:

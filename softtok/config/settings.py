@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
+from softtok.config.messages import nearest
+from softtok.plugins import Reference, is_plugin
 from softtok.storage.records import Record
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -21,6 +23,17 @@ Number = Annotated[
     float,
     BeforeValidator(lambda value: float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value),
 ]
+
+
+# A built-in name or code of the user's own: as it was written (`FILE.py:NAME`), or as specs refer to it.
+OwnCode = Annotated[str | Reference, WithJsonSchema({"type": "string"})]
+
+
+def known(choice: str | Reference, names: tuple[str, ...]) -> str | Reference:
+    """Returns a choice that is one of the built-in names or code of the user's own. Raises ValueError."""
+    if isinstance(choice, str) and choice not in names and not is_plugin(choice):
+        raise ValueError(f"{choice!r} is not possible{nearest(choice, names)}, or code of your own as FILE.py:NAME")
+    return choice
 
 
 class Settings(Record):
@@ -36,7 +49,7 @@ class TokenMode(Settings):
     somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`.
     """
 
-    tokens: Literal["hard", "soft"]
+    tokens: OwnCode = Field(description="hard, soft, or a class of your own: FILE.py:NAME")
     temperature: Number = Field(
         default=1.0, ge=0, description="tau of the next-token distribution; 0 (hard only) is argmax"
     )
@@ -66,6 +79,11 @@ class TokenMode(Settings):
     )
     end_entropy_steps: int = Field(default=256, ge=1, description="steps in a row, see end_entropy")
 
+    @field_validator("tokens")
+    @classmethod
+    def _known_tokens(cls, tokens: str | Reference) -> str | Reference:
+        return known(tokens, ("hard", "soft"))
+
     @model_validator(mode="before")
     @classmethod
     def _gumbel_has_one_place(cls, given: Any) -> Any:
@@ -79,14 +97,14 @@ class TokenMode(Settings):
             raise ValueError(
                 "temperature: 0 is for hard tokens; a soft mode divides by its temperature (fuzzy uses 1.0e-4)"
             )
-        if self.tokens == "hard":
+        if self.hard:
             for name in ("noise_scale", "noise", "noise_at", "top_k"):
                 value = getattr(self, name)
                 if value != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: {value} does nothing to hard tokens; remove it, or set tokens: soft")
             if self.inputs_beta is not None and self.temperature == 0:
                 raise ValueError("inputs_beta: mixes sampled tokens with p E; at temperature 0 nothing is sampled")
-        elif self.inputs_beta is not None:
+        elif self.tokens == "soft" and self.inputs_beta is not None:
             raise ValueError("inputs_beta: mixes sampled tokens with p E; set tokens: hard, which samples them")
         if self.noise == "gumbel" and self.noise_scale > 0:
             raise ValueError(f"noise_scale: {self.noise_scale} does nothing to Gumbel noise; remove it")
@@ -99,23 +117,28 @@ class TokenMode(Settings):
         return self
 
     @property
+    def hard(self) -> bool:
+        """Whether it feeds the built-in hard tokens."""
+        return self.tokens == "hard"
+
+    @property
+    def own(self) -> bool:
+        """Whether a class of the user's own makes its tokens."""
+        return self.tokens not in ("hard", "soft")
+
+    @property
     def kind(self) -> str:
-        """Which class makes its tokens (`method/token_modes.py`)."""
-        if self.tokens == "hard":
+        """Which built-in class makes its tokens (`method/token_modes.py`)."""
+        if self.hard:
             return "hard" if self.inputs_beta is None else "mixture-of-inputs"
         return "gumbel" if self.noise == "gumbel" else self.noise_at
 
     @property
     def deterministic(self) -> bool:
         """Whether two samples of one prompt are always the same."""
-        if self.tokens == "hard":
-            return self.temperature == 0
-        return self.noise == "gaussian" and self.noise_scale == 0
-
-    def without_noise(self) -> TokenMode:
-        """The mode of greedy validation: the argmax (hard), or the mixture alone, at its temperature (soft)."""
-        quiet: dict[str, Any] = {"noise_scale": 0.0, "noise": "gaussian", "noise_at": "embedding"}
-        return self.model_copy(update=quiet | ({"temperature": 0.0} if self.tokens == "hard" else {}))
+        if self.own:
+            return False  # its class decides
+        return self.temperature == 0 if self.hard else self.noise == "gaussian" and self.noise_scale == 0
 
 
 class SampledMode(TokenMode):
@@ -142,8 +165,10 @@ class TrainingSettings(Settings):
     )
     cot_term: bool = Field(default=True, description="false: only answer tokens carry a policy-gradient term")
     embedding_gradient: bool = Field(default=True, description="does E inside h = p E receive gradient")
-    objective: Literal["rloo", "grpo", "ppo-clip"] = Field(
-        default="rloo", description="grpo and ppo-clip clip ratios of log-probabilities, which soft CoT terms rule out"
+    objective: OwnCode = Field(
+        default="rloo",
+        description="rloo; grpo or ppo-clip, which clip ratios of log-probabilities (not for soft CoT terms); or a"
+        " class of your own: FILE.py:NAME",
     )
     updates_per_step: int = Field(default=1, ge=1, description="optimizer steps on one rollout (grpo, ppo-clip)")
     clip_range: Number = Field(default=0.2, gt=0, lt=1, description="of ratios, where there are several updates")
@@ -156,6 +181,11 @@ class TrainingSettings(Settings):
     checkpoint_steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="[from, to]: only checkpoints of these steps compete; null: all"
     )
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, objective: str | Reference) -> str | Reference:
+        return known(objective, ("rloo", "grpo", "ppo-clip"))
 
     @model_validator(mode="after")
     def _range(self) -> TrainingSettings:

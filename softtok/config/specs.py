@@ -22,6 +22,7 @@ from softtok.config.settings import (
     TrainingSettings,
 )
 from softtok.errors import UserError
+from softtok.plugins import Reference
 from softtok.problems.reward import Grading
 from softtok.problems.spec import DataSpec
 from softtok.storage.records import Record
@@ -152,6 +153,7 @@ class ReportSpec(Record):
     inference_sets: dict[str, list[str]]
     order: dict[str, list[str]]
     paper: dict[str, dict[str, str]]
+    figures: list[Reference]
     config: dict[str, Any]
     version: int
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from softtok.config.grid import Study
 from softtok.config.jobs import Data
 from softtok.plugins import Reference
-from softtok.problems.rehearsal import check_adapter, check_reward
+from softtok.problems.dry_check import check_adapter, check_reward
 from softtok.problems.reward import Grading
 
 

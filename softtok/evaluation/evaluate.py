@@ -20,6 +20,7 @@ from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts
+from softtok.method.dry_check import dry_check
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
@@ -28,8 +29,8 @@ from softtok.method.trajectories import INFERENCE_STOPS, Batch, Limits, Policy, 
 from softtok.models.devices import announce
 from softtok.models.language_model import LanguageModel, refuse_longer
 from softtok.models.loading import load
+from softtok.problems.dry_check import check_reward
 from softtok.problems.prompt import decode
-from softtok.problems.rehearsal import check_reward
 from softtok.problems.reward import Judge, Verdict
 from softtok.storage.files import atomic, content_hash, file_sha256, read_manifest, write_text
 from softtok.storage.locks import Interruption, exclusive_lock
@@ -63,6 +64,8 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
         settings = spec.evaluation
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
         check_reward(spec.grading, data, checkpoint["prompt"])
+        for _ in dry_check(spec.inference_modes.values()):
+            pass  # the first that does not work ends the job
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm, spec.grading.answer_format)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from softtok.config.settings import TrainingSettings
+from softtok.plugins import Reference, load_class
 
 
 class Objective:
@@ -77,8 +78,9 @@ OBJECTIVES: dict[str, type[Objective]] = {"rloo": Objective, "ppo-clip": PPOClip
 
 
 def objective_of(settings: TrainingSettings) -> Objective:
-    """Returns the objective that the settings name."""
-    return OBJECTIVES[settings.objective](settings)
+    """Returns the objective that the settings name, built in or the user's own."""
+    chosen = settings.objective
+    return (load_class(chosen, Objective) if isinstance(chosen, Reference) else OBJECTIVES[chosen])(settings)
 
 
 def group_advantages(rewards_BG: torch.Tensor, objective: Objective) -> torch.Tensor:

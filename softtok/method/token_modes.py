@@ -37,6 +37,7 @@ from softtok.method.draws import DRAW_BLOCK, Draws
 from softtok.method.sampling import NEAR_TIE_GAP, entropy, keep_top, log_prob, mix, sample_ids, top_gap
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import logits_fp32
+from softtok.plugins import Reference, load_class
 
 # The smallest uniform that Gumbel noise is made of: half a step of a 24-bit generator, in the place of its 0.
 SMALLEST_UNIFORM = 2.0**-25
@@ -116,6 +117,7 @@ class CotTokens(ABC):
     draw_block: ClassVar[int] = DRAW_BLOCK  # steps that are drawn at a time
     mixes: ClassVar[bool]  # whether all rows of E take part in a step
     has_ratios: ClassVar[bool] = False  # whether ratios of its probabilities are sound (see `objectives.py`)
+    without_noise: ClassVar[Mapping[str, object]]  # the settings that make it deterministic
 
     def __init__(self, mode: TokenMode, noise_std: float = 0.0):
         """`noise_std` is sigma, in the units of what the noise is added to."""
@@ -162,6 +164,7 @@ class HardTokens(CotTokens):
 
     mixes = False
     has_ratios = True
+    without_noise: ClassVar[Mapping[str, object]] = {"temperature": 0.0}
 
     @property
     def draw_kind(self) -> DrawKind:
@@ -212,6 +215,11 @@ class SoftTokens(CotTokens):
 
     mixes = True
     noise_draws: ClassVar[DrawKind] = "normal"
+    without_noise: ClassVar[Mapping[str, object]] = {
+        "noise_scale": 0.0,
+        "noise": "gaussian",
+        "noise_at": "embedding",
+    }
 
     @property
     def draw_kind(self) -> DrawKind:
@@ -418,10 +426,22 @@ MODES: dict[str, type[CotTokens]] = {
 """The class of each kind of mode (`TokenMode.kind`)."""
 
 
+def class_of(mode: TokenMode) -> type[CotTokens]:
+    """Returns the class that makes a mode's tokens, built in or the user's own."""
+    if isinstance(mode.tokens, Reference):
+        return load_class(mode.tokens, CotTokens)  # type: ignore[type-abstract]
+    return MODES[mode.kind]
+
+
 def bind(mode: TokenMode, rms: Mapping[str, float]) -> CotTokens:
     """Returns the mode with its noise, in units of the base model's RMS by place (`TokenMode.noise_at`)."""
     noise_std = mode.noise_scale * rms[mode.noise_at] if mode.noise_scale > 0 else 0.0
-    return MODES[mode.kind](mode, noise_std)
+    return class_of(mode)(mode, noise_std)
+
+
+def greedy(mode: TokenMode) -> TokenMode:
+    """Returns the mode of greedy validation: what is left of a mode without its noise."""
+    return mode.model_copy(update=class_of(mode).without_noise)
 
 
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:

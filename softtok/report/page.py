@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from softtok.report.study import Study
     from softtok.report.tables import Table
 
-SECTIONS = {"modes": "All inference modes", "training": "Training", "entropy": "Entropy"}
+SECTIONS = {
+    "own": "Figures of this study's own",
+    "modes": "All inference modes",
+    "training": "Training",
+    "entropy": "Entropy",
+}
 LONGEST_NUMBER = 12  # characters of "100.0 ± 10.0"
 HIDDEN_PROVENANCE = ("host",)  # names a machine and says nothing about a result
 TOY_NOTE = (
@@ -49,7 +54,7 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     is a UserError that names it and leaves an older report as it was (Snakemake, though, removes what a job that failed
     declares). Older tables and figures that this report does not have are removed.
     """
-    from softtok.report import claims, collect, figures
+    from softtok.report import claims, collect, figures, own_figures
     from softtok.report.study import Study
     from softtok.report.tables import FORMATS, make_tables
 
@@ -58,6 +63,7 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     diverged = [run.row for run in results.runs if run.manifest.diverged]
     tables = make_tables(study, results.metrics, diverged)
     verdicts = claims.verdicts(study, results.metrics)
+    own = list(own_figures.draw_own(study.spec.figures, results.metrics, results.training))
     collect.write_metrics(results.metrics, out / "metrics.csv")
     state.write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = set()
@@ -66,7 +72,7 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
             state.write_text(out / "tables" / f"{table.name}.{suffix}", render(table))
             made.add(f"{table.name}.{suffix}")
     plots = []
-    for plot in figures.draw_all(study, results.metrics, results.training):
+    for plot in (*own, *figures.draw_all(study, results.metrics, results.training)):
         svg = palette.inline_svg(figures.save(plot, out / "figures"), plot.name)
         plots.append({"section": plot.section, "title": plot.title, "caption": plot.caption, "svg": svg})
         made |= {f"{plot.name}.svg", f"{plot.name}.png"}

@@ -128,16 +128,14 @@ class Study:
         if mode is None:
             return False
         settings = self.inference_modes[mode]
-        hard = settings.tokens == "hard" and settings.inputs_beta is None
+        hard = settings.hard and settings.inputs_beta is None
         return hard and (settings.temperature > 0) == sampled
 
     def hard_family(self) -> Family:
         """The family whose CoT tokens are hard: the one called so, else the first such; empty when there is none."""
         families = self.families()
         hard = [
-            family
-            for family in families.values()
-            if any(mode and self.inference_modes[mode].tokens == "hard" for mode in family)
+            family for family in families.values() if any(mode and self.inference_modes[mode].hard for mode in family)
         ]
         return families.get("hard") or (hard[0] if hard else Family())
 

@@ -20,17 +20,18 @@ from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.config.specs import Divergence, RunManifest, RunSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts, shuffled
+from softtok.method.dry_check import dry_check
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages
 from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import bind
+from softtok.method.token_modes import bind, greedy
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy
 from softtok.models.devices import PRECISIONS, announce, device_name
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
-from softtok.problems.rehearsal import check_reward
+from softtok.problems.dry_check import check_reward
 from softtok.problems.reward import Judge
 from softtok.storage.files import (
     canonical_json,
@@ -82,7 +83,7 @@ class Trainer:
         rules = TextRules(self.lm, spec.grading.answer_format)
         limits = self.limits(self.settings.answer_temperature)
         self.policy = Policy(self.lm, rules, bind(spec.mode, self.rms), limits)
-        self.greedy = Policy(self.lm, rules, bind(spec.mode.without_noise(), self.rms), self.limits(0.0))
+        self.greedy = Policy(self.lm, rules, bind(greedy(spec.mode), self.rms), self.limits(0.0))
         longest = max(len(problem.prompt) for problem in problems) + self.policy.most_steps
         refuse_longer(self.lm, longest, f"train set {data}")
         self.tiling = Tiling.of(runtime)
@@ -344,6 +345,8 @@ def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out:
     ):
         if spec.grading is not None:
             check_reward(spec.grading, data, spec.model.prompt)
+        for _ in dry_check([spec.mode] if spec.mode else [], spec.training):
+            pass  # the first that does not work ends the job
         trainer = Trainer(spec, runtime, model, data, out)
         with trainer.judge:
             trainer.run(interruption)

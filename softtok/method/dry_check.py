@@ -1,0 +1,119 @@
+"""Dry checks of token modes and objectives of the user's own: a small example, before any work starts.
+
+What is wrong is one line that names the user's file and line: code that raises, results of the wrong shape, numbers
+that are not finite, noise that is not as large as the mode says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from softtok import plugins
+from softtok.config.settings import TokenMode, TrainingSettings
+from softtok.method.objectives import Objective, objective_of
+from softtok.method.token_modes import CotTokens, Predictions, bind, greedy
+from softtok.method.vocabulary_products import Vocabulary
+from softtok.plugins import Plugin, Reference, blaming
+
+ROWS, STEPS, WIDTH, VOCABULARY = 16, 2, 8, 64
+NOISE_SIZES = (0.5, 2.0)  # where the mean of some 100 sizes lies that are 1 on average
+DOING = "in the dry check before any work"
+
+
+def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = None) -> Iterator[str]:
+    """Yields the name of each plug-in that works, tried on an example. Raises UserError for the first that does not."""
+    modes = list(modes)
+    for mode in modes:
+        if isinstance(mode.tokens, Reference):
+            plugin = plugins.read(mode.tokens)
+            for tried in (mode, greedy(mode)):
+                with blaming(plugin, DOING):
+                    _try_tokens(bind(tried, dict.fromkeys(("embedding", "hidden", "logits"), 1.0)), plugin)
+            yield f"tokens {mode.tokens}"
+    if training is not None and isinstance(training.objective, Reference):
+        plugin = plugins.read(training.objective)
+        with blaming(plugin, DOING):
+            _try_objective(objective_of(training), plugin)
+        _refuse_ratios(objective_of(training), training, modes, plugin)
+        yield f"objective {training.objective}"
+
+
+def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
+    """Makes two steps of a small random model, records them, and scores them again."""
+    generator = torch.Generator().manual_seed(0)
+    embedding_VD, head_VD = (torch.randn(VOCABULARY, WIDTH, generator=generator) for _ in range(2))
+    hidden_TND = torch.randn(STEPS, ROWS, WIDTH, generator=generator)
+    vocabulary = Vocabulary(head_VD, embedding_VD)
+    draws = tokens.draws([f"row {row}" for row in range(ROWS)], embedding_VD)
+    record, ids = tokens.new_record(STEPS, embedding_VD, draws), torch.zeros(STEPS, ROWS, dtype=torch.long)
+    for step, hidden_ND in enumerate(hidden_TND):
+        draw = draws.at(step, np.arange(ROWS))
+        made = tokens.step(Predictions(hidden_ND, vocabulary.logits(hidden_ND), vocabulary), draw)
+        _expect(plugin, "step: x_ND", made.x_ND, (ROWS, WIDTH))
+        _expect(plugin, "step: ids_N", made.ids_N, (ROWS,))
+        if not bool(((made.ids_N >= 0) & (made.ids_N < VOCABULARY)).all()):
+            raise plugin.fault("step: ids_N holds ids that are not in the vocabulary")
+        _expect(plugin, "step: near_tie_N", made.near_tie_N, (ROWS,))
+        if record is not None:
+            record.note((slice(None), step), made)
+        ids[step] = made.ids_N
+    if tokens.draw_kind == "none":
+        return  # without noise there is nothing to score
+    columns, rows = (part.flatten() for part in np.indices((STEPS, ROWS)))
+    hidden_MD = hidden_TND.flatten(0, 1).requires_grad_()
+    predicted = Predictions(hidden_MD, vocabulary.logits(hidden_MD), vocabulary)
+    scores = tokens.score(predicted, ids.flatten(), record, (rows, columns))
+    _expect(plugin, "score: log_prob_M", scores.log_prob_M, (STEPS * ROWS,))
+    if not scores.log_prob_M.requires_grad:
+        raise plugin.fault("score: log_prob_M has no gradient; is its mean a constant?")
+    scores.log_prob_M.sum().backward()
+    if scores.noise_M is not None:
+        _expect(plugin, "score: noise_M", scores.noise_M, (STEPS * ROWS,))
+        size = float(scores.noise_M.mean())
+        if not NOISE_SIZES[0] < size < NOISE_SIZES[1]:
+            raise plugin.fault(f"score: noise_M is {size:.2g} on average and not 1; do noise and noise_size agree?")
+
+
+def _try_objective(objective: Objective, plugin: Plugin) -> None:
+    """Weighs the tokens of two groups, one of them without a signal."""
+    rewards_BG = torch.tensor([[100.0, 0.0, 10.0, 0.0], [10.0, 10.0, 10.0, 10.0]])
+    advantages_BG = objective.advantages(rewards_BG)
+    _expect(plugin, "advantages", advantages_BG, (2, 4))
+    tokens_BG = np.array([[5, 7, 3, 9], [2, 2, 2, 2]])
+    normaliser_BG = torch.as_tensor(objective.normaliser(tokens_BG, advantages_BG.numpy()))
+    _expect(plugin, "normaliser", normaliser_BG, (2, 4))
+    if not bool((normaliser_BG > 0).all()):
+        raise plugin.fault("normaliser: is not positive everywhere")
+    if objective.has_ratios:
+        log_prob_M = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+        loss_M, beyond_M = objective.surrogate(log_prob_M, torch.tensor([-1.0, -1.9, -4.0]), torch.ones(3))
+        _expect(plugin, "surrogate: the loss", loss_M, (3,))
+        _expect(plugin, "surrogate: what is beyond the range", beyond_M, (3,))
+
+
+def _refuse_ratios(
+    objective: Objective, training: TrainingSettings, modes: Iterable[TokenMode], plugin: Plugin
+) -> None:
+    """Raises UserError where several updates need ratios that the objective or the tokens do not have."""
+    if training.updates_per_step == 1:
+        return
+    if not objective.has_ratios:
+        raise plugin.fault("has no ratios to correct a second update by (has_ratios); set updates_per_step: 1")
+    unit = dict.fromkeys(("embedding", "hidden", "logits"), 1.0)
+    if training.cot_term and not all(bind(mode, unit).has_ratios for mode in modes):
+        raise plugin.fault(
+            "forms importance ratios, and those of soft CoT tokens are unsound; set updates_per_step: 1,"
+            " tokens: hard or cot_term: false"
+        )
+
+
+def _expect(plugin: Plugin, what: str, value: object, shape: tuple[int, ...]) -> None:
+    """Raises UserError where a result is not a finite tensor of this shape."""
+    if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else plugins.shown(value)
+        raise plugin.fault(f"{what}: has {found}, not shape {shape}")
+    if not bool(torch.isfinite(value.double()).all()):
+        raise plugin.fault(f"{what}: is not finite everywhere")

@@ -1,0 +1,67 @@
+"""Figures of a study's own: functions of the user's, `figures:` of a study.
+
+    def NAME(metrics: pd.DataFrame, training: pd.DataFrame) -> matplotlib.figure.Figure
+
+`metrics` are those of metrics.csv (`collect.METRIC_COLUMNS`), `training` has a row for each training step of each run:
+model, train_set, training_mode, seed, step, validation, reward, cot_tokens, entropy. The first line of the function's
+docstring is the figure's title, the rest its caption.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from softtok import plugins
+from softtok.plugins import Reference, blaming
+from softtok.report.panels import Plot
+
+SECTION = "own"
+
+
+def draw_own(references: Iterable[Reference], metrics: pd.DataFrame, training: pd.DataFrame) -> Iterator[Plot]:
+    """Yields the figures. Raises UserError, with file and line, for code that raises or returns something else."""
+    for reference in references:
+        plugin = plugins.read(reference)
+        function = plugin.load()
+        with blaming(plugin, "when it draws"):
+            figure = function(metrics=metrics.copy(), training=training.copy())
+        if not isinstance(figure, Figure):
+            raise plugin.fault(f"returns {plugins.shown(figure)}, not a matplotlib Figure")
+        title, _, caption = (inspect.getdoc(function) or reference.name).partition("\n")
+        yield Plot(f"own--{reference.name}", SECTION, title.rstrip("."), " ".join(caption.split()), figure)
+
+
+def example() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns made-up metrics and training curves of two runs, for the dry check."""
+    names = [("toy", "sums", mode, 0) for mode in ("hard", "soft")]
+    keys = ["model", "train_set", "training_mode", "seed"]
+    counts = {"n_problems": 10, "n_samples": 4}
+    cells = [
+        dict(zip(keys, name, strict=True))
+        | {"test_set": "sums", "inference_mode": mode, "metric": "pass@k"}
+        | counts
+        | {"k": k, "index": None, "value": 10.0 * k}
+        for name in names
+        for mode in ("hard-greedy", "hard-sample")
+        for k in (1, 4)
+    ]
+    steps = [
+        dict(zip(keys, name, strict=True))
+        | {"step": step, "validation": 50.0 + step, "reward": 10.0 * step}
+        | {"cot_tokens": 20.0, "entropy": 0.5}
+        for name in names
+        for step in (1, 2, 3)
+    ]
+    whole = dict.fromkeys(("seed", "k", "index", "n_problems", "n_samples"), "Int64")
+    return pd.DataFrame(cells).astype(whole), pd.DataFrame(steps)
+
+
+def dry_check(references: Iterable[Reference]) -> Iterator[str]:
+    """Yields the name of each figure that can be drawn of made-up runs. Raises UserError for the first that cannot."""
+    for reference in references:
+        for _ in draw_own([reference], *example()):
+            yield f"figure {reference}"
