@@ -103,32 +103,32 @@ class TestIdentity:
         assert str(run.spec.grading.reward) == "sub/code.py:f"
 
 
-def trained(key: str, value: Any) -> Edit:
+def learned(key: str, value: Any) -> Edit:
     """Returns an edit of the train set."""
     return put(f"train_sets/sums/{key}", value)
 
 
-def tested(key: str, value: Any) -> Edit:
+def evaluated(key: str, value: Any) -> Edit:
     """Returns an edit of the test set."""
     return put(f"test_sets/sums/{key}", value)
 
 
 MISTAKES: dict[str, tuple[Edit, str]] = {
-    "no file": (trained("reward", "none.py:f"), "config: train_sets.sums.reward: there is no file 'none.py'"),
-    "no name": (trained("reward", "code.py:g"), "train_sets.sums.reward: code.py defines no 'g'"),
-    "signature": (tested("reward", "code.py:a"), "test_sets.sums.reward: code.py, line 3: a(row) has other"),
-    "built-in": (tested("reward", "exakt"), "'exakt' is not possible; did you mean 'exact'?"),
-    "adapter": (trained("adapter", "code.py:f"), "train_sets.sums.adapter: code.py, line 1: f(answer, gold)"),
-    "adapter by name": (trained("adapter", "math"), "train_sets.sums.adapter: 'math' is not possible"),
+    "no file": (learned("reward", "none.py:f"), "config: train_sets.sums.reward: there is no file 'none.py'"),
+    "no name": (learned("reward", "code.py:g"), "train_sets.sums.reward: code.py defines no 'g'"),
+    "signature": (evaluated("reward", "code.py:a"), "test_sets.sums.reward: code.py, line 3: a(row) has other"),
+    "built-in": (evaluated("reward", "exakt"), "'exakt' is not possible; did you mean 'exact'?"),
+    "adapter": (learned("adapter", "code.py:f"), "train_sets.sums.adapter: code.py, line 1: f(answer, gold)"),
+    "adapter by name": (learned("adapter", "math"), "train_sets.sums.adapter: 'math' is not possible"),
     "adapter and fields": (
         put("test_sets/local/adapter", "code.py:a"),
         "test_sets.local.gold: has no use beside `adapter`",
     ),
-    "threshold of a built-in": (tested("solved_at", 0.5), "test_sets.sums.solved_at: has no use with reward: math"),
+    "threshold of a built-in": (evaluated("solved_at", 0.5), "test_sets.sums.solved_at: has no use with reward: math"),
     "reward of a choice set": (put("choice_sets/words/reward", "exact"), "choice_sets.words.reward: unknown key"),
-    "format": (tested("answer_format", {"extract": "al"}), "test_sets.sums.answer_format.extract: 'al' is not"),
-    "format's key": (tested("answer_format", {"stop": "x"}), "answer_format.stop: unknown key"),
-    "prefill": (tested("answer_format", {"prefill": "x"}), "test_sets.sums.answer_format.prefill: extract: boxed"),
+    "format": (evaluated("answer_format", {"extract": "al"}), "test_sets.sums.answer_format.extract: 'al' is not"),
+    "format's key": (evaluated("answer_format", {"stop": "x"}), "answer_format.stop: unknown key"),
+    "prefill": (evaluated("answer_format", {"prefill": "x"}), "test_sets.sums.answer_format.prefill: extract: boxed"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,7 +14,9 @@ from softtok.config.settings import RuntimeSettings
 from softtok.config.specs import EvaluationSpec, RunSpec
 from softtok.errors import UserError
 from softtok.evaluation.evaluate import evaluate
+from softtok.method.stopping import TextRules
 from softtok.models.base_model import base_run
+from softtok.models.loading import load
 from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.own_reward import DOOR
 from softtok.problems.prepare import prepare
@@ -100,3 +103,13 @@ def test_a_broken_reward_ends_a_job_before_its_model_is_loaded(data: dict[str, P
     spec = RunSpec(**dict(train_spec(HARD)) | {"grading": grading})
     with pytest.raises(UserError, match=r"mine\.py, line 1: f returns None"):
         train(spec, RuntimeSettings(), tmp_path / "no model", data["train"], tmp_path / "run")
+
+
+def test_the_format_says_when_a_cot_and_an_answer_end(tiny_toy: Path) -> None:
+    lm = load(tiny_toy, RuntimeSettings())
+    paper, words = TextRules(lm), TextRules(lm, WORDS)
+    closed = lm.tokenizer.encode(" 5}", add_special_tokens=False)
+    assert (paper.answer_ends(closed), words.answer_ends(closed)) == (True, False)
+    for phrase, ends in (("The final answer is:", ("phrase", None)), ("The answer is", (None, "phrase"))):
+        ids = np.array(lm.tokenizer.encode(f"so {phrase}", add_special_tokens=False))
+        assert (paper.stop(ids), words.stop(ids)) == ends
