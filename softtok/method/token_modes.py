@@ -282,12 +282,11 @@ class SoftTokens(CotTokens):
         return gaussian_kl(self.mean(own) if mean_MD is None else mean_MD, self.mean(base), self.noise_std)
 
     def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
-        return Record(*self.empty(len(draws.seeds), steps, embedding_VD))
+        return Record(*self.empty(len(draws.seeds), steps, embedding_VD, embedding_VD.shape[1]))
 
     @staticmethod
-    def empty(count: int, steps: int, embedding_VD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns room for what is fed and for means of E's width (or of V where that is less)."""
-        mean_width = min(embedding_VD.shape)
+    def empty(count: int, steps: int, embedding_VD: torch.Tensor, mean_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns room for what is fed and for means of a given width."""
         x_NTD = torch.zeros(count, steps, embedding_VD.shape[1], dtype=embedding_VD.dtype, device=embedding_VD.device)
         return x_NTD, torch.zeros(count, steps, mean_width, device=embedding_VD.device)
 
@@ -327,9 +326,8 @@ class HiddenNoise(SoftTokens):
 
     def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
         count, width = len(draws.seeds), embedding_VD.shape[1]
-        x_NTD, _ = self.empty(count, steps, embedding_VD)
-        mean_NTD, action_NTD = (torch.zeros(count, steps, width, device=embedding_VD.device) for _ in range(2))
-        return HiddenRecord(x_NTD, mean_NTD, action_NTD)
+        action_NTD = torch.zeros(count, steps, width, device=embedding_VD.device)
+        return HiddenRecord(*self.empty(count, steps, embedding_VD, width), action_NTD)
 
 
 class LogitNoise(SoftTokens):
@@ -388,7 +386,8 @@ class LogitNoise(SoftTokens):
         raise NotImplementedError("the configuration refuses a KL term beside noise on the logits")
 
     def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
-        return LogitRecord(*self.empty(len(draws.seeds), steps, embedding_VD), draws)
+        kept_logits = min(embedding_VD.shape)  # D of them tell whether the pass sees the rollout's
+        return LogitRecord(*self.empty(len(draws.seeds), steps, embedding_VD, kept_logits), draws)
 
 
 class GumbelNoise(LogitNoise):

@@ -336,7 +336,7 @@ LOOPS = {
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_stopped_run_resumes_as_if_nothing_had_happened(
-    name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The KL stays one to the base; its first value is 0, for the first rollout is the base's own."""
     mode, training = LOOPS[name]
@@ -344,7 +344,7 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
     train(wanted, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "whole")
     take_step = Trainer.take_step
 
-    def stop_here(self: Trainer, step: int) -> dict:
+    def stop_here(self: Trainer, step: int) -> dict[str, Any]:
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return take_step(self, step)
@@ -387,7 +387,7 @@ def test_each_update_of_a_step_is_one_of_the_optimizer(
 
 
 def test_divergence_in_a_later_update_is_recorded(
-    tmp_path: Path, tiny_toy: Path, toy_sets: dict, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from softtok.training import optimizer
 
@@ -399,7 +399,7 @@ def test_divergence_in_a_later_update_is_recorded(
 
 
 def test_only_checkpoints_in_the_range_compete(
-    tmp_path: Path, tiny_toy: Path, toy_sets: dict, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for steps, best in (([3, 5], (4, 20.0)), ([4, 6], (6, 30.0)), ([2, 4], (2, 90.0)), (None, (2, 90.0))):
         scores = iter([95.0, 90.0, 20.0, 30.0])  # the base, then steps 2, 4 and 6

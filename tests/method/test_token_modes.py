@@ -9,6 +9,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -458,7 +459,7 @@ def test_gumbel_noise_has_one_spelling() -> None:
 
 
 @pytest.mark.parametrize("name", ["hidden", "logits-top", "gumbel"])
-def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
+def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]) -> None:
     """Two steps with save and stop between them equal two steps; the checkpoint keeps the base's RMS, with which other
     modes are tested.
     """
@@ -479,11 +480,11 @@ def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: P
     assert noise_rms(base.lm, checkpoint, [HIDDEN], [])["hidden"] == checkpoint["state_rms"]["hidden"]
 
 
-def read_lines(run: Path) -> list[dict]:
+def read_lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_mode_is_evaluated(tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
+def test_every_mode_is_evaluated(tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]) -> None:
     """On a base, which has no units of its own yet; a mode's shard is not made again."""
     base_run(base_spec(toy_model()), tiny_toy, tmp_path / "run")
     modes = MODES | {
