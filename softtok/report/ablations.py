@@ -11,30 +11,15 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from softtok.config.schema import TokenMode, TrainingSettings
-from softtok.report.palette import MOST_LINES, MUTED, PAPER, SERIES
-from softtok.report.panels import (
-    BAND,
-    LineEnd,
-    Plot,
-    at,
-    axes_phrase,
-    label_ends,
-    legend,
-    panel_grid,
-    percent_limits,
-    runs_phrase,
-    share_percents,
-    subject,
-    value_range,
-)
+from softtok.report import panels
+from softtok.report.palette import BASE_DASHES, MOST_LINES, PAPER, SERIES
+from softtok.report.panels import BAND, BANDS, BARS, Panel, Plot, draw, key, of_pair, runs_phrase, seed_counts, subject
 from softtok.report.study import Family, Study
 
 WIDEST = 4.0  # inches, of panels side by side
@@ -58,21 +43,12 @@ class Varied(NamedTuple):
         return all(isinstance(value, (int, float)) for value in self.values.values())
 
 
-class Panel(NamedTuple):
-    """What one panel shows: runs on a test set, in a family of inference modes (`inference`: its name)."""
-
-    model: str
-    train_set: str
-    test_set: str
-    inference: str
-    family: Family
-    varied: Varied
-
-
 def ablation_plans(study: Study, passes: pd.DataFrame) -> Iterator[Callable[[], Plot]]:
-    """One figure per (model, train set) whose training modes differ as `find_varied` says, of the inference families
-    with samples in which at least half of them were tested, or too many for lines. `passes` has mean, min and max of
-    pass@k by `Row`, test set, inference mode and k."""
+    """Yields one figure per (model, train set) whose training modes differ as `find_varied` says.
+
+    It shows the inference families with samples in which at least half of the modes were tested, or too many for lines.
+    `passes` are the tidy metrics of pass@k.
+    """
     for model, train_set in study.pairs():
         varied = find_varied(study, model, train_set)
         tested = tested_modes(study, model, train_set, passes)
@@ -83,13 +59,13 @@ def ablation_plans(study: Study, passes: pd.DataFrame) -> Iterator[Callable[[], 
 
 
 def headline(study: Study, passes: pd.DataFrame) -> Plot:
-    """Hard inference by training mode, for studies with too many of them for lines over k."""
-    hard = {name: family for name, family in study.families().items() if family == study.hard_family()}
-    panels = [
-        Panel(model, train_set, test_set, *family, by_name(modes_of(study, model, train_set)))
-        for (model, train_set), test_set, family in product(study.pairs(), study.test_sets, hard.items())
+    """Draws hard inference by training mode, for studies with too many of them for lines over k."""
+    name = next(name for name, family in study.families().items() if family == study.hard_family())
+    drawn = [
+        Panel(*pair, test_set, name, study.hard_family()) for pair, test_set in product(study.pairs(), study.test_sets)
     ]
-    figure, caption = _figure(study, panels, len(study.test_sets), passes, passes["size"])
+    varied = {pair: by_name(modes_of(study, *pair)) for pair in study.pairs()}
+    figure, caption = _figure(study, drawn, len(study.test_sets), varied, passes)
     return Plot("pass-at-k-hard", "headline", "Hard inference by training mode", caption, figure)
 
 
@@ -98,14 +74,10 @@ def modes_of(study: Study, model: str, train_set: str) -> list[str]:
 
 
 def tested_modes(study: Study, model: str, train_set: str, passes: pd.DataFrame) -> dict[str, int]:
-    """How many training modes were tested in each inference family with samples."""
-    places = {(*index[:3], index[4]) for index in passes.index}
-    modes = [mode for mode in modes_of(study, model, train_set) if mode != "base"]
-    return {
-        name: sum((model, train_set, mode, family.sample) in places for mode in modes)
-        for name, family in study.families().items()
-        if family.sample
-    }
+    """Returns how many training modes were tested in each inference family with samples."""
+    cells = of_pair(passes, model, train_set)
+    tested = cells[cells["training_mode"] != "base"].groupby("inference_mode")["training_mode"].nunique()
+    return {name: int(tested.get(family.sample, 0)) for name, family in study.families().items() if family.sample}
 
 
 def by_name(modes: Iterable[str]) -> Varied:
@@ -145,13 +117,10 @@ def _settings(study: Study, model: str, train_set: str, mode: str) -> dict[str, 
 def _draw(
     study: Study, model: str, train_set: str, varied: Varied, families: Mapping[str, Family], passes: pd.DataFrame
 ) -> Plot:
-    panels = [
-        Panel(model, train_set, test_set, name, family, varied)
-        for test_set, (name, family) in product(study.test_sets, families.items())
-    ]
-    rows = study.rows_of(model, train_set)
-    seeds = passes["size"][[index[:3] in rows for index in passes.index]]
-    figure, caption = _figure(study, panels, len(families), passes, seeds)
+    sets = product(study.test_sets, families.items())
+    drawn = [Panel(model, train_set, test_set, name, family) for test_set, (name, family) in sets]
+    cells = of_pair(passes, model, train_set)
+    figure, caption = _figure(study, drawn, len(families), {(model, train_set): varied}, cells)
     return Plot(f"ablation--{model}--{train_set}", "modes", title(varied, model, train_set), caption, figure)
 
 
@@ -167,54 +136,49 @@ def title_by_mode(study: Study, model: str, train_set: str) -> str:
 
 
 def _figure(
-    study: Study, drawn: Sequence[Panel], columns: int, passes: pd.DataFrame, seeds: pd.Series
+    study: Study, drawn: Sequence[Panel], columns: int, varied: Mapping[tuple[str, str], Varied], passes: pd.DataFrame
 ) -> tuple[Figure, str]:
-    """The panels, so many side by side if they are narrow enough, and their caption; `seeds` is what `runs_phrase`
-    takes."""
-    varied = drawn[0].varied  # panels of one figure are all over a number, or all over modes
-    families = dict.fromkeys(panel.family for panel in drawn)
-    names = [name for family in families for name, *_ in _measures(study, family)]
-    most = max(len(panel.varied.values) for panel in drawn)
-    width = 3.1 if varied.numeric else max(3.1, 0.3 * most)
+    """Returns the panels, so many side by side if they are narrow enough, and their caption.
+
+    `varied` has the setting of each (model, train set): one number in all of them, or in all of them the modes.
+    """
+    first, most = next(iter(varied.values())), max(len(of_pair.values) for of_pair in varied.values())
+    names = [name for panel in drawn for name, *_ in _measures(study, panel.family)]
+    width = 3.1 if first.numeric else max(3.1, 0.3 * most)
     columns = columns if width <= WIDEST else 1
-    sharey = "row" if len({panel.test_set for panel in drawn[:columns]}) == 1 else False
-    figure, panels = panel_grid(len(drawn) // columns, columns, width, 2.9, names, sharey=sharey)
-    several = len({panel[:2] for panel in drawn}) > 1
-    ends = {}
-    for axes, panel in zip(panels.flat, drawn, strict=True):
-        ends[axes] = _panel(axes, study, panel, passes)
-        where = f"\n{subject(panel.model, panel.train_set)}" if several else ""
-        axes.set_title(f"{panel.test_set}, {panel.inference} inference{where}")
-        axes.set_visible(axes.has_data())
-        percent_limits(axes)
-    for line in panels:
-        share_percents(line)
-        line[0].set_ylabel("problems solved (%)")
-    if varied.numeric:
-        for axes in panels[-1]:
-            axes.set_xlabel(WORDS.get(varied.setting, f"{varied.setting} in training"))
-    based = any(row.training_mode == "base" for row in study.rows)
-    spread = any(seeds > 1)
-    base = Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (3, 2)), label="base")
-    mean = Line2D([], [], color=MUTED, marker="o", markersize=4, label="mean over seeds")
-    mean.set_linestyle("-" if varied.numeric else "none")
-    bar = Line2D([], [], color=MUTED, marker="|", markersize=9, markeredgewidth=1.3, linestyle="none")
-    bar.set_label(BAND.get_label())
-    legend(figure, mean, *[base] * based, *[BAND if varied.numeric else bar] * spread)
-    label_ends(figure, ends)
-    samples = value_range(study.samples(str(family.sample)) for family in families)
-    greedy = "pass@1 of greedy CoTs, and " if any(family.greedy for family in families) else ""
+    lines = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+    xlabel = WORDS.get(first.setting, f"{first.setting} in training") if first.numeric else ""
+
+    def draw_panel(axes: Axes, panel: Panel) -> None:
+        _panel(axes, study, panel, varied[panel[:2]], panel.cells(passes))
+
+    figure, grid = panels.pass_panels(lines, (width, 2.9), names, xlabel, draw_panel)
+    based, spread = any(row.training_mode == "base" for row in study.rows), any(seed_counts(passes) > 1)
+    bar = key(str(BAND.get_label()), marker="|", markersize=9, markeredgewidth=1.3, linestyle="none")
+    panels.explain(
+        figure,
+        key("mean over seeds", marker="o", markersize=4, linestyle="-" if first.numeric else "none", linewidth=1.5),
+        *[key("base", linewidth=1.1, linestyle=BASE_DASHES)] * based,
+        *[BAND if first.numeric else bar] * spread,
+    )
     words = [
-        f"Every point is a training mode: {greedy}pass@1 and pass@k of sampled ones ({samples} samples per problem), "
-        "mean over seeds.",
-        f"{'Bands' if varied.numeric else 'Bars'} run from the lowest to the highest seed." if spread else "",
+        _points(study, drawn),
+        f"{'Bands' if first.numeric else 'Bars'} run from the lowest to the highest seed." if spread else "",
         "Dashed: the untouched base." if based else "",
         "Colours are measures here, not modes.",
         f"Lines over k are drawn for up to {MOST_LINES} training modes." if most > MOST_LINES else "",
-        runs_phrase(seeds),
-        axes_phrase(panels),
+        runs_phrase(seed_counts(passes)),
+        panels.axes_phrase(grid),
     ]
     return figure, " ".join(filter(None, words))
+
+
+def _points(study: Study, drawn: Sequence[Panel]) -> str:
+    """Says what a point is, for captions."""
+    samples = panels.value_range(study.samples(str(panel.family.sample)) for panel in drawn)
+    greedy = "pass@1 of greedy CoTs, and " if any(panel.family.greedy for panel in drawn) else ""
+    measures = f"{greedy}pass@1 and pass@k of sampled ones ({samples} samples per problem)"
+    return f"Every point is a training mode: {measures}, mean over seeds."
 
 
 def _measures(study: Study, family: Family) -> list[tuple[str, str, int, tuple[str, str, float]]]:
@@ -226,32 +190,19 @@ def _measures(study: Study, family: Family) -> list[tuple[str, str, int, tuple[s
     return found
 
 
-def _panel(axes: Axes, study: Study, panel: Panel, passes: pd.DataFrame) -> list[LineEnd]:
-    """Each measure over the setting's values; returns the line ends."""
-    model, train_set, test_set, _, family, varied = panel
-    ends = []
-    numbers = [float(value) for value in varied.values.values()] if varied.numeric else range(len(varied.values))
-    places = dict(zip(varied.values, map(float, numbers), strict=True))
-    for label, mode, k, (colour, marker, size) in _measures(study, family):
-        points = []
-        for name, x in places.items():
-            found = at(passes, (model, train_set, name, test_set, mode))
-            if found is not None and k in found.index:
-                points.append((x, *found.loc[k, ["mean", "min", "max"]]))
-        if points:
-            x, mean, low, high = np.array(points, dtype=float).T
-            if varied.numeric:
-                axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-            else:
-                axes.vlines(x, low, high, color=colour, linewidth=1.3)
-            axes.plot(
-                x, mean, color=colour, linestyle="-" if varied.numeric else "none", linewidth=1.8, marker=marker,
-                markersize=size, markeredgecolor=PAPER, markeredgewidth=0.8,
-            )  # fmt: skip
-            ends.append(LineEnd(label, colour, x[-1], mean[-1]))
-        base = at(passes, (model, "none", "base", test_set, mode))
-        if base is not None and k in base.index:
-            axes.axhline(base["mean"][k], color=colour, linewidth=1.1, linestyle=(0, (3, 2)), zorder=1)
+def _panel(axes: Axes, study: Study, panel: Panel, varied: Varied, cells: pd.DataFrame) -> None:
+    """Draws each measure over the setting's values."""
+    places = {mode: float(value) if varied.numeric else at for at, (mode, value) in enumerate(varied.values.items())}
+    cells = cells.assign(place=cells["training_mode"].map(places))
+    look = BANDS if varied.numeric else BARS
+    for label, mode, k, (colour, marker, size) in _measures(study, panel.family):
+        measured = cells[(cells["inference_mode"] == mode) & (cells["k"] == k)]
+        draw(
+            axes, measured.dropna(subset="place"), "place", label=label, color=colour, linewidth=1.8, marker=marker,
+            markersize=size, markeredgecolor=PAPER, markeredgewidth=0.8, **look,
+        )  # fmt: skip
+        for value in measured.loc[measured["training_mode"] == "base", "value"]:
+            axes.axhline(value, color=colour, linewidth=1.1, linestyle=BASE_DASHES, zorder=1)
     if varied.numeric and min(places.values()) > 0 and max(places.values()) >= LOG_RATIO * min(places.values()):
         axes.set_xscale("log")
     axes.set_xticks(
@@ -264,4 +215,3 @@ def _panel(axes: Axes, study: Study, panel: Panel, passes: pd.DataFrame) -> list
             tick.set_horizontalalignment("right")
             tick.set_rotation_mode("anchor")
         axes.set_xlim(-0.6, len(places) - 0.4)
-    return ends

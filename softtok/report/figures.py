@@ -1,99 +1,118 @@
-"""Figures of a study: pass@k curves, training and validation curves, entropy by CoT position. Those of ablations are in
-`ablations.py`.
+"""Figures of a study: pass@k curves, training and validation curves, entropy by CoT position.
 
-Lines are means over seeds, bands run from the lowest to the highest seed: what was seen, where a t interval over three
-seeds would mostly be wide. The name of a training mode stands at the end of its line. Files are deterministic: equal
-numbers give equal bytes. No state of matplotlib is changed for others.
+Those of ablations are in `ablations.py`. Lines are means over seeds. Bands run from the lowest to the highest seed:
+what was seen, where a t interval over three seeds would mostly be wide. The name of a training mode stands at the end
+of its line. Files are deterministic: equal numbers give equal bytes. No setting of matplotlib is changed for others.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from softtok.report import panels
 from softtok.report.ablations import ablation_plans, headline, modes_of, tested_modes, title_by_mode
-from softtok.report.metrics import merge_profiles
 from softtok.report.palette import MOST_LINES, MUTED, Look, looks
 from softtok.report.panels import (
     BAND,
+    BANDS,
+    BARS,
     STYLE,
-    LineEnd,
+    Panel,
     Plot,
-    at,
-    axes_phrase,
-    label_ends,
-    legend,
-    panel_grid,
-    percent_limits,
+    draw,
+    key,
+    of_pair,
     runs_phrase,
-    share_percents,
+    seed_counts,
     subject,
-    value_range,
 )
-from softtok.report.study import Family, Row, Study
+from softtok.report.study import Family, Study
 from softtok.storage import files as state
 
 T = TypeVar("T")
+Pair = tuple[str, str]  # model, train set
+Plans = Iterator[Callable[[], Plot]]
 ACROSS = 4  # inference families side by side; more go on in the next line
 GUTTER = 1.6  # doublings of k that the greedy markers share, side by side left of k = 1
-NARROWEST, DIGIT = 160, 5.5  # points: a panel's width, at the least, and a digit's below it
+NARROWEST, DIGIT = 160, 5.7  # points: a panel's width, at the least, and a digit's below it
 TRAINING_POINTS = 40  # of a training curve: single steps are too noisy to read
 ENTROPY_POINTS = 128
 LEAST_SHARE = 0.1  # of generations still in their CoT, below which an entropy profile is not drawn
+QUANTITIES = {
+    "reward": "reward in training (mean per step)",
+    "validation": "greedy validation accuracy (%)",
+    "cot_tokens": "CoT tokens in training (mean)",
+    "entropy": "entropy of CoT tokens in training (nats)",
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the figures of a study draw: tidy frames with one line per run and measured value, and how modes look."""
+
+    study: Study
+    passes: pd.DataFrame  # the metrics of pass@k
+    entropy: pd.DataFrame  # the metrics of entropy
+    training: pd.DataFrame
+    looks: Mapping[str, Look]
+
+    def shown(self, modes: Iterable[str]) -> dict[str, Look]:
+        return {mode: self.looks[mode] for mode in modes}
 
 
 def draw_all(study: Study, metrics: pd.DataFrame, training: pd.DataFrame) -> Iterator[Plot]:
-    """Every figure that the study has numbers for, one after another, so that only one need be in memory. `metrics` and
-    `training` are those of `collect.Results`."""
-    for draw in _plans(study, metrics, training):
+    """Yields every figure that the study has numbers for, one after another, so that only one need be in memory.
+
+    `metrics` and `training` are those of `collect.Results`.
+    """
+    passes, entropy = (metrics[metrics["metric"] == name] for name in ("pass@k", "entropy"))
+    style = looks(row.training_mode for row in study.rows)
+    numbers = Numbers(study, passes.astype({"k": int}), entropy.astype({"index": int}), training, style)
+    for plan in (*_pass_plans(numbers), *_training_plans(numbers), *_entropy_plans(numbers)):
         with matplotlib.rc_context(STYLE):
-            plot = draw()
+            plot = plan()
         yield plot
 
 
-def _plans(study: Study, metrics: pd.DataFrame, training: pd.DataFrame) -> Iterator[Callable[[], Plot]]:
-    style = looks(row.training_mode for row in study.rows)
-    passes = (
-        metrics[metrics["metric"] == "pass@k"]
-        .groupby([*Row._fields, "test_set", "inference_mode", "k"])["value"]
-        .agg(["mean", "min", "max", "size"])
-    )
-    profiles = metrics[metrics["metric"] == "entropy"]
+def _pass_plans(numbers: Numbers) -> Plans:
+    study, passes = numbers.study, numbers.passes
     tested = {pair: tested_modes(study, *pair, passes) for pair in study.pairs()}
     crowded = {pair: [name for name, modes in of.items() if modes > MOST_LINES] for pair, of in tested.items()}
     hard = study.hard_family()
     if hard.sample and study.test_sets:
         many = any(study.families()[name] == hard for names in crowded.values() for name in names)
-        yield partial(headline, study, passes) if many else partial(_hard_passes, study, passes, style)
+        yield partial(headline, study, passes) if many else partial(_hard_passes, numbers)
     for pair in study.pairs():
         if study.test_sets and len(tested[pair]) > len(crowded[pair]):
-            yield partial(_all_passes, study, *pair, crowded[pair], passes, style)
+            yield partial(_all_passes, numbers, pair, crowded[pair])
     yield from ablation_plans(study, passes)
-    for model, train_set in study.pairs():
-        runs = training[(training["model"] == model) & (training["train_set"] == train_set)]
-        if len(runs):
-            for part in _parts(study, model, train_set):
-                yield partial(_training, model, train_set, part, runs, style)
-    for model, train_set in study.pairs():
-        of_pair = profiles[(profiles["model"] == model) & profiles["train_set"].isin(["none", train_set])]
-        for test_set in study.test_sets:
-            shown = of_pair[of_pair["test_set"] == test_set]
-            if len(shown):
-                for part in _parts(study, model, train_set):
-                    yield partial(_entropy, study, model, train_set, test_set, part, shown, style)
+
+
+def _training_plans(numbers: Numbers) -> Plans:
+    for pair in numbers.study.pairs():
+        if len(of_pair(numbers.training, *pair)):
+            for part in _parts(numbers.study, *pair):
+                yield partial(_training, numbers, pair, part)
+
+
+def _entropy_plans(numbers: Numbers) -> Plans:
+    for pair, test_set in product(numbers.study.pairs(), numbers.study.test_sets):
+        if test_set in set(of_pair(numbers.entropy, *pair)["test_set"]):
+            for part in _parts(numbers.study, *pair):
+                yield partial(_entropy, numbers, pair, test_set, part)
 
 
 class Part(NamedTuple):
@@ -143,41 +162,24 @@ def save(plot: Plot, folder: Path) -> str:
     return text
 
 
-def _passes_panel(
-    axes: Axes, study: Study, rows: Sequence[Row], test_set: str, family: Family, passes: pd.DataFrame,
-    style: Mapping[str, Look],
-) -> list[LineEnd]:  # fmt: skip
-    """pass@k over k for each row, sampled, with the greedy pass@1 as diamonds left of k = 1; returns the line ends."""
-    ends = []
-    measured: set[int] = set()
-    greedy_too = False
-    for place, row in enumerate(rows):
-        look = style[row.training_mode]
-        curve = at(passes, (*row, test_set, family.sample))
-        if curve is not None:
-            k = curve.index.to_numpy(dtype=float)
-            measured |= set(curve.index)
-            axes.fill_between(k, curve["min"], curve["max"], color=look.colour, alpha=0.16, linewidth=0)
-            axes.plot(k, curve["mean"], linestyle=look.dashes, linewidth=1.9, **look.mark("o", 3))
-            ends.append(LineEnd(row.training_mode, look.colour, k[-1], curve["mean"].iloc[-1]))
-        greedy = at(passes, (*row, test_set, family.greedy))
-        if greedy is not None:
-            greedy_too = True
-            x = 2 ** (-GUTTER * (len(rows) - place) / (len(rows) + 1))
-            mean, low, high = greedy[["mean", "min", "max"]].iloc[0]
-            axes.plot([x, x], [low, high], color=look.colour, linewidth=1.3, zorder=4)
-            axes.plot(x, mean, linestyle="none", zorder=5, **look.mark("D", 6.5, halo=True))
-    ticks = sorted(measured) or [1]
+def _passes_panel(axes: Axes, cells: pd.DataFrame, family: Family, shown: Mapping[str, Look]) -> None:
+    """Draws pass@k over k for each training mode, with the greedy pass@1 as diamonds left of k = 1."""
+    sampled, greedy = (cells[cells["inference_mode"] == mode] for mode in (family.sample, family.greedy))
+    for place, (mode, look) in enumerate(shown.items()):
+        curve, diamond = (of_family[of_family["training_mode"] == mode] for of_family in (sampled, greedy))
+        x = 2 ** (-GUTTER * (len(shown) - place) / (len(shown) + 1))
+        draw(axes, curve, "k", label=mode, linestyle=look.dashes, linewidth=1.9, **look.mark("o", 3), **BANDS)
+        draw(axes, diamond.assign(k=x), "k", **look.mark("D", 6.5, halo=True), **BARS)
+    ticks = sorted(set(sampled["k"])) or [1]
     axes.set_xscale("log", base=2)
     axes.set_xlim(2**-GUTTER, ticks[-1] * 1.06)
     axes.set_xticks(ticks, tick_texts(ticks))
     axes.minorticks_off()
-    if greedy_too:
+    if len(greedy):
         axes.annotate(
             "greedy", xy=(2 ** (-GUTTER / 2), 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -6),
-            textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.5,
+            textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.8,
         )  # fmt: skip
-    return ends
 
 
 def tick_texts(ticks: Sequence[int]) -> list[str]:
@@ -192,213 +194,189 @@ def tick_texts(ticks: Sequence[int]) -> list[str]:
     return texts[::-1]
 
 
-def _finish_passes(
-    figure: Figure, panels: Any, ends: Mapping[Axes, list[LineEnd]], samples: int | str, seeds: pd.Series
-) -> str:
-    """Axes, legend and names of pass@k panels; returns the caption, which explains what is drawn and nothing else.
-    `samples` are those per problem, `seeds` what `runs_phrase` takes."""
-    for axes in panels.flat:
-        axes.set_visible(axes.has_data())  # grid blocks may give runs different test sets
-        percent_limits(axes)
-    for line in panels:
-        share_percents(line)
-    greedy = any(line.get_marker() == "D" for axes in panels.flat for line in axes.lines)
-    several = any(seeds > 1)
+def _passes(
+    numbers: Numbers, lines: Sequence[Sequence[Panel]], size: tuple[float, float], passes: pd.DataFrame
+) -> tuple[Figure, str]:
+    """Returns panels of pass@k over k and their caption, which explains what is drawn and nothing else."""
+    study = numbers.study
+    drawn = [panel for line in lines for panel in line]
+    rows = {panel[:2]: [row.training_mode for row in study.rows_of(*panel[:2])] for panel in drawn}
+
+    def draw_panel(axes: Axes, panel: Panel) -> None:
+        _passes_panel(axes, panel.cells(passes), panel.family, numbers.shown(rows[panel[:2]]))
+
+    names = {mode for modes in rows.values() for mode in modes}
+    figure, grid = panels.pass_panels(lines, size, names, "k (samples per problem)", draw_panel)
+    greedy = any(line.get_marker() == "D" for axes in grid.flat for line in axes.lines)
+    several = any(seed_counts(passes) > 1)
     if not greedy:
-        for axes in panels.flat:
+        for axes in grid.flat:
             axes.set_xlim(left=2**-0.3)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("problems solved (%)")
-    for axes in panels[-1]:
-        axes.set_xlabel("k (samples per problem)")
-    legend(
+    panels.explain(
         figure,
-        Line2D([], [], color=MUTED, marker="o", markersize=3, linewidth=1.9, label="sampled: pass@k"),
-        *[Line2D([], [], color=MUTED, marker="D", markersize=6, linestyle="none", label="greedy: pass@1")] * greedy,
+        key("sampled: pass@k", marker="o", markersize=3, linewidth=1.9),
+        *[key("greedy: pass@1", marker="D", markersize=6, linestyle="none")] * greedy,
         *[BAND] * several,
     )
-    label_ends(figure, ends)
+    samples = panels.value_range(study.samples(str(panel.family.sample)) for panel in drawn)
     words = [
         f"Lines: pass@k of sampled CoTs, estimated without bias from {samples} samples per problem, mean over seeds.",
         "Diamonds: greedy pass@1, side by side." if greedy else "",
         f"Bands{' and bars' if greedy else ''} run from the lowest to the highest seed." if several else "",
-        runs_phrase(seeds),
-        axes_phrase(panels),
+        runs_phrase(seed_counts(passes)),
+        panels.axes_phrase(grid),
     ]
-    return " ".join(filter(None, words))
+    return figure, " ".join(filter(None, words))
 
 
-def _hard_passes(study: Study, passes: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
-    family, pairs = study.hard_family(), study.pairs()
-    names = dict.fromkeys(row.training_mode for row in study.rows)
-    figure, panels = panel_grid(len(pairs), len(study.test_sets), 4.4, 3.5, names)
-    ends = {}
-    for line, (model, train_set) in zip(panels, pairs, strict=True):
-        where = "" if len(pairs) == 1 else f"\n{subject(model, train_set)}"
-        for axes, test_set in zip(line, study.test_sets, strict=True):
-            ends[axes] = _passes_panel(axes, study, study.rows_of(model, train_set), test_set, family, passes, style)
-            axes.set_title(f"{test_set}, hard inference{where}")
-    caption = _finish_passes(figure, panels, ends, study.samples(str(family.sample)), passes["size"])
+def _hard_passes(numbers: Numbers) -> Plot:
+    study = numbers.study
+    lines = [
+        [Panel(*pair, test_set, "hard", study.hard_family()) for test_set in study.test_sets] for pair in study.pairs()
+    ]
+    figure, caption = _passes(numbers, lines, (4.4, 3.5), numbers.passes)
     return Plot("pass-at-k-hard", "headline", "pass@k under hard inference", caption, figure)
 
 
-def _all_passes(
-    study: Study, model: str, train_set: str, crowded: Sequence[str], passes: pd.DataFrame, style: Mapping[str, Look]
-) -> Plot:
-    """pass@k over k in all families with samples but the `crowded`, which are drawn by training mode alone."""
-    families = {name: family for name, family in study.families().items() if family.sample and name not in crowded}
-    rows = study.rows_of(model, train_set)
-    lines = list(product(study.test_sets, batched(families.items(), ACROSS)))
-    names = [row.training_mode for row in rows]
-    figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.9, names, sharey="row")
-    ends = {}
-    for line, (test_set, part) in zip(panels, lines, strict=True):
-        for axes, (name, family) in zip(line, part, strict=False):
-            ends[axes] = _passes_panel(axes, study, rows, test_set, family, passes, style)
-            axes.set_title(f"{test_set}, {name} inference")
-    samples = value_range(study.samples(str(family.sample)) for family in families.values())
-    seeds = passes["size"][[index[:3] in rows for index in passes.index]]
-    caption = _finish_passes(figure, panels, ends, samples, seeds)
+def _all_passes(numbers: Numbers, pair: Pair, crowded: Sequence[str]) -> Plot:
+    """Draws pass@k over k in all families with samples but the `crowded`, which are drawn by training mode alone."""
+    families = [item for item in numbers.study.families().items() if item[1].sample and item[0] not in crowded]
+    across = product(numbers.study.test_sets, batched(families, ACROSS))
+    lines = [[Panel(*pair, test_set, *item) for item in part] for test_set, part in across]
+    figure, caption = _passes(numbers, lines, (3.1, 2.9), of_pair(numbers.passes, *pair))
     if crowded:
         elsewhere = f"In {', '.join(crowded)} inference, with more than {MOST_LINES} training modes,"
-        caption += f" {elsewhere} see “{title_by_mode(study, model, train_set)}”."
-    title = f"pass@k by inference family: {subject(model, train_set)}"
-    return Plot(f"pass-at-k--{model}--{train_set}", "modes", title, caption, figure)
+        caption += f" {elsewhere} see “{title_by_mode(numbers.study, *pair)}”."
+    title = f"pass@k by inference family: {subject(*pair)}"
+    return Plot(f"pass-at-k--{'--'.join(pair)}", "modes", title, caption, figure)
 
 
 def _binned(frame: pd.DataFrame, value: str, width: int) -> pd.DataFrame:
-    """Mean of `value` over stretches of `width` steps: one row per training_mode, seed and stretch."""
+    """Returns means of `value` over stretches of `width` steps: one line per training_mode, seed and stretch."""
     steps = frame[frame["step"] > 0].dropna(subset=[value])
-    stretch = (steps["step"] - 1) // width
-    means = steps.groupby(["training_mode", "seed", stretch.rename("stretch")])[["step", value]].mean()
-    # The middle of a stretch that a seed ended in would be its own; all seeds share the grid of the full ones.
-    means["step"] = means.index.get_level_values("stretch") * width + (width + 1) / 2
-    return means.reset_index()
+    # The middle of a full stretch, also where a seed ended before: all seeds share one grid.
+    middle = (steps["step"] - 1) // width * width + (width + 1) / 2
+    return steps.groupby(["training_mode", "seed", middle])[value].mean().reset_index()
 
 
-def _training(model: str, train_set: str, part: Part, runs: pd.DataFrame, style: Mapping[str, Look]) -> Plot:
-    figure, panels = panel_grid(2, 2, 4.4, 2.7, part.modes)
-    ends: dict[Axes, list[LineEnd]] = {}
+def _training_panel(axes: Axes, frame: pd.DataFrame, value: str, shown: Mapping[str, Look]) -> None:
+    """Draws a quantity over steps: a thin line per seed, and their mean as far as all seeds go."""
+    axes.update_datalim([(0, extreme) for extreme in frame[value].agg(["min", "max"]).dropna()])
+    for mode, look in shown.items():
+        seeds = frame[frame["training_mode"] == mode]
+        # Where a seed ended early, the mean of the others would jump.
+        shared = seeds.groupby("step")["seed"].transform("nunique") == seeds["seed"].nunique()
+        marks = look.mark("o", 3) if value == "validation" else {"color": look.colour}
+        thin, thick = {"alpha": 0.3, "linewidth": 0.8}, {"linestyle": look.dashes, "linewidth": 2, **marks}
+        draw(axes, seeds, "step", value, units="seed", estimator=None, color=look.colour, **thin)
+        draw(axes, seeds[shared], "step", value, errorbar=None, label=mode, **thick)
+
+
+def _training(numbers: Numbers, pair: Pair, part: Part) -> Plot:
+    runs = of_pair(numbers.training, *pair)
+    figure, grid = panels.panel_grid((2, 2), (4.4, 2.7), part.modes)
     last = max(int(runs["step"].max()), 1)
     width = math.ceil(last / TRAINING_POINTS)
-    quantities = {
-        "reward": "reward in training (mean per step)",
-        "validation": "greedy validation accuracy (%)",
-        "cot_tokens": "CoT tokens in training (mean)",
-        "entropy": "entropy of CoT tokens in training (nats)",
-    }
-    for axes, (value, title) in zip(panels.flat, quantities.items(), strict=True):
-        marker = {"marker": "o", "markersize": 3} if value == "validation" else {}
-        shown = runs if value == "validation" else _binned(runs, value, width)
-        ends[axes] = []
-        axes.update_datalim([(0, extreme) for extreme in shown[value].agg(["min", "max"]).dropna()])
-        for mode in part.modes:
-            colour, dashes = style[mode].colour, style[mode].dashes
-            seeds = shown[shown["training_mode"] == mode].pivot_table(index="step", columns="seed", values=value)
-            for seed in seeds:
-                line = seeds[seed].dropna()
-                axes.plot(line.index, line, color=colour, alpha=0.3, linewidth=0.8)
-            mean = seeds.dropna().mean(axis=1)  # where a seed ended early, the mean of the others would jump
-            if len(mean):
-                axes.plot(mean.index, mean, color=colour, linestyle=dashes, linewidth=2, **marker)
-                ends[axes].append(LineEnd(mode, colour, mean.index[-1], mean.iloc[-1]))
+    for axes, (value, title) in zip(grid.flat, QUANTITIES.items(), strict=True):
+        frame = runs.dropna(subset=[value]) if value == "validation" else _binned(runs, value, width)
+        _training_panel(axes, frame, value, numbers.shown(part.modes))
         axes.set_title(title)
         axes.set_xlim(0, last)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         # Rewards are percents only while the settings say 100 for a right answer.
         if value == "validation" or (value == "reward" and 5 < axes.dataLim.y1 <= 100):
-            percent_limits(axes)
-    for axes in panels[-1]:
+            panels.percent_limits(axes)
+    for axes in grid[-1]:
         axes.set_xlabel("training step")
-    legend(
-        figure,
-        Line2D([], [], color=MUTED, linewidth=2, label="mean over seeds"),
-        Line2D([], [], color=MUTED, linewidth=0.8, alpha=0.6, label="one seed"),
-    )
-    label_ends(figure, ends)
+    thin = key("one seed", linewidth=0.8, alpha=0.6)
+    panels.explain(figure, key("mean over seeds", linewidth=2), thin)
     here = runs[runs["training_mode"].isin(part.modes)]
     caption = (
         "Thick: mean over seeds, as far as all of them go; thin: each seed "
-        f"(n = {value_range(here.groupby('training_mode')['seed'].nunique())}). "
+        f"(n = {panels.value_range(here.groupby('training_mode')['seed'].nunique())}). "
         f"{f'Training quantities are means over {width} steps. ' if width > 1 else ''}"
         "Validation is greedy, in the mode's own CoT without noise, on held-out training problems; step 0 is the base. "
         f"{part.caption}"
     )
-    title = f"Training: {model} on {train_set}{part.words}"
-    return Plot(f"training--{model}--{train_set}{part.suffix}", "training", title, caption.strip(), figure)
+    title = f"Training: {' on '.join(pair)}{part.words}"
+    return Plot(f"training--{'--'.join(pair)}{part.suffix}", "training", title, caption.strip(), figure)
 
 
-def _entropy(
-    study: Study, model: str, train_set: str, test_set: str, part: Part, profiles: pd.DataFrame,
-    style: Mapping[str, Look],
-) -> Plot:  # fmt: skip
-    width = math.ceil((int(profiles["index"].max()) + 1) / ENTROPY_POINTS)
-    grouped = profiles.groupby([*Row._fields, "inference_mode"])
-    curves = {key: _profile(of_key, width) for key, of_key in grouped}
-    # Panels are for what these training modes were tested in; base, tested in everything, comes along.
-    tested = {mode for *_, name, mode in curves if name in part.modes} or {mode for *_, mode in curves}
-    met = {name: [mode if mode in tested else None for mode in of] for name, of in study.families().items()}
-    families = {name: Family(*modes) for name, modes in met.items() if any(modes)}
-    by_slot = [[getattr(family, slot) for family in families.values()] for slot in Family._fields]
-    if len(families) > ACROSS:  # too many for each to have a column of its own
-        by_slot = [[mode for mode in modes if mode] for modes in by_slot]
-    lines = [line for modes in by_slot for line in batched(modes, ACROSS) if any(line)]
-    names = ["base", *part.modes]
-    figure, panels = panel_grid(len(lines), min(len(families), ACROSS), 3.1, 2.5, names, sharex=True, sharey=True)
-    ends: dict[Axes, list[LineEnd]] = {}
-    for x, mean, _, high in curves.values():
-        panels[0, 0].update_datalim([(0, 0), (x[-1], np.nanmax([mean, high]))])  # the same axes in all parts
-    for line, modes in zip(panels, lines, strict=True):
-        line[0].set_ylabel("entropy (nats)")
-        for axes, mode in zip_longest(line, modes):
-            if mode is None:
-                axes.set_visible(False)
-                continue
-            axes.set_title(f"{mode} inference")
-            axes.tick_params(labelbottom=len(families) > ACROSS or axes in panels[-1])
-            ends[axes] = []
-            for row in study.rows_of(model, train_set):
-                if row.training_mode in names and (key := (*row, mode)) in curves:
-                    x, mean, low, high = curves[key]
-                    colour, dashes = style[row.training_mode].colour, style[row.training_mode].dashes
-                    axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-                    axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.7)
-                    if np.isfinite(mean[-1]):
-                        ends[axes].append(LineEnd(row.training_mode, colour, x[-1], mean[-1]))
-    for axes in panels[-1]:
-        axes.set_xlabel("CoT position (tokens)")
-    panels[0, 0].set_xlim(left=0)
-    panels[0, 0].set_ylim(bottom=0)
-    panels[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    here = profiles[profiles["training_mode"].isin(names)]
-    seeds = here.groupby(list(Row._fields))["seed"].nunique()
+def _entropy(numbers: Numbers, pair: Pair, test_set: str, part: Part) -> Plot:
+    cells = of_pair(numbers.entropy, *pair)
+    cells = cells[cells["test_set"] == test_set]
+    width = math.ceil((cells["index"].max() + 1) / ENTROPY_POINTS)
+    seeds = seed_counts(cells[cells["training_mode"].isin(["base", *part.modes])])
     several = any(seeds > 1)
-    legend(figure, Line2D([], [], color=MUTED, linewidth=1.7, label="mean over generations"), *[BAND] * several)
-    label_ends(figure, ends)
+    figure = _entropy_panels(numbers, pair, part, profiles(cells, width))
+    panels.explain(figure, key("mean over generations", linewidth=1.7), *[BAND] * several)
     caption = (
         "Mean entropy of the next-token distribution (temperature 1) at each position, over all generations of all "
         f"seeds that are still in their CoT there; a line ends where fewer than {LEAST_SHARE:.0%} are. "
         f"{f'Points are means over {width} positions. ' if width > 1 else ''}"
         f"{'Bands run from the lowest to the highest seed. ' if several else ''}{runs_phrase(seeds)} {part.caption}"
     )
-    name = f"entropy--{model}--{train_set}--{test_set}{part.suffix}"
-    title = f"Entropy on {test_set}: {subject(model, train_set)}{part.words}"
+    name = f"entropy--{'--'.join(pair)}--{test_set}{part.suffix}"
+    title = f"Entropy on {test_set}: {subject(*pair)}{part.words}"
     return Plot(name, "entropy", title, caption.strip(), figure)
 
 
-def _profile(seeds: pd.DataFrame, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One mode's profiles of several seeds, in bins of `width` positions: middle, mean, lowest seed, highest seed."""
-    binned = seeds.assign(bin=seeds["index"].astype(int) // width)
-    index, mean, count = merge_profiles(binned["bin"], binned["value"], binned["n_samples"])
-    few = count < LEAST_SHARE * count[0]
-    kept = index[: int(np.argmax(few)) if few.any() else len(few)]
-    single = pd.DataFrame(
-        {
-            seed: pd.Series(values, index=places)
-            for seed, of_seed in binned.groupby("seed")
-            for places, values, _ in [merge_profiles(of_seed["bin"], of_seed["value"], of_seed["n_samples"])]
-        }
-    ).reindex(kept)
-    middle = kept * width + (width - 1) / 2
-    return middle, mean[: len(kept)], single.min(axis=1).to_numpy(), single.max(axis=1).to_numpy()
+def _entropy_panels(numbers: Numbers, pair: Pair, part: Part, curves: pd.DataFrame) -> Figure:
+    """Draws a panel for each inference mode that these training modes were tested in; `curves` are `profiles`."""
+    names, of_part = ["base", *part.modes], curves["training_mode"].isin(part.modes)
+    # base, tested in everything, comes along.
+    lines = _entropy_lines(numbers.study, set(curves["inference_mode"][of_part]) or set(curves["inference_mode"]))
+    shape = (len(lines), max(map(len, lines)))
+    figure, grid = panels.panel_grid(shape, (3.1, 2.5), names, sharex=True, sharey=True)
+    grid[0, 0].update_datalim([(0, 0), (curves["position"].max(), curves["high"].max())])  # the same in all parts
+    shown = numbers.shown(row.training_mode for row in numbers.study.rows_of(*pair) if row.training_mode in names)
+    for row, modes, below in zip(grid, lines, [*lines[1:], ()], strict=True):
+        row[0].set_ylabel("entropy (nats)")
+        for axes, mode, next_mode in zip_longest(row, modes, below):
+            axes.set_visible(mode is not None)
+            axes.set_title(f"{mode} inference")
+            axes.tick_params(labelbottom=next_mode is None)
+            axes.set_xlabel("" if next_mode else "CoT position (tokens)")
+            _entropy_panel(axes, curves[curves["inference_mode"] == mode], shown)
+    grid[0, 0].set_xlim(left=0)
+    grid[0, 0].set_ylim(bottom=0)
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    return figure
+
+
+def _entropy_lines(study: Study, tested: Collection[str]) -> list[tuple[str | None, ...]]:
+    """Returns the modes of each line of panels: greedy above sampled, a family in a column if all families fit."""
+    slots = [[mode if mode in tested else None for mode in family] for family in study.families().values()]
+    by_slot: list[list[str | None]] = [list(modes) for modes in zip(*filter(any, slots), strict=True)]
+    if len(by_slot[0]) > ACROSS:
+        by_slot = [[mode for mode in modes if mode] for modes in by_slot]
+    return [line for modes in by_slot for line in batched(modes, ACROSS) if any(line)]
+
+
+def _entropy_panel(axes: Axes, curves: pd.DataFrame, shown: Mapping[str, Look]) -> None:
+    for mode, look in shown.items():
+        curve = curves[curves["training_mode"] == mode]
+        if len(curve):
+            axes.fill_between(curve["position"], curve["low"], curve["high"], color=look.colour, **BANDS["err_kws"])
+            axes.plot(
+                curve["position"], curve["value"], label=mode, color=look.colour, linestyle=look.dashes, linewidth=1.7
+            )
+
+
+def profiles(entropy: pd.DataFrame, width: int) -> pd.DataFrame:
+    """Returns entropy by training_mode, inference_mode and position, in bins of `width` positions.
+
+    `value` is the mean over generations, so that seeds weigh as much as they have generations left (seaborn draws such
+    means without their range); `low` and `high` are the lowest and the highest seed. `position` is a bin's middle. A
+    profile ends where fewer than `LEAST_SHARE` of the generations are left.
+    """
+    curve, at = ["training_mode", "inference_mode"], ["training_mode", "inference_mode", "position"]
+    position = entropy["index"] // width * width + (width - 1) / 2
+    weighted = entropy.assign(position=position, total=entropy["value"] * entropy["n_samples"])
+    seeds = weighted[weighted["n_samples"] > 0].groupby([*at, "seed"])[["total", "n_samples"]].sum().astype(float)
+    of_seed, all_seeds = (seeds["total"] / seeds["n_samples"]).groupby(at), seeds.groupby(at).sum()
+    left = all_seeds["n_samples"]
+    ended = (left < LEAST_SHARE * left.groupby(curve).transform("first")).groupby(curve).cummax()
+    means = all_seeds["total"] / left
+    return pd.DataFrame({"value": means, "low": of_seed.min(), "high": of_seed.max()})[~ended].reset_index()

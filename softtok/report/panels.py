@@ -1,38 +1,50 @@
-"""Building blocks of figures: their style, a grid of panels, the names at the ends of lines, words of captions."""
+"""Building blocks of figures: style, panels, curves over seeds, names at line ends, words of captions.
+
+seaborn takes the lines of the tidy metrics that a curve shows, aggregates over seeds and draws line, band or bars. Its
+FacetGrid is not used: it opens its figure in pyplot, whose backend may want a display, and its tight layout leaves no
+room for the names at line ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from softtok.report.palette import GRID, INK, MUTED, PAPER
+from softtok.report.study import Family, Row
 
 NEAR_ZERO = 0.25  # of an axis of percents: starts below this share of its end are moved to 0
 FLATTEST = 2  # times its own range: the longest axis that a panel may get from those beside it
 LABEL_GAP = 11.5  # points between the names at the ends of lines
-STYLE: dict[Any, Any] = {  # Any: matplotlib's stubs list every setting by name
+NAMES: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "verticalalignment": "center"}
+STYLE: dict[Any, Any] = seaborn.plotting_context("paper") | {  # Any: matplotlib's stubs list every setting by name
     "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
-    "font.family": ["DejaVu Sans"], "font.size": 9,
     "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
-    "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
+    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8, "font.family": ["DejaVu Sans"],
     "axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True,
-    "xtick.major.width": 0.8, "ytick.major.width": 0.0, "ytick.major.size": 0.0,
-    "svg.fonttype": "none",
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True,
+    "xtick.major.width": 0.8, "xtick.major.size": 3.5, "ytick.major.size": 0, "svg.fonttype": "none",
+}  # fmt: skip
+# What seaborn draws of several seeds beside their mean: a band, or bars below marks without a line.
+BANDS: dict[str, Any] = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.16, "linewidth": 0}}
+BARS: dict[str, Any] = {
+    "errorbar": ("pi", 100), "err_style": "bars", "err_kws": {"elinewidth": 1.3, "zorder": 4},
+    "linestyle": "none", "zorder": 5,
 }  # fmt: skip
 
 
@@ -47,12 +59,28 @@ class Plot:
     figure: Figure
 
 
+class Panel(NamedTuple):
+    """What one panel shows of pass@k: a model and train set, tested on a set in a family of inference modes."""
+
+    model: str
+    train_set: str
+    test_set: str
+    inference: str  # the family's name
+    family: Family
+
+    def cells(self, passes: pd.DataFrame) -> pd.DataFrame:
+        """Returns the panel's lines of the tidy metrics of pass@k, of all inference modes."""
+        return of_pair(passes, self.model, self.train_set).loc[lambda cells: cells["test_set"] == self.test_set]
+
+
 def panel_grid(
-    rows: int, columns: int, width: float, height: float, names: Iterable[str], **shared: Any
+    shape: tuple[int, int], size: tuple[float, float], names: Iterable[str], **shared: Any
 ) -> tuple[Figure, Any]:
-    """A figure of `rows` x `columns` panels, each of the given size in inches (or higher) and with room for `names` at
-    its right, and its axes (two-dimensional)."""
-    names = list(names)
+    """Returns a figure of lines x columns panels and its axes (two-dimensional).
+
+    Each panel has the given width and height in inches (or is higher) and room for `names` at its right.
+    """
+    (rows, columns), (width, height), names = shape, size, list(names)
     height = max(height, 0.9 + LABEL_GAP / 72 * len(names))
     width += 0.09 * max(len(name) for name in names)
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.04, hspace=0.05)
@@ -61,33 +89,62 @@ def panel_grid(
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-@dataclass
-class LineEnd:
-    """Where a line ends, and the name to write there."""
+def draw(axes: Axes, frame: pd.DataFrame, x: str, y: str = "value", **settings: Any) -> None:
+    """Draws column `y` of a tidy frame over column `x` as one line or set of marks, with seaborn.lineplot's settings.
 
-    name: str
-    colour: str
-    x: float
-    y: float
+    A line that is given a label gets it as its name from `label_ends`. An empty frame draws nothing.
+    """
+    if len(frame):
+        seaborn.lineplot(frame, x=x, y=y, ax=axes, legend=False, **settings)
+        axes.set(xlabel="", ylabel="")  # seaborn writes the names of the columns
 
 
-def label_ends(figure: Figure, ends: Mapping[Axes, list[LineEnd]]) -> None:
-    """Writes each line's name right of its panel, as near to the height of its end as the other names allow."""
-    font: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "verticalalignment": "center"}
-    notes = {
-        axes: [axes.text(1.05, 0, end.name, color=end.colour, transform=axes.transAxes, **font) for end in panel]
-        for axes, panel in ends.items()
+def pass_panels(
+    lines: Sequence[Sequence[Panel]], size: tuple[float, float], names: Iterable[str], xlabel: str,
+    draw_panel: Callable[[Axes, Panel], None],
+) -> tuple[Figure, Any]:  # fmt: skip
+    """Returns a figure of pass@k, each panel drawn by `draw_panel`, with titles and axes; and its axes."""
+    one_set = all(len({panel.test_set for panel in line}) == 1 for line in lines)
+    shape = (len(lines), max(map(len, lines)))
+    figure, grid = panel_grid(shape, size, names, sharey="row" if one_set else False)
+    several = len({panel[:2] for line in lines for panel in line}) > 1
+    for row, line in zip(grid, lines, strict=True):
+        for axes, panel in zip(row, line, strict=False):
+            draw_panel(axes, panel)
+            where = f"\n{subject(panel.model, panel.train_set)}" if several else ""
+            axes.set_title(f"{panel.test_set}, {panel.inference} inference{where}")
+        for axes in row:
+            axes.set_visible(axes.has_data())  # grid blocks may give runs different test sets
+            percent_limits(axes)
+        share_percents(row)
+        row[0].set_ylabel("problems solved (%)")
+    for axes in grid[-1]:
+        axes.set_xlabel(xlabel)
+    return figure, grid
+
+
+def label_ends(figure: Figure) -> None:
+    """Writes each line's label right of its panel, as near to the height of its end as the other names allow."""
+    named: dict[Axes, list[tuple[Line2D, Text]]] = {
+        axes: [
+            (line, axes.text(1.05, 0, str(line.get_label()), color=line.get_color(), transform=axes.transAxes, **NAMES))
+            for line in axes.lines
+            if not str(line.get_label()).startswith("_")
+        ]
+        for axes in figure.axes
+        if axes.get_visible()
     }
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # from here on the panels keep their places, with room for the names
-    for axes, panel in ends.items():
+    for axes, lines in named.items():
         to_axes = axes.transData + axes.transAxes.inverted()
-        points = [to_axes.transform((end.x, end.y)) for end in panel]
+        points = [to_axes.transform(np.asarray(line.get_xydata())[-1]) for line, _ in lines]
         height = axes.get_window_extent().height * 72 / figure.dpi
         places = spread([y * height for _, y in points], LABEL_GAP, height)
-        for (x, y), place, note, end in zip(points, places, notes[axes], panel, strict=True):
+        for (x, y), place, (line, note) in zip(points, places, lines, strict=True):
             note.set_y(place / height)
-            leader = Line2D([x + 0.015, 1.04], [y, place / height], color=end.colour, linewidth=0.7, clip_on=False)
+            ends, heights = [x + 0.015, 1.04], [y, place / height]
+            leader = Line2D(ends, heights, color=line.get_color(), linewidth=0.7, clip_on=False)
             leader.set_transform(axes.transAxes)
             axes.add_artist(leader)
 
@@ -104,8 +161,13 @@ def spread(wanted: Sequence[float], gap: float, high: float) -> list[float]:
     return result.tolist()
 
 
-def legend(figure: Figure, *entries: Any) -> None:
-    """Explains the marks above the panels, in one line or in as many columns as the figure has room for."""
+def key(label: str, **look: Any) -> Line2D:
+    """Returns an entry of a legend."""
+    return Line2D([], [], color=MUTED, label=label, **look)
+
+
+def explain(figure: Figure, *entries: Any) -> None:
+    """Draws the legend above the panels, in as many columns as there is room for, and the names at the line ends."""
     for columns in range(len(entries), 0, -1):
         drawn = figure.legend(
             handles=entries, loc="outside upper left", ncols=columns, frameon=False, labelcolor=MUTED,
@@ -113,8 +175,9 @@ def legend(figure: Figure, *entries: Any) -> None:
         )  # fmt: skip
         margins = 2 * drawn.borderaxespad * matplotlib.rcParams["legend.fontsize"] * figure.dpi / 72
         if columns == 1 or drawn.get_window_extent().width + margins <= figure.bbox.width:
-            return
+            break
         drawn.remove()
+    label_ends(figure)
 
 
 BAND = Patch(facecolor=MUTED, alpha=0.2, label="lowest to highest seed")
@@ -154,12 +217,9 @@ def axes_phrase(panels: Any) -> str:
     return " ".join(words)
 
 
-def at(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame | None:
-    """The rows of a many-level index under `key`; None when there are none."""
-    try:
-        return frame.loc[key].sort_index()
-    except KeyError:
-        return None
+def of_pair(frame: pd.DataFrame, model: str, train_set: str) -> pd.DataFrame:
+    """Returns what a tidy frame holds of a model's base and of its training modes on one train set."""
+    return frame[(frame["model"] == model) & frame["train_set"].isin(["none", train_set])]
 
 
 def subject(model: str, train_set: str) -> str:
@@ -171,8 +231,13 @@ def value_range(values: Iterable[int]) -> str:
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
+def seed_counts(frame: pd.DataFrame) -> pd.Series:
+    """Returns the number of seeds of each `Row` on each test set in each inference mode of a tidy frame."""
+    return frame.groupby([*Row._fields, "test_set", "inference_mode"])["seed"].nunique()
+
+
 def runs_phrase(seeds: pd.Series) -> str:
-    """n in words, for captions; `seeds` is indexed by (model, train_set, training_mode, ...)."""
+    """Says n in words, for captions; `seeds` are `seed_counts`."""
     modes = seeds.index.get_level_values("training_mode")
     trained, base = set(seeds[modes != "base"]), set(seeds[modes == "base"])
     words = []
