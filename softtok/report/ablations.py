@@ -143,7 +143,7 @@ def _figure(
     `varied` has the setting of each (model, train set): one number in all of them, or in all of them the modes.
     """
     first, most = next(iter(varied.values())), max(len(of_pair.values) for of_pair in varied.values())
-    names = [name for panel in drawn for name, *_ in _measures(study, panel.family)]
+    names = {name for panel in drawn for name, *_ in _measures(study, panel.family)}
     width = 3.1 if first.numeric else max(3.1, 0.3 * most)
     columns = columns if width <= WIDEST else 1
     lines = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]

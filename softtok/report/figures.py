@@ -47,7 +47,7 @@ Pair = tuple[str, str]  # model, train set
 Plans = Iterator[Callable[[], Plot]]
 ACROSS = 4  # inference families side by side; more go on in the next line
 GUTTER = 1.6  # doublings of k that the greedy markers share, side by side left of k = 1
-NARROWEST, DIGIT = 160, 5.7  # points: a panel's width, at the least, and a digit's below it
+NARROWEST, DIGIT = 160, 5.5  # points: a panel's width, at the least, and a digit's below it
 TRAINING_POINTS = 40  # of a training curve: single steps are too noisy to read
 ENTROPY_POINTS = 128
 LEAST_SHARE = 0.1  # of generations still in their CoT, below which an entropy profile is not drawn
@@ -178,7 +178,7 @@ def _passes_panel(axes: Axes, cells: pd.DataFrame, family: Family, shown: Mappin
     if len(greedy):
         axes.annotate(
             "greedy", xy=(2 ** (-GUTTER / 2), 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -6),
-            textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.8,
+            textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.5,
         )  # fmt: skip
 
 

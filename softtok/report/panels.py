@@ -32,19 +32,21 @@ NEAR_ZERO = 0.25  # of an axis of percents: starts below this share of its end a
 FLATTEST = 2  # times its own range: the longest axis that a panel may get from those beside it
 LABEL_GAP = 11.5  # points between the names at the ends of lines
 NAMES: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "verticalalignment": "center"}
-STYLE: dict[Any, Any] = seaborn.plotting_context("paper") | {  # Any: matplotlib's stubs list every setting by name
+# Any: matplotlib's stubs list every setting by name.
+STYLE: dict[Any, Any] = seaborn.plotting_context("paper", font_scale=0.966) | {
     "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
     "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8, "font.family": ["DejaVu Sans"],
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
     "axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True,
-    "xtick.major.width": 0.8, "xtick.major.size": 3.5, "ytick.major.size": 0, "svg.fonttype": "none",
+    "xtick.major.width": 0.8, "xtick.major.size": 3.5, "ytick.major.size": 0,
+    "font.family": ["DejaVu Sans"], "svg.fonttype": "none",
 }  # fmt: skip
 # What seaborn draws of several seeds beside their mean: a band, or bars below marks without a line.
 BANDS: dict[str, Any] = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.16, "linewidth": 0}}
 BARS: dict[str, Any] = {
     "errorbar": ("pi", 100), "err_style": "bars", "err_kws": {"elinewidth": 1.3, "zorder": 4},
-    "linestyle": "none", "zorder": 5,
+    "linestyle": "none", "zorder": 5, "solid_capstyle": "butt",  # of the bars too: they end at the seeds
 }  # fmt: skip
 
 

@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
+from matplotlib.colors import same_color
 from rich.console import Console
 
 from softtok.errors import UserError
@@ -443,8 +445,13 @@ def test_the_hard_figure_draws_the_means(plots: list[figures.Plot], results: Res
     greedy = of_set[of_set["inference_mode"] == "hard-greedy"]["value"]
     np.testing.assert_allclose(diamond.get_ydata(), [greedy.mean()])
     assert 0 < diamond.get_xdata()[0] < 1
-    (low, high) = next(line.get_ydata() for line in lines if len(line.get_xdata()) == 2 and line.get_zorder() == 4)
-    assert (low, high) == (greedy.min(), greedy.max())
+    of_mode = [drawn for drawn in axes.collections if same_color(drawn.get_edgecolor()[0][:3], colour)]
+    (bar,) = [drawn.get_segments()[0] for drawn in of_mode if isinstance(drawn, LineCollection)]
+    assert bar[:, 1].tolist() == [greedy.min(), greedy.max()]
+    (band,) = [drawn.get_paths()[0].vertices for drawn in of_mode if not isinstance(drawn, LineCollection)]
+    for k, values in sampled:
+        heights = band[band[:, 0] == k, 1]
+        assert (heights.min(), heights.max()) == (values.min(), values.max())
 
 
 def test_a_mean_ends_where_its_first_seed_ends(plots: list[figures.Plot]) -> None:
@@ -484,11 +491,18 @@ def test_entropy_profiles_end_where_few_are_left() -> None:
             "n_samples": [30, 10, 1, 10, 10],
         }
     )
-    x, mean, low, high = figures._profile(seeds, 1)
-    assert x.tolist() == [0, 1]  # one of forty is left at index 2
-    assert mean.tolist() == [1.5, 3.5]
-    assert low.tolist() == [1, 2]
-    assert high.tolist() == [3, 5]
+    curve = figures.profiles(seeds.assign(training_mode="soft", inference_mode="hard-greedy"), 1)
+    assert curve["position"].tolist() == [0, 1]  # one of forty is left at index 2
+    assert curve["value"].tolist() == [1.5, 3.5]
+    assert curve["low"].tolist() == [1, 2]
+    assert curve["high"].tolist() == [3, 5]
+    longer = pd.concat([seeds.assign(training_mode=mode, inference_mode="hard-greedy") for mode in ("a", "b")])
+    longer.loc[(longer["training_mode"] == "b") & (longer["index"] == 2), "n_samples"] = 7
+    binned = figures.profiles(longer, 2)
+    assert binned[["training_mode", "position"]].to_numpy().tolist() == [["a", 0.5], ["b", 0.5], ["b", 2.5]]
+    assert binned["value"].tolist() == pytest.approx([(30 + 20 + 30 + 50) / 60] * 2 + [9.0])
+    assert binned["low"].tolist() == pytest.approx([1.25, 1.25, 9.0])
+    assert binned["high"].tolist() == pytest.approx([4.0, 4.0, 9.0])
 
 
 def simulated(colour: str, deficiency: str) -> np.ndarray:
@@ -791,10 +805,10 @@ def test_a_report_needs_no_torch_and_show_no_pandas(made: Made) -> None:
     code = """
 import json, sys
 from pathlib import Path
-from softtok.report import make_report, show
+from softtok.report.page import make_report, show
 root = Path(sys.argv[1])
 show(root / "results", "demo")
-assert not {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules)
+assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn"} & set(sys.modules)
 make_report(json.loads((root / "spec.json").read_text()), root / "light", root)
 assert "pandas" in sys.modules
 assert not {"torch", "transformers", "math_verify", "sympy", "datasets"} & set(sys.modules)
