@@ -1,4 +1,4 @@
-"""Figures of an ablation: what a setting does that the training modes of a study differ in.
+"""Figures of an ablation: what a setting does in which the training modes of a study differ.
 
 Where it is one number (noise scale, temperature, group size), pass@k is drawn over it; where the modes differ in the
 place of the noise, or are too many for lines to be told apart, over the modes. Other studies have no such figure.
@@ -85,8 +85,11 @@ def by_name(modes: Iterable[str]) -> Varied:
 
 
 def find_varied(study: Study, model: str, train_set: str) -> Varied | None:
-    """What the training modes of one model and train set differ in: one number, else the modes themselves if they
-    differ in the place of the noise or are too many for lines; else None."""
+    """Returns what the training modes of one model and train set differ in.
+
+    That is one number; else the modes themselves, if they differ in the place of the noise or are too many for lines;
+    else None.
+    """
     modes = modes_of(study, model, train_set)
     known = study.config.get("training_modes", {})
     many = len(modes) > MOST_LINES

@@ -1,5 +1,4 @@
-"""What is measured, as pure functions: pass@k, majority votes, spread over seeds, bootstrap over problems, entropy
-profiles.
+"""What is measured, as pure functions: pass@k, majority votes, spread over seeds, bootstrap over problems.
 
 The unit of replication is the training run (a seed), never the problem: `summarise` takes one value per seed. How much
 the choice of test problems moves the value of one run is another question, which `bootstrap_interval` answers.
@@ -11,7 +10,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,19 +115,3 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95, draws: int = 2000
     resampled = np.random.default_rng(seed).multinomial(problems, counts / problems, size=draws)
     low, high = np.quantile(resampled @ distinct / problems, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def merge_profiles(index: ArrayLike, entropy: ArrayLike, count: ArrayLike) -> tuple[NDArray[Any], Floats, Floats]:
-    """Several entropy profiles as one: (index, mean entropy in nats, count), sorted by index, each index once.
-
-    The three arguments are the profiles laid end to end. A mean stands for the `count` generations still in their CoT
-    at that index, so the merged mean is over all generations of all profiles.
-    """
-    positions, weights = np.asarray(index, dtype=np.int64), np.asarray(count, dtype=float)
-    present = weights > 0
-    positions, weights, values = positions[present], weights[present], np.asarray(entropy, dtype=float)[present]
-    kept, place = np.unique(positions, return_inverse=True)
-    totals, sums = np.zeros(len(kept)), np.zeros(len(kept))
-    np.add.at(totals, place, weights)
-    np.add.at(sums, place, weights * values)
-    return kept, sums / totals, totals

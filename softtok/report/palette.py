@@ -1,5 +1,4 @@
-"""Colours of training modes, the same in every figure and table of a study, and how a figure follows the page's dark
-theme."""
+"""Colours of training modes, the same in every figure and table of a study, and the dark theme of figures."""
 
 from __future__ import annotations
 
@@ -60,8 +59,11 @@ class Look:
 
 
 def looks(training_modes: Iterable[str]) -> dict[str, Look]:
-    """Colour, dashes and fill of marks per training mode. Modes that are not the paper's take the colours that those
-    leave, then all colours again with other dashes and another fill, and so on."""
+    """Returns colour, dashes and fill of marks per training mode.
+
+    Modes that are not the paper's take the colours that those leave, then all colours again with other dashes and
+    another fill, and so on.
+    """
     names = dict.fromkeys(training_modes)
     found = {"base": Look(BASE, BASE_DASHES)}
     found |= {mode: Look(colour, "-") for mode, colour in zip(PAPER_MODES, SERIES, strict=False)}
@@ -82,8 +84,10 @@ def themes() -> dict[str, dict[str, str]]:
 
 
 def inline_svg(text: str, name: str) -> str:
-    """The svg element alone, for a page that shows many: its ids get the prefix `name`, and its colours become the
-    page's CSS variables."""
+    """Returns the svg element alone, for a page that shows many.
+
+    Its ids get the prefix `name`, and its colours become the page's CSS variables.
+    """
     svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="|url\(#|href="#', lambda match: f"{match[0]}{name}-", svg)
     for colour, variable in VARIABLES.items():

@@ -186,8 +186,10 @@ BAND = Patch(facecolor=MUTED, alpha=0.2, label="lowest to highest seed")
 
 
 def percent_limits(axes: Axes) -> None:
-    """Keeps a vertical axis of percents within 0 to 100, and from magnifying what hardly differs; one that would start
-    not far above 0 starts there."""
+    """Keeps a vertical axis of percents within 0 to 100, and from magnifying what hardly differs.
+
+    An axis that would start not far above 0 starts there.
+    """
     low, high = axes.get_ylim()
     pad = max(0, 5 - (high - low)) / 2
     high = min(high + pad, 102)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -236,3 +237,48 @@ def test_a_diamond_of_a_second_mode_of_its_colour_is_hollow(tmp_path: Path) -> N
     for shape in "oD":
         faces = [line.get_markerfacecolor() for line in blue if line.get_marker() == shape]
         assert faces == [palette.SERIES[0], palette.PAPER]  # hard, d
+
+
+def test_entropy_profiles_end_where_few_are_left() -> None:
+    seeds = pd.DataFrame(
+        {
+            "seed": [0, 0, 0, 1, 1],
+            "index": [0, 1, 2, 0, 1],
+            "value": [1.0, 2.0, 9.0, 3.0, 5.0],
+            "n_samples": [30, 10, 1, 10, 10],
+        }
+    )
+    curve = figures.profiles(seeds.assign(training_mode="soft", inference_mode="hard-greedy"), 1)
+    assert curve["position"].tolist() == [0, 1]  # one of forty is left at index 2
+    assert curve["value"].tolist() == [1.5, 3.5]
+    assert curve["low"].tolist() == [1, 2]
+    assert curve["high"].tolist() == [3, 5]
+    longer = pd.concat([seeds.assign(training_mode=mode, inference_mode="hard-greedy") for mode in ("a", "b")])
+    longer.loc[(longer["training_mode"] == "b") & (longer["index"] == 2), "n_samples"] = 7
+    binned = figures.profiles(longer, 2)
+    assert binned[["training_mode", "position"]].to_numpy().tolist() == [["a", 0.5], ["b", 0.5], ["b", 2.5]]
+    assert binned["value"].tolist() == pytest.approx([(30 + 20 + 30 + 50) / 60] * 2 + [9.0])
+    assert binned["low"].tolist() == pytest.approx([1.25, 1.25, 9.0])
+    assert binned["high"].tolist() == pytest.approx([4.0, 4.0, 9.0])
+
+
+def test_entropy_profiles_are_means_over_all_generations_of_all_seeds() -> None:
+    rng = np.random.default_rng(5)
+    generations = [rng.random(length) for length in rng.integers(1, 20, size=60)]
+
+    def alive(of: list[np.ndarray]) -> list[list[float]]:
+        return [[one[index] for one in of if len(one) > index] for index in range(max(map(len, of)))]
+
+    lines = [
+        {"seed": seed, "index": index, "value": float(np.mean(values)), "n_samples": len(values)}
+        for seed, of in enumerate((generations[:10], generations[10:15], generations[15:]))
+        for index, values in enumerate(alive(of))
+    ]
+    lines.append({"seed": 3, "index": 3, "value": 99.0, "n_samples": 0})  # nobody
+    frame = pd.DataFrame(lines).assign(training_mode="soft", inference_mode="hard-greedy")
+    curve = figures.profiles(frame, 1)
+    np.testing.assert_allclose(
+        curve["value"],
+        [np.mean(values) for values in alive(generations) if len(values) >= 6],  # a tenth of them
+    )
+    assert curve["low"].notna().all() and curve["high"].max() < 1

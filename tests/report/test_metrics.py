@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softtok.errors import UserError
-from softtok.report.metrics import bootstrap_interval, ks, majority, merge_profiles, pass_at_k, summarise, t_interval
+from softtok.report.metrics import bootstrap_interval, ks, majority, pass_at_k, summarise, t_interval
 
 
 def test_pass_at_k_equals_enumeration_of_all_subsets() -> None:
@@ -108,21 +108,6 @@ def test_bootstrap_equals_the_resampling_of_problems_one_by_one() -> None:
     assert bootstrap_interval(values) == bootstrap_interval(values[::-1])
     with pytest.raises(ValueError, match="no problems"):
         bootstrap_interval([])
-
-
-def test_merged_profiles_are_means_over_all_generations() -> None:
-    rng = np.random.default_rng(5)
-    generations = [rng.random(length) for length in rng.integers(1, 20, size=60)]
-
-    def profile(of: list[np.ndarray]) -> list[tuple[int, float, int]]:
-        longest = max(map(len, of))
-        alive = [[one[index] for one in of if len(one) > index] for index in range(longest)]
-        return [(index, float(np.mean(values)), len(values)) for index, values in enumerate(alive)]
-
-    parts = [*profile(generations[:10]), *profile(generations[10:15]), *profile(generations[15:]), (3, 99.0, 0)]
-    merged = merge_profiles(*zip(*parts, strict=True))
-    for found, expected in zip(merged, zip(*profile(generations), strict=True), strict=True):
-        np.testing.assert_allclose(found, expected)
 
 
 def vote(answers: list[int], correct: list[bool]) -> float:

@@ -482,29 +482,6 @@ def test_spread_names_do_not_touch_and_keep_their_order(wanted: list[float]) -> 
         assert placed[0] == pytest.approx(wanted[0])
 
 
-def test_entropy_profiles_end_where_few_are_left() -> None:
-    seeds = pd.DataFrame(
-        {
-            "seed": [0, 0, 0, 1, 1],
-            "index": [0, 1, 2, 0, 1],
-            "value": [1.0, 2.0, 9.0, 3.0, 5.0],
-            "n_samples": [30, 10, 1, 10, 10],
-        }
-    )
-    curve = figures.profiles(seeds.assign(training_mode="soft", inference_mode="hard-greedy"), 1)
-    assert curve["position"].tolist() == [0, 1]  # one of forty is left at index 2
-    assert curve["value"].tolist() == [1.5, 3.5]
-    assert curve["low"].tolist() == [1, 2]
-    assert curve["high"].tolist() == [3, 5]
-    longer = pd.concat([seeds.assign(training_mode=mode, inference_mode="hard-greedy") for mode in ("a", "b")])
-    longer.loc[(longer["training_mode"] == "b") & (longer["index"] == 2), "n_samples"] = 7
-    binned = figures.profiles(longer, 2)
-    assert binned[["training_mode", "position"]].to_numpy().tolist() == [["a", 0.5], ["b", 0.5], ["b", 2.5]]
-    assert binned["value"].tolist() == pytest.approx([(30 + 20 + 30 + 50) / 60] * 2 + [9.0])
-    assert binned["low"].tolist() == pytest.approx([1.25, 1.25, 9.0])
-    assert binned["high"].tolist() == pytest.approx([4.0, 4.0, 9.0])
-
-
 def simulated(colour: str, deficiency: str) -> np.ndarray:
     """CIE Lab of a colour as seen with a colour vision deficiency (Machado, Oliveira, Fernandes 2009, severity 1)."""
     matrix = {
