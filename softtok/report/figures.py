@@ -374,7 +374,7 @@ def profiles(entropy: pd.DataFrame, width: int) -> pd.DataFrame:
     curve, at = ["training_mode", "inference_mode"], ["training_mode", "inference_mode", "position"]
     position = entropy["index"] // width * width + (width - 1) / 2
     weighted = entropy.assign(position=position, total=entropy["value"] * entropy["n_samples"])
-    seeds = weighted[weighted["n_samples"] > 0].groupby([*at, "seed"])[["total", "n_samples"]].sum().astype(float)
+    seeds = weighted.groupby([*at, "seed"])[["total", "n_samples"]].sum().astype(float)
     of_seed, all_seeds = (seeds["total"] / seeds["n_samples"]).groupby(at), seeds.groupby(at).sum()
     left = all_seeds["n_samples"]
     ended = (left < LEAST_SHARE * left.groupby(curve).transform("first")).groupby(curve).cummax()
