@@ -14,7 +14,8 @@ import torch
 from softtok import plugins
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.objectives import Objective, objective_of
-from softtok.method.token_modes import CotTokens, Predictions, bind, greedy
+from softtok.method.steps import Predictions
+from softtok.method.token_modes import CotTokens, bind, greedy
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.plugins import Plugin, Reference, blaming
 

@@ -25,10 +25,12 @@ import numpy as np
 import torch
 
 from softtok.config.settings import SizeSettings, TrainingSettings
+from softtok.method.densities import hard_kl
 from softtok.method.objectives import Objective, objective_of
 from softtok.method.sampling import entropy, log_prob
+from softtok.method.steps import Predictions, Scores
 from softtok.method.teacher_forcing import Completions, SharedPrompts, completion_inputs, lay_out, micro_batches
-from softtok.method.token_modes import CotTokens, Predictions, Scores, hard_kl
+from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Rollout
 from softtok.method.vocabulary_products import Summed, Vocabulary
 from softtok.models.language_model import LanguageModel, in_fp32

@@ -19,7 +19,7 @@ import torch
 
 from softtok.method.draws import Draws
 from softtok.method.sampling import entropy_of, sample_ids
-from softtok.method.token_modes import Predictions
+from softtok.method.steps import Predictions
 from softtok.method.trajectories import INFERENCE_STOPS, Batch, Policy, Rollout
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.decoding import Decoder, GraphDecoder

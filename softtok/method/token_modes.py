@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -33,82 +32,15 @@ import torch
 import torch.nn.functional as F
 
 from softtok.config.settings import TokenMode
+from softtok.method.densities import gaussian_kl, gaussian_log_density, gumbel, gumbel_log_density, hard_kl
 from softtok.method.draws import DRAW_BLOCK, Draws
 from softtok.method.sampling import NEAR_TIE_GAP, entropy, keep_top, log_prob, mix, sample_ids, top_gap
+from softtok.method.steps import CotStep, HiddenRecord, LogitRecord, Place, Predictions, Record, Scores
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import logits_fp32
 from softtok.plugins import Reference, load_class
 
-# The smallest uniform that Gumbel noise is made of: half a step of a 24-bit generator, in the place of its 0.
-SMALLEST_UNIFORM = 2.0**-25
-
 DrawKind = Literal["normal", "uniform", "none"]
-Place = tuple[torch.Tensor | np.ndarray | slice, int | np.ndarray]  # rows and steps of a record
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What N rows (or M tokens) predict next, and the matrices that turn it into tokens."""
-
-    hidden_ND: torch.Tensor  # final hidden states
-    logits_NV: torch.Tensor  # fp32, at temperature 1
-    vocabulary: Vocabulary
-    p_NV: torch.Tensor | None = None  # softmax(logits), where it is known and no gradient is wanted
-
-
-@dataclass(frozen=True)
-class CotStep:
-    """One CoT step of N rows."""
-
-    x_ND: torch.Tensor  # what is fed, in the model's dtype
-    ids_N: torch.Tensor  # the token (hard) or its shadow (soft)
-    near_tie_N: torch.Tensor  # true where rounding could have changed ids_N
-    mean_ND: torch.Tensor | None = None  # the action's mean in fp32: h = p E, s, or D of the logits
-    action_ND: torch.Tensor | None = None  # where the action is not what is fed: s + sigma eps in fp32
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Log-probabilities of M recorded CoT tokens; of soft ones also how well their steps are computed again."""
-
-    log_prob_M: torch.Tensor
-    mean_MD: torch.Tensor | None = None  # the action's mean, with its graph
-    gap: float = 0.0  # largest difference of a coordinate of the mean from the rollout's, in units of the noise
-    noise_M: torch.Tensor | None = None  # the size of the noise as it is found again: 1 on average
-    shadow_M: torch.Tensor | None = None  # the ids that the steps would have now
-
-
-@dataclass(frozen=True)
-class Record:
-    """What training needs of soft CoT tokens. Columns behind a row's CoT are undefined."""
-
-    x_NTD: torch.Tensor  # what was fed
-    mean_NTD: torch.Tensor  # the action's mean in fp32
-
-    def note(self, at: Place, step: CotStep) -> None:
-        """Writes one step of some rows."""
-        assert step.mean_ND is not None, "a step of soft tokens has a mean"
-        self.x_NTD[at] = step.x_ND
-        self.mean_NTD[at] = step.mean_ND
-
-
-@dataclass(frozen=True)
-class HiddenRecord(Record):
-    """A record of noise on the hidden state: the action is not what is fed."""
-
-    action_NTD: torch.Tensor  # s + sigma eps in fp32
-
-    def note(self, at: Place, step: CotStep) -> None:
-        super().note(at, step)
-        assert step.action_ND is not None, "noise on the hidden state has an action of its own"
-        self.action_NTD[at] = step.action_ND
-
-
-@dataclass(frozen=True)
-class LogitRecord(Record):
-    """A record of noise on the logits: too wide to be kept, it is drawn again."""
-
-    draws: Draws
 
 
 class CotTokens(ABC):
@@ -441,37 +373,6 @@ def bind(mode: TokenMode, rms: Mapping[str, float]) -> CotTokens:
 def greedy(mode: TokenMode) -> TokenMode:
     """Returns the mode of greedy validation: what is left of a mode without its noise."""
     return mode.model_copy(update=class_of(mode).without_noise)
-
-
-def gumbel(uniform: torch.Tensor) -> torch.Tensor:
-    """Returns standard Gumbel noise made of uniforms in [0, 1)."""
-    return -(-uniform.clamp(min=SMALLEST_UNIFORM).log()).log()
-
-
-def gaussian_log_density(action_ND: torch.Tensor, mean_ND: torch.Tensor, noise_std: float) -> torch.Tensor:
-    """Returns -|a - mean|^2 / (2 sigma^2), shape (N,); the action is a constant."""
-    return -(action_ND.detach().float() - mean_ND).square().sum(-1) / (2 * noise_std**2)
-
-
-def gumbel_log_density(action_NV: torch.Tensor, mean_NV: torch.Tensor) -> torch.Tensor:
-    """Returns sum_i -(y_i - l_i) - exp(-(y_i - l_i)), shape (N,), over the tokens whose l is not -inf.
-
-    This is the log-density of Gumbel variables y around l; y is a constant.
-    """
-    dropped_NV = torch.isinf(mean_NV)
-    excess_NV = action_NV.detach().masked_fill(dropped_NV, 0.0) - mean_NV.masked_fill(dropped_NV, 0.0)
-    return -(excess_NV + torch.exp(-excess_NV)).masked_fill(dropped_NV, 0.0).sum(-1)
-
-
-def hard_kl(logits_MV: torch.Tensor, base_logits_MV: torch.Tensor) -> torch.Tensor:
-    """Returns KL(p || p_base) of the next-token distributions, exact over the whole vocabulary, shape (M,)."""
-    log_p, base_log_p = torch.log_softmax(logits_MV, -1), torch.log_softmax(base_logits_MV, -1)
-    return (log_p.exp() * (log_p - base_log_p)).sum(-1)
-
-
-def gaussian_kl(mean_MD: torch.Tensor, base_mean_MD: torch.Tensor, noise_std: float) -> torch.Tensor:
-    """Returns the KL of two Gaussians of one width, |h - h_base|^2 / (2 sigma^2), shape (M,)."""
-    return (mean_MD - base_mean_MD).square().sum(-1) / (2 * noise_std**2)
 
 
 @torch.no_grad()

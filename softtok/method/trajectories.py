@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from softtok.method.steps import Record
 from softtok.method.stopping import TextRules
-from softtok.method.token_modes import CotTokens, Record
+from softtok.method.token_modes import CotTokens
 from softtok.models.language_model import LanguageModel
 
 STOPS = ("phrase", "eos", "cap")

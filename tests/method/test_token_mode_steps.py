@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from softtok.config.settings import TokenMode
+from softtok.method.densities import gaussian_log_density
 from softtok.method.noise_units import embedding_rms
 from softtok.method.sampling import top_gap
-from softtok.method.token_modes import CotStep, SoftTokens, gaussian_log_density
+from softtok.method.steps import CotStep
+from softtok.method.token_modes import SoftTokens
 from softtok.method.vocabulary_products import Vocabulary
 from tests.support.rollouts import MODES
 from tests.support.steps import bound_to, mean_of, predictions, random_embedding, step, vocabulary_of

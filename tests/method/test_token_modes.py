@@ -20,11 +20,12 @@ from scipy import stats
 from softtok.config.settings import RuntimeSettings, SampledMode, TokenMode
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.method.batches import read_problems, rms_prompts
+from softtok.method.densities import gumbel, gumbel_log_density
 from softtok.method.draws import Draws
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.policy_gradient import Tiling
 from softtok.method.sampling import keep_top
-from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind, gumbel, gumbel_log_density
+from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel, left_pad

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from softtok.method.token_modes import HiddenRecord, LogitRecord, Record
+from softtok.method.steps import HiddenRecord, LogitRecord, Record
 from softtok.method.trajectories import Rollout
 
 

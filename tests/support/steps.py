@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from softtok.config.settings import TokenMode
-from softtok.method.token_modes import MODES, CotStep, CotTokens, Predictions
+from softtok.method.steps import CotStep, Predictions
+from softtok.method.token_modes import MODES, CotTokens
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import LanguageModel
 
