@@ -15,12 +15,13 @@ from softtok import plugins
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.objectives import Objective, objective_of
 from softtok.method.steps import Predictions
-from softtok.method.token_modes import CotTokens, bind, greedy
+from softtok.method.token_modes import CotTokens, SoftTokens, bind, class_of, greedy
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.plugins import Plugin, Reference, blaming
 
 ROWS, STEPS, WIDTH, VOCABULARY = 16, 2, 8, 64
 NOISE_SIZES = (0.5, 2.0)  # where the mean of some 100 sizes lies that are 1 on average
+UNIT = {"embedding": 1.0, "hidden": 1.0, "logits": 1.0}
 DOING = "in the dry check before any work"
 
 
@@ -32,7 +33,9 @@ def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = No
             plugin = plugins.read(mode.tokens)
             for tried in (mode, greedy(mode)):
                 with blaming(plugin, DOING):
-                    _try_tokens(bind(tried, dict.fromkeys(("embedding", "hidden", "logits"), 1.0)), plugin)
+                    _try_tokens(bind(tried, UNIT), plugin)
+            if training is not None and training.kl_coefficient > 0:
+                _refuse_borrowed_kl(class_of(mode), plugin)
             yield f"tokens {mode.tokens}"
     if training is not None and isinstance(training.objective, Reference):
         plugin = plugins.read(training.objective)
@@ -78,6 +81,13 @@ def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
             raise plugin.fault(f"score: noise_M is {size:.2g} on average and not 1; do noise and noise_size agree?")
 
 
+def _refuse_borrowed_kl(tokens: type[CotTokens], plugin: Plugin) -> None:
+    """Raises UserError where a class has a density of its own, but the KL of the Gaussian that it inherits."""
+    if issubclass(tokens, SoftTokens) and tokens.kl is SoftTokens.kl:
+        if tokens.log_density is not SoftTokens.log_density:
+            raise plugin.fault("has a log_density of its own and no kl; define kl, or set kl_coefficient: 0")
+
+
 def _try_objective(objective: Objective, plugin: Plugin) -> None:
     """Weighs the tokens of two groups, one of them without a signal."""
     rewards_BG = torch.tensor([[100.0, 0.0, 10.0, 0.0], [10.0, 10.0, 10.0, 10.0]])
@@ -103,8 +113,7 @@ def _refuse_ratios(
         return
     if not objective.has_ratios:
         raise plugin.fault("has no ratios to correct a second update by (has_ratios); set updates_per_step: 1")
-    unit = dict.fromkeys(("embedding", "hidden", "logits"), 1.0)
-    if training.cot_term and not all(bind(mode, unit).has_ratios for mode in modes):
+    if training.cot_term and not all(class_of(mode).has_ratios for mode in modes):
         raise plugin.fault(
             "forms importance ratios, and those of soft CoT tokens are unsound; set updates_per_step: 1,"
             " tokens: hard or cot_term: false"
