@@ -34,8 +34,8 @@ def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = No
             for tried in (mode, greedy(mode)):
                 with blaming(plugin, DOING):
                     _try_tokens(bind(tried, UNIT), plugin)
-            if training is not None and training.kl_coefficient > 0:
-                _refuse_borrowed_kl(class_of(mode), plugin)
+            if training is not None:
+                _refuse_untrainable(mode, training, plugin)
             yield f"tokens {mode.tokens}"
     if training is not None and isinstance(training.objective, Reference):
         plugin = plugins.read(training.objective)
@@ -81,11 +81,18 @@ def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
             raise plugin.fault(f"score: noise_M is {size:.2g} on average and not 1; do noise and noise_size agree?")
 
 
-def _refuse_borrowed_kl(tokens: type[CotTokens], plugin: Plugin) -> None:
-    """Raises UserError where a class has a density of its own, but the KL of the Gaussian that it inherits."""
-    if issubclass(tokens, SoftTokens) and tokens.kl is SoftTokens.kl:
-        if tokens.log_density is not SoftTokens.log_density:
-            raise plugin.fault("has a log_density of its own and no kl; define kl, or set kl_coefficient: 0")
+def _refuse_untrainable(mode: TokenMode, training: TrainingSettings, plugin: Plugin) -> None:
+    """Raises UserError where a mode has no noise to learn from, or would borrow the KL of a Gaussian."""
+    if training.cot_term and bind(mode, UNIT).draw_kind == "none":
+        raise plugin.fault(
+            "draws nothing with these settings, so CoT tokens have no log-probability to learn from; set a"
+            " noise_scale, or training: {cot_term: false}"
+        )
+    tokens = class_of(mode)
+    if not issubclass(tokens, SoftTokens) or training.kl_coefficient == 0 or tokens.kl is not SoftTokens.kl:
+        return
+    if tokens.log_density is not SoftTokens.log_density:
+        raise plugin.fault("has a log_density of its own and no kl; define kl, or set kl_coefficient: 0")
 
 
 def _try_objective(objective: Objective, plugin: Plugin) -> None:
