@@ -200,13 +200,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from softtok.config.load import read
-    from softtok.report.page import show
+    from softtok.report.terminal import show
 
     for study in options.study or read(Path("config.yaml")).run:
-        Console().print(show(options.results, study))
+        print(show(options.results, study))
 
 
 def _tables(options: argparse.Namespace) -> None:

@@ -7,26 +7,20 @@ which reads one small table, starts at once.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
 
 from softtok.config.specs import ReportSpec, ToySource
-from softtok.errors import UserError
 from softtok.report import palette
 from softtok.report.palette import DIVERGED_MARK
 from softtok.storage import files as state
 
 if TYPE_CHECKING:
-    from rich.console import Group
-
     from softtok.report.claims import Claim, Verdict
     from softtok.report.collect import Results, Run
     from softtok.report.study import Study
@@ -38,7 +32,6 @@ SECTIONS = {
     "training": "Training",
     "entropy": "Entropy",
 }
-LONGEST_NUMBER = 12  # characters of "100.0 ± 10.0"
 HIDDEN_PROVENANCE = ("host",)  # names a machine and says nothing about a result
 TOY_NOTE = (
     "This study trains a toy: a very small model, made in the workflow. It shows that every part works together, and "
@@ -57,6 +50,7 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     from softtok.report import claims, collect, figures, own_figures
     from softtok.report.study import Study
     from softtok.report.tables import FORMATS, make_tables
+    from softtok.report.terminal import HEADLINE, headline
 
     study = Study(spec)
     results = collect.collect(study, root)
@@ -71,6 +65,9 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
         for suffix, render in FORMATS.items():
             state.write_text(out / "tables" / f"{table.name}.{suffix}", render(table))
             made.add(f"{table.name}.{suffix}")
+    if "hard-inference" in tables:
+        state.write_text(out / "tables" / HEADLINE, headline(study.spec.study, tables["hard-inference"]))
+        made.add(HEADLINE)
     plots = []
     for plot in (*own, *figures.draw_all(study, results.metrics, results.training)):
         svg = palette.inline_svg(figures.save(plot, out / "figures"), plot.name)
@@ -210,61 +207,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def show(results: Path, study: str) -> Group:
-    """The hard-inference table of a finished report and where the report is, as a rich renderable for 80 columns.
-
-    Raises UserError when the study has no report below `results`.
-    """
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    folder = results / "reports" / study
-    if not (folder / "report.html").exists():
-        made = sorted(path.parent.name for path in results.glob("reports/*/report.html"))
-        raise UserError(f"no report of study '{study}' in {results}; reports there: {', '.join(made) or 'none'}")
-    made_at = datetime.fromtimestamp((folder / "report.html").stat().st_mtime)
-    where = Text(f"Report: {folder / 'report.html'}", style="bold", overflow="fold")
-    source = folder / "tables" / "hard-inference.csv"
-    if not source.exists():  # a study without hard inference modes
-        return Group(where)
-    with open(source, encoding="utf-8", newline="") as file:
-        cells = list(csv.DictReader(file))
-    measures = list(dict.fromkeys((cell["inference_mode"], cell["metric"]) for cell in cells))
-    pairs = dict.fromkeys((cell["model"], cell["train_set"]) for cell in cells if cell["train_set"] != "none")
-    shown = []
-    for test_set in dict.fromkeys(cell["test_set"] for cell in cells):
-        for model, train_set in pairs or dict.fromkeys((cell["model"], "none") for cell in cells):
-            where_tested = test_set if len(pairs) < 2 else f"{test_set}: {model} trained on {train_set}"
-            table = Table(title=where_tested, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-            table.add_column("training mode", overflow="fold")  # names give way to numbers, which are never cut
-            table.add_column("n", justify="right")
-            for mode, metric in measures:
-                heading = "\n".join([*wrap(mode, LONGEST_NUMBER), metric])
-                table.add_column(heading, justify="right", no_wrap=True, min_width=LONGEST_NUMBER)
-            lines: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
-            for cell in cells:
-                if (cell["test_set"], cell["model"]) == (test_set, model) and cell["train_set"] in ("none", train_set):
-                    lines.setdefault(cell["training_mode"], {})[cell["inference_mode"], cell["metric"]] = cell
-            for name, found in lines.items():
-                first = next(iter(found.values()))
-                mark = f" {DIVERGED_MARK}" if int(first["diverged"]) else ""
-                texts = [_terminal_text(found[measure]) if measure in found else "–" for measure in measures]
-                table.add_row(name + mark, first["n"], *texts)
-            shown.append(table)
-    lost = any(int(cell["diverged"]) for cell in cells)
-    return Group(
-        Text(f"{study}: hard inference, percent, mean ± std over n seeds\n"),
-        *shown,
-        *[Text(f"{DIVERGED_MARK} includes a diverged run")] * lost,
-        where,
-        Text(f"made {made_at:%Y-%m-%d %H:%M}; `snakemake {study}` makes it anew if settings have changed"),
-    )
-
-
-def _terminal_text(cell: Mapping[str, str]) -> str:
-    mean = f"{float(cell['mean']):.1f}"
-    return f"{mean} ± {float(cell['std']):.1f}" if cell["std"] else mean

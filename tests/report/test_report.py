@@ -20,15 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 from matplotlib.colors import same_color
-from rich.console import Console
 
 from softtok.errors import UserError
 from softtok.report import figures, palette, panels
 from softtok.report.collect import METRIC_COLUMNS, Results, collect
 from softtok.report.metrics import pass_at_k
-from softtok.report.page import make_report, show
+from softtok.report.page import make_report
 from softtok.report.study import Family, Row, Study
 from softtok.report.tables import Table, escape_tex, make_tables, to_csv, to_latex, to_markdown
+from softtok.report.terminal import show
 from tests.support.figures import visible_texts
 from tests.support.report_specs import report_spec, study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, rates, write_study
@@ -738,9 +738,7 @@ def test_a_bad_file_is_one_clear_line_and_harms_nothing(
 
 
 def shown(results: Path, study: str = "demo") -> str:
-    console = Console(width=80, file=io.StringIO())
-    console.print(show(results, study))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return show(results, study)
 
 
 def test_show_prints_the_hard_inference_table_in_80_columns(made: Made, tables: dict[str, Table]) -> None:
@@ -785,10 +783,11 @@ def test_a_report_needs_no_torch_and_show_no_pandas(made: Made) -> None:
 import sys
 from pathlib import Path
 from softtok.config.specs import ReportSpec, parse
-from softtok.report.page import make_report, show
+from softtok.report.page import make_report
+from softtok.report.terminal import show
 root = Path(sys.argv[1])
 show(root / "results", "demo")
-assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn"} & set(sys.modules)
+assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn", "rich"} & set(sys.modules)
 make_report(parse(ReportSpec, str(root / "spec.json")), root / "light", root)
 assert "pandas" in sys.modules
 assert not {"torch", "transformers", "math_verify", "sympy", "datasets"} & set(sys.modules)

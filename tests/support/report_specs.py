@@ -41,6 +41,7 @@ def report_spec(sketch: Mapping[str, Any]) -> ReportSpec:
         inference_sets=every | sketch.get("inference_sets", {}),
         order={section: order.get(section, []) for section in SECTIONS},
         paper=sketch.get("paper", {}),
+        figures=sketch.get("figures", []),
         config=sketch.get("config", {}),
         version=1,
     )
