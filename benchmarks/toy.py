@@ -66,7 +66,8 @@ def expand(problems: int, steps: int, runs: int = 1) -> Grid:
 def folder_name(problems: int, steps: int) -> str:
     """Returns a name that changes with the settings and with softtok's versions, so that no stale toy is used."""
     grid = expand(problems, steps)
-    return "-".join(["toy", *sorted(job.hash for job in [*grid.runs.values(), *grid.evaluations.values()])])
+    hashes = [*(run.hash for run in grid.runs.values()), *(cell.hash for cell in grid.evaluations.values())]
+    return "-".join(["toy", *sorted(hashes)])
 
 
 def make(folder: Path, problems: int, steps: int) -> None:

@@ -3,7 +3,7 @@
 Random Llamas, prompts of mixed length, a cheap reward, and one RLOO step made of softtok's public functions just as
 `train.py` makes it. What softtok's functions are called with stands here and in `toy.py` alone.
 
-Nothing stops early: our side's tokenizer has no EOS and no word of the stop phrase, the peers suppress EOS. So every
+Nothing stops early: our side samples no EOS and no word of the stop phrase, the peers suppress EOS. So every
 row samples exactly T tokens. Ours are T - 1 CoT tokens, one prefilled word and one answer token, and so one decode
 step more than the peers take.
 
@@ -35,6 +35,7 @@ from softtok.method.token_modes import bind
 from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel, logits_fp32, prefill
 from softtok.models.matmul import product
+from softtok.problems.answer_format import PAPER_FORMAT
 from softtok.training.optimizer import MasterAdamW
 
 PAD, EOS = 0, 1
@@ -111,11 +112,15 @@ def random_llama(size: Size, dtype: torch.dtype = torch.float32, device: str = "
         return model.to(dtype).eval()
 
 
-def word_tokenizer(vocabulary: int, eos: bool) -> PreTrainedTokenizerFast:
-    """Token i is the word `wi`; words stand between spaces."""
+def word_tokenizer(vocabulary: int, eos: bool, unsampled: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer whose token i is the word `wi`; words stand between spaces.
+
+    The words of `unsampled` have ids beyond the model's vocabulary, which are never sampled.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token=f"w{PAD}"))
+    texts = [*(f"w{i}" for i in range(vocabulary)), *dict.fromkeys(unsampled)]
+    words = Tokenizer(models.WordLevel({text: i for i, text in enumerate(texts)}, unk_token=f"w{PAD}"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     make: Any = PreTrainedTokenizerFast  # whose arguments have no types
     tokenizer: PreTrainedTokenizerFast = make(
@@ -164,10 +169,12 @@ class Ours:
         model.generation_config.eos_token_id = None
         self.prompts = make_prompts(size, load)
         self.digest = digest(model, self.prompts) if device == "cpu" else ""
-        self.lm = LanguageModel(model, word_tokenizer(size.vocabulary, eos=False), "random Llama")
+        prefill = PAPER_FORMAT.prefill_after_cut.split()  # `TextRules` wants to find its words, so that they have ids
+        tokenizer = word_tokenizer(size.vocabulary, eos=False, unsampled=prefill)
+        self.lm = LanguageModel(model, tokenizer, "random Llama")
         self.rules = TextRules(self.lm)
         # One prefilled word in place of five: prefilled words are not sampled, and T tokens are to be.
-        self.rules.prefill_after_phrase = self.rules.prefill_after_cut = self.rules.prefill_after_cut[:1]
+        self.rules.prefill_after_phrase = self.rules.prefill_after_cut = [PAD]
         settings = TrainingSettings(
             learning_rate=LEARNING_RATE,
             warmup_steps=0,
