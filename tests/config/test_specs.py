@@ -50,6 +50,14 @@ def test_every_job_is_told_just_what_the_grid_says(kind: str, shipped: Grid, tmp
         assert again.as_json() == job.json, "the job's manifest says what its path does"
 
 
+def test_a_report_is_told_the_order_of_the_studys_lists(shipped: Grid) -> None:
+    """Not that of names: equal mappings may differ in it."""
+    spec = shipped.studies["demo"].spec
+    told = parse(ReportSpec, spec.as_json())
+    assert list(told.inference_modes) == list(spec.inference_modes) == shipped.config.inference_sets["six"]
+    assert list(told.inference_modes) != sorted(told.inference_modes)
+
+
 def test_a_hash_is_that_of_the_json_with_sorted_keys(shipped: Grid) -> None:
     for run in shipped.runs.values():
         assert run.hash == content_hash(json.loads(run.json))
