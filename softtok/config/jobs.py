@@ -28,15 +28,15 @@ CHOICES = "choices/{choice_set}-{cell_spec}"
 REPORT = "results/reports/{study}"
 REPORT_SPEC = "results/specs/{study}-{report_spec}.json"
 
-R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Made(Generic[R]):
+class Made(Generic[R_co]):
     """What a job makes: a name, and the spec that decides its content."""
 
     name: str
-    spec: R
+    spec: R_co
 
     @cached_property
     def json(self) -> str:

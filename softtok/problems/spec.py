@@ -111,9 +111,9 @@ class DataSpec(Record):
     fields: OpenFields | ChoiceFields = Field(discriminator="kind")
     limit: int | None
     exclude: dict[str, DataSpec]
-    adapter: Reference | None = None
-    judged_by: JudgedBy = "math"
-    columns: bool = False
+    adapter: Reference | None
+    judged_by: JudgedBy
+    columns: bool
     version: int
 
     @model_validator(mode="after")

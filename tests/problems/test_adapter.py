@@ -38,7 +38,14 @@ def prepared(kind: Kind, rows: list[Row], code: str | None = None, **more: Any) 
         kind=kind,
         source=FileRows(path="rows.jsonl", format=None, columns=None, sha256=None),
         adapter=adapter(code) if code else None,
-        **{"fields": ADAPTED_CHOICES if kind == "choice" else ADAPTED, "limit": None, "exclude": {}, "version": 1}
+        **{
+            "fields": ADAPTED_CHOICES if kind == "choice" else ADAPTED,
+            "limit": None,
+            "exclude": {},
+            "judged_by": "math",
+            "columns": False,
+            "version": 1,
+        }
         | more,
     )
     out = Path("set.parquet")

@@ -44,14 +44,16 @@ def data_spec(kind: Kind, source: dict[str, dict[str, Any]], limit: int | None =
     rows: ToyRows | HubRows | FileRows
     if name == "toy":
         fields = (TOY_CHOICES if kind == "choice" else TOY_SUMS).model_dump()
-        rows = ToyRows(**{"steps": [2, 4], "seed": 0, "split": "train" if kind == "train" else "test"} | given)
+        split = {"split": "train" if kind == "train" else "test"}
+        rows = ToyRows.model_validate({"steps": [2, 4], "seed": 0} | split | given)
     elif name == "hub":
         rows = HubRows(**{"name": None, "revision": None} | given)
     else:
         rows = FileRows(**{"format": None, "columns": None, "sha256": None} | given)
     which = ChoiceFields if kind == "choice" else OpenFields
     mapped = which(**{"id": None} | fields)
-    return DataSpec(kind=kind, source=rows, fields=mapped, limit=limit, exclude={}, version=1)
+    plain: dict[str, Any] = {"exclude": {}, "adapter": None, "judged_by": "math", "columns": False, "version": 1}
+    return DataSpec(kind=kind, source=rows, fields=mapped, limit=limit, **plain)
 
 
 def toy_model(prompt: str = TEMPLATE, **settings: Any) -> ModelSpec:
