@@ -5,17 +5,17 @@ from __future__ import annotations
 from softtok import plugins
 from softtok.config.messages import mistake
 from softtok.config.schema import Config
-from softtok.config.settings import SampledMode, TokenMode, TrainingSettings
+from softtok.config.settings import BUILT_IN_OBJECTIVES, BUILT_IN_TOKENS, SampledMode, TokenMode, TrainingSettings
 from softtok.config.specs import part
 from softtok.errors import UserError
 from softtok.plugins import Door, Form, Reference
 
 TOKENS = Door(
     "tokens",
-    built_in=("hard", "soft"),
+    built_in=BUILT_IN_TOKENS,
     methods={"step": ("predicted", "draw"), "score": ("predicted", "ids_M", "record", "at")},
 )
-OBJECTIVE = Door("objective", built_in=("rloo", "grpo", "ppo-clip"), methods={"advantages": ("rewards_BG",)})
+OBJECTIVE = Door("objective", built_in=BUILT_IN_OBJECTIVES, methods={"advantages": ("rewards_BG",)})
 FIGURES = Door("figures", forms=(Form(("metrics", "training")),))
 
 

@@ -25,8 +25,13 @@ Number = Annotated[
 ]
 
 
+BUILT_IN_TOKENS = ("hard", "soft")
+BUILT_IN_OBJECTIVES = ("rloo", "grpo", "ppo-clip")
 # A built-in name or code of the user's own: as it was written (`FILE.py:NAME`), or as specs refer to it.
-OwnCode = Annotated[str | Reference, WithJsonSchema({"type": "string"})]
+Tokens = Annotated[str | Reference, WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(BUILT_IN_TOKENS)})$|:"})]
+ObjectiveName = Annotated[
+    str | Reference, WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(BUILT_IN_OBJECTIVES)})$|:"})
+]
 
 
 def known(choice: str | Reference, names: tuple[str, ...]) -> str | Reference:
@@ -49,7 +54,7 @@ class TokenMode(Settings):
     somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`.
     """
 
-    tokens: OwnCode = Field(description="hard, soft, or a class of your own: FILE.py:NAME")
+    tokens: Tokens = Field(description="hard, soft, or a class of your own: FILE.py:NAME")
     temperature: Number = Field(
         default=1.0, ge=0, description="tau of the next-token distribution; 0 (hard only) is argmax"
     )
@@ -82,7 +87,7 @@ class TokenMode(Settings):
     @field_validator("tokens")
     @classmethod
     def _known_tokens(cls, tokens: str | Reference) -> str | Reference:
-        return known(tokens, ("hard", "soft"))
+        return known(tokens, BUILT_IN_TOKENS)
 
     @model_validator(mode="before")
     @classmethod
@@ -165,7 +170,7 @@ class TrainingSettings(Settings):
     )
     cot_term: bool = Field(default=True, description="false: only answer tokens carry a policy-gradient term")
     embedding_gradient: bool = Field(default=True, description="does E inside h = p E receive gradient")
-    objective: OwnCode = Field(
+    objective: ObjectiveName = Field(
         default="rloo",
         description="rloo; grpo or ppo-clip, which clip ratios of log-probabilities (not for soft CoT terms); or a"
         " class of your own: FILE.py:NAME",
@@ -185,7 +190,7 @@ class TrainingSettings(Settings):
     @field_validator("objective")
     @classmethod
     def _known_objective(cls, objective: str | Reference) -> str | Reference:
-        return known(objective, ("rloo", "grpo", "ppo-clip"))
+        return known(objective, BUILT_IN_OBJECTIVES)
 
     @model_validator(mode="after")
     def _range(self) -> TrainingSettings:
