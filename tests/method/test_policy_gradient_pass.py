@@ -56,9 +56,9 @@ def naive_gradients(
     case: Case, settings: TrainingSettings = SETTINGS, terms: tuple[str, ...] = TERMS
 ) -> dict[str, torch.Tensor]:
     """In fp64, so that a difference is the rounding of the code under test alone."""
-    lm, *others = case
+    lm, tokens, out, advantages = case
     exact = in_double(lm)
-    naive_loss(exact, *others, settings, terms).backward()
+    naive_loss(exact, tokens, out, advantages, settings, terms).backward()
     return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
 
 
@@ -145,7 +145,7 @@ def test_rows_without_advantage_are_not_run(monkeypatch: pytest.MonkeyPatch) -> 
     advantages[SAMPLES : 2 * SAMPLES] = 0
     run, hidden = [], LanguageModel.hidden
 
-    def counted(self: LanguageModel, embeds_NTD: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+    def counted(self: LanguageModel, embeds_NTD: torch.Tensor, *args: Any) -> torch.Tensor:
         run.append(len(embeds_NTD))
         return hidden(self, embeds_NTD, *args)
 
@@ -179,7 +179,7 @@ def test_x_is_an_action_and_gets_no_gradient() -> None:
     h = torch.ones(2, 3, requires_grad=True)
     gaussian_log_density(x, h, 0.5).sum().backward()
     assert x.grad is None
-    assert torch.equal(h.grad, torch.full((2, 3), -1 / 0.25))
+    assert h.grad is not None and torch.equal(h.grad, torch.full((2, 3), -1 / 0.25))
 
 
 def test_statistics_see_what_goes_wrong() -> None:

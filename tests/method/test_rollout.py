@@ -64,6 +64,7 @@ def by_hand(
     inputs = [embedding[i] for i in prompt]
     cot_draws = Draws([key], "cot", tokens.draw_kind, embedding.shape[1] if soft else 1, lm.device)
     answer_draws = Draws([key], "answer", "uniform", limits.max_answer_tokens, lm.device, block=1).at(0, np.arange(1))
+    assert answer_draws is not None
 
     def next_logits() -> torch.Tensor:
         with torch.no_grad():
@@ -309,7 +310,7 @@ def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str)
     advantages = np.random.default_rng(0).normal(size=len(KEYS))
     if mode == "fuzzy":
         assert zero_near_ties(lm, tokens, out, advantages) <= len(KEYS) // 4
-    rows = np.flatnonzero(advantages)
+    rows = np.flatnonzero(advantages).tolist()
 
     squares, embedding = [], lm.embedding_VD.detach().double()
     for row in rows:

@@ -240,12 +240,12 @@ def test_the_lead_is_that_over_the_second_of_all(vocabulary: int) -> None:
         logits[row, best], logits[row, second] = 1000.0, 998.0
     logits[-1] = -math.inf  # as `top_k` leaves it: one token has all the weight
     logits[-1, vocabulary // 2] = 3.0
-    best, lead = sampling.top_gap(logits)
+    argmax, lead = sampling.top_gap(logits)
     top = logits.topk(2).values
-    assert torch.equal(best, logits.argmax(-1))
+    assert torch.equal(argmax, logits.argmax(-1))
     assert torch.equal(lead, top[:, 0] - top[:, 1])
     assert (lead[: len(pairs)] == 2).all() and torch.isinf(lead[-1])
     tied = torch.zeros(1, vocabulary)
     tied[0, [0, -1]] = 1.0
-    best, lead = sampling.top_gap(tied)
-    assert lead == 0 and best in (0, vocabulary - 1)
+    argmax, lead = sampling.top_gap(tied)
+    assert lead == 0 and argmax in (0, vocabulary - 1)
