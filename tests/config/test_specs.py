@@ -69,7 +69,7 @@ def test_the_runs_of_a_report_carry_their_resolved_settings(shipped: Grid) -> No
     for study in shipped.studies.values():
         for run in study.spec.runs:
             if run.training_mode == "base":
-                assert run.mode is run.training is None
+                assert run.mode is None and run.training is None
             else:
                 names = (run.model, run.train_set, run.training_mode)
                 assert run.training == shipped.config.training_of(*names)
