@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 import transformers
 from transformers.cache_utils import Cache, DynamicCache
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
+from softtok.config.specs import FolderSource
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.models.base_model import _referred
@@ -208,7 +210,7 @@ def test_decoding_from_the_row_cache_is_the_uncached_forward(name: str) -> None:
                 text = torch.tensor([PROMPTS[row // 2] + steps[row, : step + 1].tolist()])
                 wanted = lm.model.base_model(input_ids=text).last_hidden_state[0, -1]
                 torch.testing.assert_close(
-                    hidden[i, 0], wanted, rtol=0, atol=2e-5, msg=lambda m, r=row: f"row {r}: {m}"
+                    hidden[i, 0], wanted, rtol=0, atol=2e-5, msg=partial("row {}: {}".format, row)
                 )
 
 
@@ -228,7 +230,8 @@ def test_grouped_attention_is_attention_over_copied_prompts(key_heads: int) -> N
     groups = Groups(mask, 4)
     layer = RowLayer(keys, values, groups, length=12)
     keys, values, mask = (x.repeat_interleave(4, 0) for x in (keys, values, mask))
-    place = layer.keys.data_ptr()  # type: ignore[union-attr]
+    assert layer.keys is not None
+    place = layer.keys.data_ptr()
     assert (layer.get_seq_length(), layer.get_max_length()) == (5, 17)
     for drop in ([], [], [1, 5, 6], [], [0], [3, 4], [], [0, 1]):
         if drop:
@@ -246,7 +249,7 @@ def test_grouped_attention_is_attention_over_copied_prompts(key_heads: int) -> N
             query, keys, values, attn_mask=seen[:, None, None], enable_gqa=True
         )
         torch.testing.assert_close(got, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)
-        assert layer.keys.data_ptr() == place  # type: ignore[union-attr]
+        assert layer.keys.data_ptr() == place
     assert layer.get_seq_length() == 13
     assert len(keys) == 4
 
@@ -365,7 +368,7 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     weights.write_text("weights")
     manifest = tmp_path / "made/model.json"
     manifest.parent.mkdir()
-    manifest.write_text(json.dumps(_referred({"path": str(weights.parent)})))
+    manifest.write_text(json.dumps(_referred(FolderSource(path=str(weights.parent)))))
     os.utime(weights, (1, 1))
     assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
     weights.write_text("changed")  # as long as before
@@ -393,7 +396,7 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
     assert resolve(mine) == (str(tmp_path / "elsewhere"), None)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/model.safetensors").write_text("weights")
-    theirs = write("of-theirs/model.json", _referred({"path": str(tmp_path / "theirs")}))
+    theirs = write("of-theirs/model.json", _referred(FolderSource(path=str(tmp_path / "theirs"))))
     assert resolve(theirs) == (str(tmp_path / "theirs"), None)
     trained = write("trained/checkpoint/checkpoint.json", {"reference": None, "sha256": "0"})
     assert resolve(trained) == (str(trained), None)

@@ -10,17 +10,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from softtok.config.grid import Data, Grid
+from softtok.config.grid import Grid
+from softtok.config.jobs import Data
 from softtok.config.load import load
 from softtok.problems import reward
 from softtok.problems.prepare import prepare, sha256_of
 from softtok.problems.prompt import normalise
+from softtok.problems.spec import FileRows, Kind
 from softtok.storage.files import file_sha256
 from tests.support.project import shipped
+from tests.support.specs import data_spec
 
 Row = dict[str, Any]
 
-SOURCE_ROWS = {
+SOURCE_ROWS: dict[tuple[Kind, str], int] = {
     ("test", "gsm8k"): 1319,
     ("test", "math500"): 500,
     ("test", "olympiadbench"): 675,
@@ -54,18 +57,18 @@ class Prepared:
         self.grid = Grid(load(raw | {"data_root": str(data_root)}))
         self.data_root, self.folder = data_root, folder
 
-    def data(self, kind: str, name: str) -> Data:
-        return self.grid._data(kind, name)  # type: ignore[arg-type]
+    def data(self, kind: Kind, name: str) -> Data:
+        return self.grid._data(kind, name)
 
-    def path(self, kind: str, name: str) -> Path:
+    def path(self, kind: Kind, name: str) -> Path:
         data, out = self.data(kind, name), self.folder / kind / f"{name}.parquet"
         if not out.exists():
             exclude = {test_set.name: self.path("test", test_set.name) for test_set in data.exclude}
             prepare(data.spec, out, exclude, self.data_root)
         return out
 
-    def __call__(self, kind: str, name: str) -> tuple[list[Row], Row]:
-        """(problems, manifest)"""
+    def __call__(self, kind: Kind, name: str) -> tuple[list[Row], Row]:
+        """Returns (problems, manifest)."""
         path = self.path(kind, name)
         return pq.read_table(path).to_pylist(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
@@ -86,7 +89,7 @@ def unjudged(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return sets
 
 
-def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[Row], list[Row]]:
+def check_books(sets: Prepared, kind: Kind, name: str) -> tuple[list[Row], list[Row], list[Row]]:
     """(problems, dropped, flagged), after checking what holds for every set."""
     problems, manifest = sets(kind, name)
     data, ids = sets.data(kind, name), [problem["id"] for problem in problems]
@@ -97,13 +100,15 @@ def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[R
     assert {row["id"] for row in flagged} <= set(ids)
     assert all(problem["question"].strip() == problem["question"] != "" for problem in problems)
     assert manifest["sha256"] == file_sha256(sets.path(kind, name))
+    assert isinstance(data.spec.source, FileRows)
     digests = data.spec.source.sha256
+    assert digests is not None
     assert manifest["source_sha256"] == (digests[0] if len(digests) == 1 else sha256_of(digests))
     return problems, dropped, flagged
 
 
 @pytest.mark.parametrize(("kind", "name"), [key for key in SOURCE_ROWS if key[0] != "train"])
-def test_a_test_or_choice_set_keeps_every_problem(prepared: Prepared, kind: str, name: str) -> None:
+def test_a_test_or_choice_set_keeps_every_problem(prepared: Prepared, kind: Kind, name: str) -> None:
     problems, dropped, flagged = check_books(prepared, kind, name)
     assert dropped == []
     assert flagged == FLAGGED.get((kind, name), [])
@@ -194,8 +199,9 @@ def test_all_golds_of_deepscaler_are_judged(prepared: Prepared) -> None:
     ],
 )
 def test_the_other_published_layouts_load(real_data: Path, tmp_path: Path, path: str, mapping: Row, rows: int) -> None:
-    kind = "choice" if "choices" in mapping else "train"
-    file = {"path": path} | ({"columns": ["q", *"ABCD", "r"]} if path.endswith("csv") else {})
-    prepare({"kind": kind, "source": {"file": file}, "limit": 60, **mapping}, tmp_path / "set.parquet", {}, real_data)
+    kind: Kind = "choice" if "choices" in mapping else "train"
+    file: Row = {"path": path} | ({"columns": ["q", *"ABCD", "r"]} if path.endswith("csv") else {})
+    spec = data_spec(kind, {"file": file}, limit=60, **mapping)
+    prepare(spec, tmp_path / "set.parquet", {}, real_data)
     manifest = json.loads((tmp_path / "set.json").read_text(encoding="utf-8"))
     assert (manifest["source_rows"], manifest["rows"], manifest["dropped"]) == (rows, 60, [])

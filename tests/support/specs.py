@@ -44,8 +44,8 @@ def data_spec(kind: Kind, source: dict[str, dict[str, Any]], limit: int | None =
     rows: ToyRows | HubRows | FileRows
     if name == "toy":
         fields = (TOY_CHOICES if kind == "choice" else TOY_SUMS).model_dump()
-        split = {"split": "train" if kind == "train" else "test"}
-        rows = ToyRows.model_validate({"steps": [2, 4], "seed": 0} | split | given)
+        defaults = {"steps": [2, 4], "seed": 0, "split": "train" if kind == "train" else "test"}
+        rows = ToyRows.model_validate(defaults | given)
     elif name == "hub":
         rows = HubRows(**{"name": None, "revision": None} | given)
     else:
@@ -94,8 +94,9 @@ def train_spec(mode: TokenMode = SOFT, seed: int = 0, **training: Any) -> RunSpe
 
 
 def evaluation_spec(*names: str, modes: dict[str, SampledMode] | None = None, **evaluation: Any) -> EvaluationSpec:
-    """Returns the spec of an evaluation in these of `EVALUATION_MODES`, or of other `modes`; settings by name change
-    it.
+    """Returns the spec of an evaluation in these of `EVALUATION_MODES`, or of other `modes`.
+
+    Settings by name change it.
     """
     chosen = modes or EVALUATION_MODES
     return EvaluationSpec(
