@@ -335,7 +335,7 @@ def test_mistakes_stop_everything_with_one_line_though_all_outputs_exist(
 def test_repeated_keys_and_command_line_settings_are_seen(done: StandInProject) -> None:
     assert done.snakemake("-n", "--config", "data_rot=x").stdout.strip().endswith("did you mean 'data_root'?")
     done.path.write_text(TINY + "  first: {}\n")
-    assert "config: studies.first: this key stands twice in config.yaml" in done.snakemake("-n").stdout
+    assert "config: studies.first: this key appears twice in config.yaml" in done.snakemake("-n").stdout
 
 
 def test_another_configuration_replaces_the_shipped_one(project: StandInProject) -> None:
