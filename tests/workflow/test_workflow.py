@@ -273,7 +273,7 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: StandInProject) -> 
     failed = project.snakemake(FAIL="base")
     assert failed.returncode == 1
     assert "softtok: error: no such thing" in failed.stdout
-    assert "`softtok tables STUDY --partial` shows what there is" in failed.stdout
+    assert "`softtok tables STUDY --partial` shows the results so far" in failed.stdout
     calls = (project.folder / "calls.txt").read_text()
     assert "evaluate results/runs/toy/sums/hard/" in calls
     assert calls.count("base ") == 1, "a failure that is not the network's is not tried again"
