@@ -186,7 +186,7 @@ def _panel(axes: Axes, study: Study, panel: Panel, varied: Varied, cells: pd.Dat
     look = BANDS if varied.numeric else BARS
     for label, mode, k, (colour, marker, size) in _measures(study, panel.family):
         measured = cells[(cells["inference_mode"] == mode) & (cells["k"] == k)]
-        mark = {"marker": marker, "markersize": size, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
+        mark: dict[str, Any] = {"marker": marker, "markersize": size, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
         placed = measured.dropna(subset="place")
         draw(axes, placed, "place", label=label, color=colour, linewidth=1.8, **mark, **look)
         for value in measured.loc[measured["training_mode"] == "base", "value"]:

@@ -182,7 +182,10 @@ def _passes_panel(axes: Axes, cells: pd.DataFrame, family: Family, shown: Mappin
             xycoords=axes.get_xaxis_transform(),
             xytext=(0, -6),
             textcoords="offset points",
-            **{"ha": "center", "va": "top", "color": MUTED, "fontsize": 8.5},
+            ha="center",
+            va="top",
+            color=MUTED,
+            fontsize=8.5,
         )
 
 
