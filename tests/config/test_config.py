@@ -248,7 +248,7 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         ["studies.first.training_modes: 'hard' is listed twice"],
     ),
     "slash in a name": (lambda c: c["models"].update({"a/b": {"toy": {}}}), ["models.a/b: 'a/b' is not a name"]),
-    "space in a name": (lambda c: c["models"].update({"my toy": {"toy": {}}}), ["models.my toy", "no name"]),
+    "space in a name": (lambda c: c["models"].update({"my toy": {"toy": {}}}), ["models.my toy", "not a name"]),
     "dot first": (lambda c: c["models"].update({".toy": {"toy": {}}}), ["'.toy' is not a name"]),
     "name that YAML reads as a number": (
         lambda c: c["models"].update({3: {"toy": {}}}),
