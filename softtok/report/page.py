@@ -1,7 +1,6 @@
 """Writes a study's report: metrics.csv, claims.csv, tables, figures and one self-contained report.html.
 
-`show` prints its headline table to a terminal. It reads one small file, so heavy modules are imported only when a
-report is made, and `show` starts at once.
+Nothing here loads a model or imports PyTorch. Modules that read and draw are imported when a report is made.
 """
 
 from __future__ import annotations
