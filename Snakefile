@@ -1,4 +1,4 @@
-# Entry of the workflow. `snakemake` builds the studies of `run:` in config.yaml, `snakemake STUDY` any other.
+# The entry of the workflow. `snakemake` builds the studies of `run:` in config.yaml, `snakemake STUDY` any other.
 import sys
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from softtok.errors import UserError
 min_version("9.27")
 
 
-# Snakemake tells of broken YAML without saying where it is.
+# Snakemake reports broken YAML without its place.
 if Path("config.yaml").exists():
     try:
         read_yaml(Path("config.yaml"))
@@ -40,12 +40,12 @@ include: "workflow/rules/report.smk"
 
 onerror:
     print(
-        "softtok: what is done stays done. `snakemake` goes on; `softtok tables STUDY --partial` shows what there is.",
+        "softtok: finished jobs stay finished. `snakemake` continues; `softtok tables STUDY --partial` shows the results so far.",
         file=sys.stderr,
     )
 
 
-# Every study is a target of its own name.
+# Every study is a target.
 for study in grid.studies:
 
     rule:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs/rooms.svg"
 PACKAGE = "softtok"
 TORCH = ("torch", "transformers", "accelerate")
+OUTSIDE = ("errors", "plugins", "__main__")  # parts of the package that are no rooms
 
 BOX_WIDTH, BOX_HEIGHT, STEP_X, STEP_Y, MARGIN = 168, 46, 96, 62, 16
 COLUMN = 34  # from a box's left edge to the line of those that import it
@@ -66,7 +67,7 @@ def read() -> House:
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     placed = [name.strip(" ()") for layer in reversed(layers) for name in re.split(r"[|:]", layer)]
     graph = grimp.build_graph(PACKAGE, include_external_packages=True, cache_dir=None)
-    rooms = [name for name in placed if (ROOT / PACKAGE / name).is_dir()]
+    rooms = [name for name in placed if name not in OUTSIDE]
     modules, imports, torch = Counter[str](), Counter[tuple[str, str]](), set()
     for importer in sorted(graph.modules):
         room = _room(importer, rooms)
@@ -79,7 +80,7 @@ def read() -> House:
                 imports[room, str(other)] += 1
             if imported.split(".")[0] in TORCH:
                 torch.add(room)
-    beside = [name for name in placed if (ROOT / PACKAGE / f"{name}.py").is_file()]
+    beside = [f"{name}{'/' if (ROOT / PACKAGE / name).is_dir() else '.py'}" for name in placed if name in OUTSIDE]
     return House(rooms, beside, modules, imports, torch)
 
 
@@ -136,7 +137,7 @@ def _legend(house: House, right: int) -> list[str]:
     lines = [
         "A row shows what a room imports, a column who imports it.",
         "Numbers count pairs of modules, imports inside functions too.",
-        f"Beside the rooms: {', '.join(f'{name}.py' for name in house.beside)}.",
+        f"Beside the rooms: {', '.join(house.beside)}.",
     ]
     return [
         f'<text class="small" text-anchor="end" x="{right}" y="{MARGIN + 16 + 19 * i}">{line}</text>'

@@ -1,6 +1,6 @@
-"""The command line: every job of the workflow is one of these commands, and can be run by hand.
+"""The command line. Every job of the workflow is one of these commands and can be run by hand.
 
-Heavy imports stay inside the commands, so that `softtok --help` and the light jobs start at once.
+Heavy imports are inside the commands, so that `softtok --help` and light jobs start at once.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from softtok.config.settings import RuntimeSettings
 
 ALLOCATORS = {
-    "THP_MEM_ALLOC_ENABLE": "1",  # on a CPU huge pages, which take 7 % off a step
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # on a GPU no holes where tensors of all sizes come and go
+    "THP_MEM_ALLOC_ENABLE": "1",  # CPU: huge pages, which make a step 7 % faster
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # GPU: no fragmentation by tensors of many sizes
 }
-"""Settings that PyTorch reads once, when it is imported or first takes memory."""
+"""Settings that PyTorch reads once, when it is imported or first allocates memory."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status (1 for a mistake that the user can mend, told in one line)."""
+    """Runs one command; returns the exit status, 1 for an error that the user can fix, which is printed in one line."""
     options = _parser().parse_args(arguments)
     for name, value in ALLOCATORS.items():
         os.environ.setdefault(name, value)
     try:
         for name in ("model", "run_folder", "data"):
             if (path := getattr(options, name, None)) is not None and not path.exists():
-                raise UserError(f"{path} is not there; snakemake makes it")
+                raise UserError(f"{path} does not exist; snakemake makes it")
         options.run(options)
     except UserError as error:
         print(f"softtok: error: {error}", file=sys.stderr)
@@ -90,15 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--root", type=Path, default=Path(), metavar="PATH", help="folder that the spec's paths start from"
     )
-    show = add("show", _show, "print a study's hard-inference table and where its report is")
+    show = add("show", _show, "print a study's hard-inference table and the path of its report")
     show.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     show.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     tables = add("tables", _tables, "print a study's tables from its runs, also before all have finished")
     tables.add_argument("study")
     tables.add_argument("--partial", action="store_true", help="from what has finished; what is missing is named")
     tables.add_argument("--out", type=Path, metavar="PATH", help="write them to this folder instead (md, csv, tex)")
-    rest = add("unused", _unused, "list what in results/ no study of config.yaml leads to any more, with its size")
-    check = add("check", _check, "try a study's plug-ins on an example; the configuration is checked too")
+    rest = add("unused", _unused, "list what no study of config.yaml needs any more in results/, with its size")
+    check = add("check", _check, "check the configuration, and run a study's plug-ins on an example")
     check.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     for command in (tables, rest, check):
         command.add_argument(
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             nargs="+",
             default=[Path("config.yaml")],
             metavar="PATH",
-            help="of several, a later one goes before an earlier one, as in `snakemake --configfile`",
+            help="of several, a later one overrides an earlier one, as in `snakemake --configfile`",
         )
         command.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
     for command in (tables, rest):
@@ -118,8 +118,10 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Switches garbage collection off. torch and transformers make a million objects that stay; looking through them
-    over and over, while they are made and later, takes a fifth of a job's start.
+    """Switches garbage collection off during imports.
+
+    PyTorch and transformers make a million permanent objects. Garbage collection would look through them again and
+    again, which takes a fifth of a job's start.
     """
     gc.disable()
     try:
@@ -130,7 +132,7 @@ def _importing() -> Iterator[None]:
 
 
 def _runtime(options: argparse.Namespace) -> RuntimeSettings:
-    """Machine settings of this job; PyTorch gets the configured threads, not the cores that happen to be there."""
+    """Returns the machine settings of this job; PyTorch gets the configured threads, not all cores."""
     from softtok.config.settings import RuntimeSettings
     from softtok.config.specs import parse
     from softtok.models.devices import use_threads
@@ -231,13 +233,13 @@ def _unused(options: argparse.Namespace) -> None:
         print(f"{held / 1e6:10.1f} MB\t{path}")
     files = ", ".join(map(str, options.config))
     found = f"{count} places, {total / 1e9:.1f} GB" if count else "nothing"
-    print(f"{found} in {options.results} that no study of {files} leads to; none was removed", file=sys.stderr)
+    print(f"{found} in {options.results} that no study of {files} needs; none was removed", file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> None:
+    from softtok.config.dry_check import dry_check
     from softtok.config.grid import Grid
     from softtok.config.load import read
-    from softtok.config.try_plug_ins import try_plug_ins
 
     root = str(options.data_root) if options.data_root else None
     grid = Grid(read(options.config, options.study, root))
@@ -245,15 +247,15 @@ def _check(options: argparse.Namespace) -> None:
     if unknown := [study for study in wanted if study not in grid.studies]:
         raise UserError(f"there is no study {unknown[0]!r}; there are {', '.join(grid.studies)}")
     for study in wanted:
-        for name, left in try_plug_ins(grid.studies[study], options.data_root):
-            print(f"{name}: {f'can be imported; {left}' if left else 'works'}")
-        for name in dict.fromkeys(_tried(grid.studies[study])):
+        for name, unchecked in dry_check(grid.studies[study], options.data_root):
+            print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")
+        for name in dict.fromkeys(_dry_checks(grid.studies[study])):
             print(f"{name}: works")
-    print(f"{', '.join(wanted)}: the configuration and all plug-ins are right")
+    print(f"{', '.join(wanted)}: the configuration and all plug-ins are valid")
 
 
-def _tried(study: Study) -> Iterator[str]:
-    """Yields the token modes, objectives and figures of the user's own in a study, each tried on an example."""
+def _dry_checks(study: Study) -> Iterator[str]:
+    """Yields the user's token modes, objectives and figures in a study, each checked on an example."""
     from softtok.config.settings import TokenMode
     from softtok.plugins import Reference
 

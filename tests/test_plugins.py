@@ -12,7 +12,7 @@ import pytest
 
 from softtok import plugins
 from softtok.errors import UserError
-from softtok.plugins import Door, Form, Reference
+from softtok.plugins import Door, Form, Reference, loading
 
 DOOR = Door(
     "reward",
@@ -31,7 +31,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _python_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a plug-in leaves on Python's path and among its modules goes with the test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(plugins, "_SIBLINGS", {})
+    monkeypatch.setattr(loading, "_SIBLINGS", {})
     for name in ("helper", "tools"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 

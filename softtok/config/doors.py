@@ -1,9 +1,9 @@
-"""Where code of one's own may stand in config.yaml, beside `reward:` and `adapter:` of a data set (`problems/`)."""
+"""The keys of config.yaml that accept a user's code, except `reward:` and `adapter:` of a data set (`problems/`)."""
 
 from __future__ import annotations
 
 from softtok import plugins
-from softtok.config.messages import mistake
+from softtok.config.messages import config_error
 from softtok.config.schema import Config
 from softtok.config.settings import BUILT_IN_OBJECTIVES, BUILT_IN_TOKENS, SampledMode, TokenMode, TrainingSettings
 from softtok.config.specs import part
@@ -20,33 +20,33 @@ FIGURES = Door("figures", forms=(Form(("metrics", "training")),))
 
 
 def locate(door: Door, choice: str | Reference | None, config: Config, where: str = "") -> str | Reference | None:
-    """Returns what a choice is, seen from the configuration's files. Raises UserError, which names the key `where`."""
+    """Returns a choice with its code located, if it names any. Raises UserError, which names the key `where`."""
     if not isinstance(choice, str):
         return choice
     try:
         return plugins.locate(choice, door, config.folders)
     except UserError as error:
-        raise mistake(where or door.key, str(error).removeprefix(f"{door.key}: ")) from None
+        raise config_error(where or door.key, str(error).removeprefix(f"{door.key}: ")) from None
 
 
 def reference(door: Door, choice: str | None, config: Config) -> Reference | None:
-    """Returns the code of the user's own that a choice names; None for a built-in name, or no choice."""
+    """Returns the user's code that a choice names; None for a built-in name, or no choice."""
     found = locate(door, choice, config)
     return found if isinstance(found, Reference) else None
 
 
 def token_mode(entry: TokenMode, config: Config) -> TokenMode:
-    """Returns a training mode as jobs are told it."""
+    """Returns a training mode as specs hold it."""
     mode = part(TokenMode, entry)
     return mode.model_copy(update={"tokens": locate(TOKENS, mode.tokens, config)})
 
 
 def sampled_mode(entry: SampledMode, config: Config) -> SampledMode:
-    """Returns an inference mode as jobs are told it."""
+    """Returns an inference mode as specs hold it."""
     mode = part(SampledMode, entry)
     return mode.model_copy(update={"tokens": locate(TOKENS, mode.tokens, config)})
 
 
 def training(settings: TrainingSettings, config: Config) -> TrainingSettings:
-    """Returns the settings of a run as jobs are told them."""
+    """Returns the settings of a run as specs hold them."""
     return settings.model_copy(update={"objective": locate(OBJECTIVE, settings.objective, config)})

@@ -1,7 +1,7 @@
 """From studies to jobs: every run, evaluation and report of a `Config`, as pure functions.
 
-What a spec cannot see, a change of the code, is told by the version numbers below. Import-light: the Snakefile
-expands the grid at every start.
+A spec cannot show a change of the code; the version numbers below do. Imports are few, because the Snakefile expands
+the grid at every start.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CHOICES_VERSION = 2
 REPORT_VERSION = 4
 
 ASKED_ONLY = {"judged_by": "math", "columns": False}
-"""A train set keeps out the questions of test sets, however their answers are judged."""
+"""A train set excludes the questions of a test set, no matter how their answers are judged."""
 
 T = TypeVar("T")
 
@@ -90,8 +90,9 @@ class Study(Plan):
 
 
 class Grid:
-    """All jobs that a configuration's studies want: runs and models by folder, data sets, evaluations and choices by
-    stem (path without its ending).
+    """All jobs that the studies of a configuration need.
+
+    Runs and models are listed by folder; data sets, evaluations and choices by stem (path without its ending).
     """
 
     def __init__(self, config: Config) -> None:
@@ -106,7 +107,7 @@ class Grid:
         self.studies = {name: self._study(name, study) for name, study in config.studies.items()}
 
     def _once(self, *key: object, make: Callable[[], T]) -> T:
-        """Entries are expanded once, however many studies and runs name them."""
+        """Expands an entry once, no matter how many studies and runs name it."""
         if key not in self._named:
             self._named[key] = make()
         known: T = self._named[key]
@@ -251,7 +252,7 @@ def _rows(kind: Kind, entry: DataSet, data_root: str | None) -> ToyRows | HubRow
 
 
 def _fields(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | ChoiceFields:
-    """Returns which fields of its rows mean what; `checks.py` has seen that those that are needed are there."""
+    """Returns which fields of its rows mean what; `checks.py` has tested that the needed ones are given."""
     chosen = entry.source(data_root)
     if entry.adapter is not None:
         adapted = ADAPTED_CHOICES if kind == "choice" else ADAPTED
@@ -267,12 +268,15 @@ def _fields(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | C
 def _judged_by(entry: DataSet) -> JudgedBy:
     if not isinstance(entry, OpenSet):
         return "math"
-    return "function" if plugins.is_plugin(entry.reward) else cast("JudgedBy", entry.reward)  # seen by `checks.py`
+    return (
+        "function" if plugins.is_plugin(entry.reward) else cast("JudgedBy", entry.reward)
+    )  # `checks.py` has tested it
 
 
 def _digests(entry: DataSet, data_root: str | None) -> list[str] | None:
-    """SHA-256 of each local file: a changed file is another data set. None where files are missing, or cannot be read,
-    that no requested study needs.
+    """Returns the SHA-256 of each local file, so that a changed file gives another data set.
+
+    Returns None if a file is missing or cannot be read. `checks.py` lets this pass only for sets that no job reads.
     """
     try:
         return [file_sha256(path) for path in entry.file.found(data_root)] if entry.file else None

@@ -1,20 +1,21 @@
-"""`like:` in config.yaml: an entry that starts from another one, so that an ablation is one line."""
+"""Inheritance in config.yaml: with `like:` an entry starts from another one, so an ablation is one line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from softtok.config.messages import at, mistake, nearest
+from softtok.config.messages import at, config_error, nearest
 
 INHERITING = ("models", "train_sets", "test_sets", "choice_sets", "training_modes", "inference_modes")
 OWN = ("like", "paper")
-"""Keys that are not inherited: an ablation is not the mode of the paper that it starts from."""
+"""Keys that are not inherited. An ablation is not the mode of the paper that it starts from."""
 
 
 def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The raw configuration with every `like:` filled in. Raises UserError; what is malformed otherwise is left to
-    validation.
+    """Returns the raw configuration with every `like:` resolved.
+
+    Raises UserError for a wrong `like:`. Other errors are left to validation.
     """
     resolved = dict(raw)
     for section in INHERITING:
@@ -30,9 +31,9 @@ def _inherited(section: str, entries: dict[str, Any], name: str, heirs: tuple[st
         return entry
     where, chain = at(section, name, "like"), (*heirs, name)
     if parent in chain:
-        raise mistake(where, f"goes round in a circle: {' -> '.join([*chain, parent])}")
+        raise config_error(where, f"is circular: {' -> '.join([*chain, parent])}")
     if parent not in entries:
-        raise mistake(
+        raise config_error(
             where, f"there is no {parent!r} in {section}{nearest(parent, [key for key in entries if key != name])}"
         )
     inherited = _inherited(section, entries, parent, chain)
@@ -43,8 +44,9 @@ def _inherited(section: str, entries: dict[str, Any], name: str, heirs: tuple[st
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` updated by `own`, nested blocks key by key; a null in `own` drops the key. A revision is not one of
-    another repository.
+    """Returns `base` updated by `own`, nested blocks key by key; a null in `own` drops the key.
+
+    A revision is dropped if `own` names another repository.
     """
     merged = dict(base)
     if any(isinstance(own.get(key), str) and own[key] != base.get(key) for key in ("hub", "path")):

@@ -1,8 +1,8 @@
 """What jobs make, each with its spec and its path.
 
-The first 8 digits of a spec's hash stand in the path. "The file exists" therefore means "this exact thing is done": an
-edited default never mixes with what it was before, going back finds the old results, and studies share what
-coincides. Import-light: the Snakefile reads it at every start.
+The path contains the first 8 digits of the spec's hash. So "the file exists" means "exactly this is done". Results of
+an edited default never mix with older ones, going back to old settings finds the old results, and studies share results
+with equal specs. Imports are few, because the Snakefile reads this module at every start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from softtok.problems.spec import DataSpec, Kind
 from softtok.storage.files import text_hash
 from softtok.storage.records import Record
 
-# Places of results. `spec` is the hash of a data set, model or run, `cell_spec` that of what is measured on a run.
+# Paths of results. `spec` is the hash of a data set, model or run, `cell_spec` that of an evaluation or choice set.
 DATA = "results/data/{kind}/{name}-{spec}"
 MODEL = "results/models/{model}-{spec}"
 RUN = "results/runs/{model}/{train_set}/{mode}/seed{seed}-{spec}"
@@ -33,7 +33,7 @@ R_co = TypeVar("R_co", bound=Record, covariant=True)
 
 @dataclass(frozen=True, eq=False)
 class Made(Generic[R_co]):
-    """What a job makes: a name, and the spec that decides its content."""
+    """A result of a job: its name, and the spec that decides its content."""
 
     name: str
     spec: R_co
@@ -49,7 +49,7 @@ class Made(Generic[R_co]):
 
 @dataclass(frozen=True, eq=False)
 class Data(Made[DataSpec]):
-    """A prepared data set. `exclude`: the test sets that a train set must not overlap."""
+    """A prepared data set; `exclude` are the test sets that a train set must not overlap."""
 
     exclude: tuple[Data, ...]
 
@@ -72,7 +72,7 @@ class Data(Made[DataSpec]):
 
 @dataclass(frozen=True, eq=False)
 class Model(Made[ModelSpec]):
-    """A base model. `text`: the train set that a toy model learns, if it is to learn one."""
+    """A base model; `text` is the train set that a toy model learns, if any."""
 
     text: Data | None
 
@@ -82,7 +82,7 @@ class Model(Made[ModelSpec]):
 
     @property
     def threads(self) -> int:
-        """CPU threads of the job that makes it. A toy's are part of its settings: they decide how sums are rounded."""
+        """CPU threads of the job that makes it. A toy's settings fix them, as they decide how sums are rounded."""
         return self.spec.source.toy.threads if isinstance(self.spec.source, ToySource) else 1
 
     @cached_property
@@ -92,8 +92,9 @@ class Model(Made[ModelSpec]):
 
 @dataclass(frozen=True, eq=False)
 class Run(Made[RunSpec]):
-    """A trained checkpoint, named by its training mode; or a model's untouched base (mode `base`, no train set, seed
-    0).
+    """A trained checkpoint, named by its training mode, or an untouched base model.
+
+    The latter has the mode `base`, no train set and seed 0.
     """
 
     model: Model
@@ -114,13 +115,13 @@ class Run(Made[RunSpec]):
 
     @property
     def untouched_model(self) -> list[str]:
-        """The model's folder, if the checkpoint is not a model of its own but refers to that."""
+        """The model's folder, if the checkpoint holds no weights and refers to the model."""
         return [] if self.train_set else [self.model.folder]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Made[EvaluationSpec]):
-    """All inference modes of an inference set (whose name it has) on one test set; made once per run."""
+    """All modes of an inference set, after which it is named, on one test set; made once per run."""
 
     data: Data
 
@@ -142,7 +143,7 @@ class Choices(Made[ChoicesSpec]):
 
 @dataclass
 class Plan:
-    """What a study wants: runs by folder, with the stems of each one's evaluations and choice sets."""
+    """The jobs of a study: runs by folder, and the evaluations and choice sets of each by stem."""
 
     name: str
     settings: StudySettings

@@ -1,4 +1,4 @@
-"""Reads config.yaml: the checked configuration, or one line that says what is wrong."""
+"""Reads config.yaml into a checked configuration, or says in one line what is wrong."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from softtok.errors import UserError
 
 
 def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Sequence[str] = ()) -> Config:
-    """A checked configuration from the merged dict that Snakemake holds. Raises UserError, one line, for any
-    mistake.
+    """Returns the checked configuration of the merged dict that Snakemake holds. Raises UserError.
 
-    `files`: the YAML files it was read from, searched for repeated keys. `requested`: the words of the command line;
-    the studies among them (or else those of `run`) must find their local data files.
+    `files` are the YAML files that it was read from; they are searched for repeated keys. `requested` are the words of
+    the command line. The local files of the studies among them, or else of those of `run`, must exist.
     """
     for file in files:
         refuse_repeated_keys(Path(file))
@@ -40,8 +39,8 @@ def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Se
 def read(paths: Path | Sequence[Path], requested: Sequence[str] = (), data_root: str | None = None) -> Config:
     """Returns the checked configuration of a YAML file, outside of Snakemake. Raises UserError.
 
-    Of several files a later one goes before an earlier one key by key, as with Snakemake's `--configfile`. `data_root`
-    goes before the files'. `requested` as in `load`.
+    A later file overrides an earlier one key by key, as with Snakemake's `--configfile`; `data_root` overrides that of
+    the files. `requested` is as in `load`.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     raw: dict[str, Any] = {}
@@ -60,20 +59,20 @@ def _update(raw: dict[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a YAML file holds, unchecked. Raises UserError."""
+    """Returns the content of a YAML file, unchecked. Raises UserError."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config: {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"config: {path}: holds no settings")
+        raise UserError(f"config: {path}: has no settings")
     return raw
 
 
 def schema_json() -> str:
-    """`workflow/schemas/config.schema.json`, by which editors complete and check config.yaml."""
+    """Returns workflow/schemas/config.schema.json, which lets editors complete and check config.yaml."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
     for section in schema["properties"].values():
         if "patternProperties" in section:  # sections of named entries

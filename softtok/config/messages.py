@@ -1,38 +1,37 @@
-"""A mistake in `config.yaml`, or in a job's spec, as one line: where it is, what is wrong, and the nearest name that
-would be right.
-"""
+"""Configuration errors in one line: where the mistake is, what is wrong, and the nearest name that would be right."""
 
 from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from softtok.errors import UserError
 
 SHOWN = 12
-"""Known names that a message lists at most when none of them is near."""
+"""How many known names a message lists at most if none of them is near."""
 NAME_RULE = "a name is letters, digits, '.', '_' and '-', and starts with a letter or digit"
 
 
 def at(*path: str | int) -> str:
-    """A key path as people write it: studies.demo.grid[0].models."""
+    """Returns a key path as people write it: studies.demo.grid[0].models."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def mistake(where: str, what: str, source: str = "config") -> UserError:
-    """The error to raise; `source` is what holds the mistake."""
+def config_error(where: str, what: str, source: str = "config") -> UserError:
+    """Returns the error to raise; `source` is what holds the mistake."""
     return UserError(": ".join(filter(None, (source, where, " ".join(what.split())))))
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
-    """A hint to append: the nearest of `known`, else all of them."""
+    """Returns a hint to append: the nearest of `known`, else all of them."""
     names = list(known)
     folded = {name.casefold(): name for name in names}
     if close := get_close_matches(str(word).casefold(), folded, 1):
@@ -41,47 +40,84 @@ def nearest(word: Any, known: Iterable[str]) -> str:
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str = "config") -> UserError:
-    """Returns the first of pydantic's findings in plain words, with how many more there are."""
-    found, *more = error.errors()
-    path, expected, below = _follow(found["loc"], root)
-    kind, value = found["type"], found["input"]
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    if kind == "extra_forbidden":
-        what = f"unknown key{nearest(path[-1], expected)}"
-    elif kind == "missing":
-        what = "this key is missing"
-    elif kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(found.get("ctx", {}).get("expected", "")))
-        what = f"{shown} is not possible{nearest(value, choices)}"
-    elif kind == "string_pattern_mismatch":
-        what = f"{shown} is no name: {NAME_RULE}"
-    elif kind == "string_type" and found["loc"][-1] == "[key]":
-        path, what = (
-            (*path[:-1], str(value)),
-            f"YAML reads this name as {type(value).__name__} {value!r}: put it in quotes",
-        )
-    elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        what = f"{'nothing' if value is None else shown} stands here; it takes keys below it"
-        if below:
-            what += f": {', '.join(below[:SHOWN])}{', ...' if len(below) > SHOWN else ''}"
-    elif kind == "too_short":
-        what = "this is empty; it needs at least one entry" if not value else found["msg"]
-    elif kind == "json_invalid":
-        what = f"is not JSON ({found['ctx']['error']})"
-    elif kind == "value_error":
-        what = found["msg"].removeprefix("Value error, ")
-        if key := re.match(r"(\w+): ", what):  # our own validators name the key first
-            path, what = (*path, key[1]), what[key.end() :]
-    else:
-        what = f"{found['msg'].replace('Input should', 'the value should')}, not {shown}"
-    others = {_follow(other["loc"], root)[0] for other in more} - {path}
+    """Returns the first of pydantic's findings in plain words, and how many more there are."""
+    first, *more = error.errors()
+    where, known, below = _follow(first["loc"], root)
+    what = _in_words(Finding(first, known, below))
+    if first["type"] == "value_error" and (key := re.match(r"(\w+): ", what)):  # our own validators name the key first
+        where, what = (*where, key[1]), what[key.end() :]
+    elif _is_name(first):
+        where = (*where[:-1], str(first["input"]))
+    others = {_follow(other["loc"], root)[0] for other in more} - {where}
     more_of_them = f" (and {len(others)} more mistake{'s' * (len(others) > 1)})" if others else ""
-    return mistake(at(*path), what + more_of_them, source)
+    return config_error(at(*where), what + more_of_them, source)
+
+
+class Finding(NamedTuple):
+    """One of pydantic's findings, with the keys that are known where it is, and those that may be below it."""
+
+    error: ErrorDetails
+    known: list[str]
+    below: list[str]
+
+    @property
+    def value(self) -> Any:
+        return self.error["input"]
+
+    @property
+    def shown(self) -> str:
+        text = repr(self.value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_name(error: ErrorDetails) -> bool:
+    """Whether a finding is about a name that YAML did not read as text."""
+    return error["type"] == "string_type" and error["loc"][-1] == "[key]"
+
+
+def _in_words(found: Finding) -> str:
+    """Returns what is wrong, in plain words."""
+    if _is_name(found.error):
+        return f"YAML reads this name as {type(found.value).__name__} {found.value!r}: put it in quotes"
+    phrase = PHRASES.get(found.error["type"])
+    if phrase is not None:
+        return phrase(found)
+    return f"{found.error['msg'].replace('Input should', 'the value should')}, not {found.shown}"
+
+
+def _impossible(found: Finding) -> str:
+    choices = re.findall(r"'([^']*)'", str(found.error.get("ctx", {}).get("expected", "")))
+    return f"{found.shown} is not possible{nearest(found.value, choices)}"
+
+
+def _no_mapping(found: Finding) -> str:
+    keys = f": {', '.join(found.below[:SHOWN])}{', ...' if len(found.below) > SHOWN else ''}" if found.below else ""
+    return f"{'nothing' if found.value is None else found.shown} stands here; it takes keys below it{keys}"
+
+
+def _too_short(found: Finding) -> str:
+    return "this is empty; it needs at least one entry" if not found.value else found.error["msg"]
+
+
+PHRASES: Mapping[str, Callable[[Finding], str]] = {
+    "extra_forbidden": lambda found: f"unknown key{nearest(found.error['loc'][-1], found.known)}",
+    "missing": lambda found: "this key is missing",
+    "literal_error": _impossible,
+    "string_pattern_mismatch": lambda found: f"{found.shown} is not a name: {NAME_RULE}",
+    "model_type": _no_mapping,
+    "model_attributes_type": _no_mapping,
+    "dict_type": _no_mapping,
+    "too_short": _too_short,
+    "json_invalid": lambda found: f"is not JSON ({found.error['ctx']['error']})",
+    "value_error": lambda found: found.error["msg"].removeprefix("Value error, "),
+}
+"""What each type of pydantic's findings says in plain words."""
 
 
 def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str | int, ...], list[str], list[str]]:
-    """Key path of a pydantic location (without the names of union members), the keys known where it ends, and those
-    that may stand below it.
+    """Returns the key path of a pydantic location, the keys known where it ends, and those that may be below it.
+
+    The names of union members, which pydantic puts into its locations, are left out.
     """
     path: list[str | int] = []
     known: list[str] = []
@@ -106,8 +142,9 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
 
 
 def _plain(kind: Any) -> Any:
-    """Returns X for `X | None` and `Annotated[X, ...]`; for a wider union, the member that holds others (a union of
-    models stays one).
+    """Returns X for `X | None` and `Annotated[X, ...]`, and for a wider union the member that holds others.
+
+    A union of models is returned as it is.
     """
     while (origin := get_origin(kind)) in (Annotated, Union, types.UnionType):
         members = [member for member in get_args(kind) if member is not type(None)]
@@ -118,12 +155,12 @@ def _plain(kind: Any) -> Any:
 
 
 def _tag(model: type[BaseModel]) -> Any:
-    """Returns the value of `kind` by which a model is told from the others of its union."""
+    """Returns the value of `kind`, which distinguishes a model from the others of its union."""
     return model.model_fields["kind"].default if "kind" in model.model_fields else None
 
 
 def refuse_repeated_keys(path: Path) -> None:
-    """YAML lets a later key silently replace an equal one above it; here that is a mistake. Raises UserError."""
+    """Raises UserError if a key is repeated, where YAML would silently take the last one."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     pending: list[tuple[tuple[str | int, ...], Any]] = [
         ((), yaml.compose(path.read_text(encoding="utf-8"), Loader=loader))
@@ -137,9 +174,9 @@ def refuse_repeated_keys(path: Path) -> None:
             for key, value in node.value:
                 line = key.start_mark.line + 1
                 if key.value in lines:
-                    raise mistake(
+                    raise config_error(
                         at(*where, key.value),
-                        f"this key stands twice in {path}, in lines {lines[key.value]} and {line}",
+                        f"this key appears twice in {path}, in lines {lines[key.value]} and {line}",
                     )
                 lines[key.value] = line
                 pending.append(((*where, key.value), value))

@@ -1,6 +1,4 @@
-"""The spec of a study's report: its runs with their names, settings and places, and what the report shows of the
-configuration.
-"""
+"""The spec of a study's report: its runs with names, settings and paths, and the configuration that it shows."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from softtok.config.specs import ReportRun, ReportSpec
 
 
 def report_spec(study: Plan, version: int) -> ReportSpec:
-    """Returns the report spec of a study; mappings and lists stand in the order of the study's lists."""
+    """Returns the report spec of a study; mappings and lists are in the order of the study's lists."""
     config, settings, blocks = study.config, study.settings, study.settings.blocks()
 
     def listed(section: str) -> list[str]:
@@ -75,15 +73,16 @@ def _report_run(study: Plan, run: Run) -> ReportRun:
 
 
 def _paper_name(config: Config, entry: Entry) -> str | None:
-    """What the paper's results call an entry, unless it stands for other problems than the paper's here."""
+    """Returns the name of an entry in the paper's results; None if its problems are not the paper's here."""
     if isinstance(entry, DataSet) and entry.file is not None and not entry.file.comparable:
         return None if entry.source(config.data_root) == "file" else entry.paper
     return entry.paper
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
-    """An entry as the report displays it: with every default, but of overrides what was written, and nothing of the
-    machine.
+    """Returns an entry as the report shows it: with all defaults, with overrides as they were written.
+
+    Settings of the machine are left out.
     """
     overrides = {"training", "evaluation", "runtime"}
     shown = entry.model_dump(exclude=overrides, exclude_none=True)

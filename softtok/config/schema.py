@@ -1,9 +1,8 @@
-"""What an experiment is: the pydantic models behind `config.yaml`.
+"""The pydantic models of `config.yaml`.
 
-Import-light on purpose (no torch): the Snakefile reads the configuration at every start of every job. `load.py`
-validates, checks every cross-reference (`checks.py`) and tells a mistake in one line (`messages.py`). A grid cell is
-resolved to its canonical spec in `grid.py`; `workflow/schemas/config.schema.json` is generated from the classes
-here.
+Imports are few (no torch), because the Snakefile reads the configuration at every start of every job. `load.py`
+validates, checks every cross-reference (`checks.py`) and reports an error in one line (`messages.py`). `grid.py` turns
+the configuration into jobs and their specs. `workflow/schemas/config.schema.json` is generated from these classes.
 """
 
 from __future__ import annotations
@@ -30,10 +29,12 @@ from softtok.config.settings import (
 from softtok.errors import UserError
 from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.prepare import FORMATS
-from softtok.problems.spec import GoldRule, OptionsRule
+from softtok.problems.spec import GoldRule, Kind, OptionsRule
 
-# Named entries. Those with `like` start from another entry of their kind (`inherit.py`), so the schema lets them leave
-# out what it gives.
+DATA_SECTIONS: dict[Kind, str] = {"train": "train_sets", "test": "test_sets", "choice": "choice_sets"}
+
+# Named entries. One with `like` starts from another entry of its kind (`inherit.py`), so the JSON schema does not
+# require the keys that it may inherit.
 
 
 def _optional_when_like(schema: dict[str, Any]) -> None:
@@ -57,13 +58,13 @@ class Entry(Settings):
 
 
 class Part(Settings):
-    """A block inside an entry, which `like` may complete."""
+    """A block inside an entry; keys that it lacks may be inherited."""
 
     model_config = ConfigDict(json_schema_extra=_optional)
 
 
 class ToyModel(ToySettings):
-    """A toy model of the configuration, which names the train set that it learns."""
+    """A toy model, and the name of the train set that it learns."""
 
     text: Name | None = Field(
         default=None, description="train set whose text the bpe tokenizer and the body learn; none: the toy problems"
@@ -95,14 +96,14 @@ class Model(Entry):
     def _one_source(self) -> Model:
         _exactly_one(self, "toy", "hub", "path")
         if self.revision is not None and self.hub is None:
-            raise ValueError(f"revision: {self.revision!r} is of use to a hub model only")
+            raise ValueError(f"revision: {self.revision!r} is only for a model with `hub:`")
         if self.prompt is not None and self.prompt.count("{question}") != 1:
             raise ValueError("prompt: the template must hold {question} exactly once")
         return self
 
 
 class Gold(Part, GoldRule):
-    """Where the right answer stands: a field, the text after a marker in it, or its last balanced box."""
+    """Where the right answer is: a field, the text after a marker in it, or its last balanced box."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Gold:
@@ -112,10 +113,10 @@ class Gold(Part, GoldRule):
 
 
 class Options(Part, OptionsRule):
-    """Where the options of a multiple-choice question stand: one field with a list, or one field each."""
+    """Where the options of a multiple-choice question are: one field with a list, or one field each."""
 
     fields: list[str] | None = Field(default=None, min_length=2)
-    labels: str | None = Field(default=None, description="field with the options' labels, where they are not A, B, ...")
+    labels: str | None = Field(default=None, description="field with the options' labels, if they are not A, B, ...")
 
     @model_validator(mode="after")
     def _one_place(self) -> Options:
@@ -124,7 +125,7 @@ class Options(Part, OptionsRule):
 
 
 class Fields(Part):
-    """Which fields of a row mean what; dots go down into nested values."""
+    """Which fields of a row mean what; dots lead into nested values."""
 
     id: str | None = Field(default=None, description="field that names a problem; none: the row's number")
     question: str | None = None
@@ -146,7 +147,7 @@ class ToyData(Part):
     @model_validator(mode="after")
     def _range(self) -> ToyData:
         if not 1 <= self.steps[0] <= self.steps[1]:
-            raise ValueError(f"steps: {self.steps} is no range [fewest, most] of at least 1 step")
+            raise ValueError(f"steps: {self.steps} is not a range [fewest, most] of at least 1 step")
         return self
 
 
@@ -162,11 +163,11 @@ class Files(Fields):
     format: Literal["json", "csv", "parquet"] | None = Field(default=None, description="none: from the name's ending")
     columns: list[str] | None = Field(default=None, description="names for a csv file without a header line")
     comparable: bool = Field(
-        default=True, description="false: not what the paper measured; its numbers are not shown beside"
+        default=True, description="false: these are not the paper's problems, so its numbers are not shown"
     )
 
     def found(self, root: str | None) -> list[Path]:
-        """The files, sorted; raises UserError naming a pattern that matches none, or an ending that tells no format."""
+        """Returns the files, sorted. Raises UserError if a pattern matches none or an ending names no format."""
         paths: list[Path] = []
         for name in [self.path] if isinstance(self.path, str) else self.path:
             matches = sorted(filter(os.path.isfile, glob.glob(str(Path(root or ".", Path(name).expanduser())))))
@@ -175,13 +176,14 @@ class Files(Fields):
             paths += map(Path, matches)
         for path in paths:
             if self.format is None and path.suffix not in FORMATS:
-                raise UserError(f"{path.name!r} ends in none of {', '.join(FORMATS)}; say which it is: `format:`")
+                raise UserError(f"{path.name!r} ends in none of {', '.join(FORMATS)}; set `format:`")
         return paths
 
 
 class DataSet(Entry, Fields):
-    """Problems from one source: `toy`, `hub` or `file`. With both `hub` and `file`, `data_root` decides which is
-    read; each may carry fields of its own where the two differ in shape.
+    """Problems from one source: `toy`, `hub` or `file`.
+
+    With both `hub` and `file`, `data_root` decides which is read. Each may have its own fields if the two differ.
     """
 
     toy: ToyData | None = None
@@ -208,7 +210,7 @@ class DataSet(Entry, Fields):
         return "file" if self.file is not None and (data_root is not None or self.hub is None) else "hub"
 
     def fields(self, source: Literal["toy", "hub", "file"]) -> dict[str, Any]:
-        """Which field means what in that source: the entry's own mapping, then the source's."""
+        """Returns which field means what in that source; the source's own fields override the entry's."""
         merged = {name: value for name in Fields.model_fields if (value := getattr(self, name)) is not None}
         for name in Fields.model_fields:
             if source != "toy" and (value := getattr(getattr(self, source), name)) is not None:
@@ -217,13 +219,14 @@ class DataSet(Entry, Fields):
 
 
 class OpenSet(DataSet):
-    """A data set whose problems are answered in words of one's own, and how the answers are judged."""
+    """A data set whose problems have free answers, and how these are judged."""
 
     reward: str = Field(
         default="math", description="math, exact (words), choice (a letter), or a function of your own: FILE.py:NAME"
     )
     solved_at: float | None = Field(
-        default=None, description="a number from a function of your own counts as solved from here on; none: 1.0"
+        default=None,
+        description="from this number on, an answer counts as solved, if the reward is a function; none: 1.0",
     )
     answer_format: AnswerFormat = Field(default=AnswerFormat(), description="stop phrase, prefill, what is the answer")
 
@@ -271,8 +274,9 @@ class Block(Settings):
 
 
 class Study(Block):
-    """One report: the union of its grid blocks, each of which takes the study's own lists where it has none. Every
-    model's untouched base belongs to it.
+    """One report: the union of its grid blocks, and the untouched base of every model.
+
+    A block takes the study's own lists for those that it lacks.
     """
 
     title: str | None = None
@@ -280,7 +284,8 @@ class Study(Block):
         default=None, min_length=1, description="of pass@k; none: powers of two up to the samples"
     )
     paper: dict[Name, str] = Field(
-        default={}, description="the paper's names of training modes in this study, where they are not the modes' own"
+        default={},
+        description="the paper's names of training modes in this study, if they differ from those of the modes",
     )
     figures: list[str] = Field(
         default=[], description="figures of your own, FILE.py:NAME: functions of metrics and training curves"
@@ -288,7 +293,7 @@ class Study(Block):
     grid: list[Block] | None = Field(default=None, min_length=1)
 
     def blocks(self) -> list[Block]:
-        """The grid blocks, completed from the study."""
+        """Returns the grid blocks, completed from the study."""
         return [
             Block(
                 **{name: getattr(self if getattr(block, name) is None else block, name) for name in Block.model_fields}
@@ -318,16 +323,16 @@ class Config(Settings):
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where `FILE.py:NAME` starts: the folders of the configuration's files, that of the last one first."""
+        """Where `FILE.py:NAME` starts: the folders of the configuration's files, the last one first."""
         return self._folders
 
     def training_of(self, model: str, train_set: str, mode: str) -> TrainingSettings:
-        """Resolved settings of a run: defaults < `training:` < model < train set < mode."""
+        """Returns the resolved settings of a run: defaults < `training:` < model < train set < mode."""
         layers = (self, self.models[model], self.train_sets[train_set], self.training_modes[mode])
         return TrainingSettings(**{key: value for layer in layers for key, value in layer.training.given().items()})
 
     def evaluation_of(self, test_set: str) -> GenerationSettings:
-        """Resolved settings of a test set: defaults < `evaluation:` < test set."""
+        """Returns the resolved settings of a test set: defaults < `evaluation:` < test set."""
         layers = (self.evaluation, self.test_sets[test_set].evaluation)
         given = {key: value for layer in layers for key, value in layer.given().items()}
         return GenerationSettings(
@@ -335,7 +340,7 @@ class Config(Settings):
         )
 
     def runtime_of(self, model: str) -> RuntimeSettings:
-        """Machine settings of the jobs of a model: defaults < `runtime:` < model."""
+        """Returns the machine settings of a model's jobs: defaults < `runtime:` < model."""
         return RuntimeSettings(**(self.runtime.given() | self.models[model].runtime.given()))
 
 

@@ -1,7 +1,7 @@
-"""What a job is told: the settings of token modes, training, evaluation, the machine and the toy model.
+"""Settings of token modes, training, evaluation, the machine and the toy model.
 
-They stand in specs and in the sections of config.yaml (`schema.py`) alike. All settings of a run have defaults, so
-that an override is an instance of the same class of which only some fields are set (`given`).
+They are part of specs and of the sections of config.yaml (`schema.py`). All settings of a run have defaults, so an
+override is an instance of the same class with only some fields set (`given`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from softtok.storage.records import Record
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-# YAML 1.1 reads 1e-5, without a dot, as text; what is meant is plain.
+# YAML 1.1 reads 1e-5, without a dot, as text.
 Number = Annotated[
     float,
     BeforeValidator(lambda value: float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value),
@@ -27,7 +27,7 @@ Number = Annotated[
 
 BUILT_IN_TOKENS = ("hard", "soft")
 BUILT_IN_OBJECTIVES = ("rloo", "grpo", "ppo-clip")
-# A built-in name or code of the user's own: as it was written (`FILE.py:NAME`), or as specs refer to it.
+# A built-in name or a user's code: as it was written (`FILE.py:NAME`), or as specs refer to it.
 Tokens = Annotated[str | Reference, WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(BUILT_IN_TOKENS)})$|:"})]
 ObjectiveName = Annotated[
     str | Reference, WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(BUILT_IN_OBJECTIVES)})$|:"})
@@ -35,7 +35,7 @@ ObjectiveName = Annotated[
 
 
 def known(choice: str | Reference, names: tuple[str, ...]) -> str | Reference:
-    """Returns a choice that is one of the built-in names or code of the user's own. Raises ValueError."""
+    """Returns a choice that is a built-in name or a user's code. Raises ValueError for any other."""
     if isinstance(choice, str) and choice not in names and not is_plugin(choice):
         raise ValueError(f"{choice!r} is not possible{nearest(choice, names)}, or code of your own as FILE.py:NAME")
     return choice
@@ -45,13 +45,15 @@ class Settings(Record):
     """Base of every configuration class."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that were written down, without defaults."""
+        """Returns the settings that were written down, without defaults."""
         return self.model_dump(exclude_unset=True)
 
 
 class TokenMode(Settings):
-    """How one CoT token is made. `hard` feeds a sampled token's embedding, `soft` a mixture of embeddings with noise
-    somewhere on its way; fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`.
+    """How one CoT token is made.
+
+    `hard` feeds the embedding of a sampled token, `soft` a mixture of embeddings with noise at one of three places.
+    Fuzzy is soft at temperature 1e-4. The equations are in `method/token_modes.py`.
     """
 
     tokens: Tokens = Field(description="hard, soft, or a class of your own: FILE.py:NAME")
@@ -97,28 +99,45 @@ class TokenMode(Settings):
         return given
 
     @model_validator(mode="after")
-    def _possible(self) -> TokenMode:
+    def _soft_divides(self) -> TokenMode:
         if self.tokens == "soft" and self.temperature == 0:
             raise ValueError(
                 "temperature: 0 is for hard tokens; a soft mode divides by its temperature (fuzzy uses 1.0e-4)"
             )
-        if self.hard:
-            for name in ("noise_scale", "noise", "noise_at", "top_k"):
-                value = getattr(self, name)
-                if value != type(self).model_fields[name].default:
-                    raise ValueError(f"{name}: {value} does nothing to hard tokens; remove it, or set tokens: soft")
-            if self.inputs_beta is not None and self.temperature == 0:
-                raise ValueError("inputs_beta: mixes sampled tokens with p E; at temperature 0 nothing is sampled")
-        elif self.tokens == "soft" and self.inputs_beta is not None:
+        return self
+
+    @model_validator(mode="after")
+    def _hard_has_no_noise(self) -> TokenMode:
+        for name in ("noise_scale", "noise", "noise_at", "top_k") if self.hard else ():
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {value} has no effect on hard tokens; remove it, or set tokens: soft")
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_of_inputs_samples(self) -> TokenMode:
+        if self.inputs_beta is not None and self.hard and self.temperature == 0:
+            raise ValueError("inputs_beta: mixes sampled tokens with p E; at temperature 0 nothing is sampled")
+        if self.inputs_beta is not None and self.tokens == "soft":
             raise ValueError("inputs_beta: mixes sampled tokens with p E; set tokens: hard, which samples them")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_has_its_place(self) -> TokenMode:
         if self.noise == "gumbel" and self.noise_scale > 0:
-            raise ValueError(f"noise_scale: {self.noise_scale} does nothing to Gumbel noise; remove it")
+            raise ValueError(f"noise_scale: {self.noise_scale} has no effect on Gumbel noise; remove it")
         if self.noise == "gumbel" and self.noise_at != "logits":
-            raise ValueError(f"noise_at: {self.noise_at} is no place for Gumbel noise (log-probabilities); remove it")
+            raise ValueError(
+                f"noise_at: Gumbel noise is added to log-probabilities, not to the {self.noise_at}; remove it"
+            )
         if self.noise == "gaussian" and self.noise_at != "embedding" and self.noise_scale == 0:
-            raise ValueError(f"noise_at: {self.noise_at} means nothing without noise; remove it, or set noise_scale")
+            raise ValueError(f"noise_at: {self.noise_at} has no effect without noise; remove it, or set noise_scale")
+        return self
+
+    @model_validator(mode="after")
+    def _end_entropy_is_set(self) -> TokenMode:
         if self.end_entropy is None and self.end_entropy_steps != type(self).model_fields["end_entropy_steps"].default:
-            raise ValueError("end_entropy_steps: does nothing without end_entropy, the entropy to stay below")
+            raise ValueError("end_entropy_steps: has no effect without end_entropy, the entropy to stay below")
         return self
 
     @property
@@ -128,7 +147,7 @@ class TokenMode(Settings):
 
     @property
     def own(self) -> bool:
-        """Whether a class of the user's own makes its tokens."""
+        """Whether a user's class makes its tokens."""
         return self.tokens not in ("hard", "soft")
 
     @property
@@ -195,7 +214,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _range(self) -> TrainingSettings:
         if self.checkpoint_steps is not None and self.checkpoint_steps[0] > self.checkpoint_steps[1]:
-            raise ValueError(f"checkpoint_steps: {self.checkpoint_steps} is no range [from, to]")
+            raise ValueError(f"checkpoint_steps: {self.checkpoint_steps} is not a range [from, to]")
         return self
 
     @property
@@ -252,12 +271,12 @@ class DeviceSettings(Settings):
     @model_validator(mode="after")
     def _a_device(self) -> DeviceSettings:
         if not DEVICE.fullmatch(self.device):
-            raise ValueError(f"device: {self.device!r} is no device; use auto, cpu, cuda or cuda:0")
+            raise ValueError(f"device: {self.device!r} is not a device; use auto, cpu, cuda or cuda:0")
         return self
 
 
 class SizeSettings(Settings):
-    """How much is done at a time. These change the order of sums at most."""
+    """How much is done at a time; this can change the order of sums, but nothing else."""
 
     rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side outside of training")
     rollout_tokens: int = Field(
@@ -268,8 +287,8 @@ class SizeSettings(Settings):
     micro_batch_tokens: int = Field(
         default=16384,
         ge=1,
-        description="tokens, of prompts and rows, whose activations training holds at a time; halved where a GPU has"
-        " not the memory",
+        description="tokens, of prompts and rows, whose activations training holds at a time; halved if a GPU runs"
+        " out of memory",
     )
     tile_tokens: int = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
     reward_workers: int = Field(default=1, ge=1)
@@ -277,11 +296,11 @@ class SizeSettings(Settings):
 
 
 class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
-    """The machine's side: never part of a result's identity. Each reader takes the part that it needs."""
+    """The settings of the machine; they are never part of a result's identity."""
 
 
 class ToySettings(Settings):
-    """The embedded default model: a small body trained in the workflow on sloppy demonstrations, or left random."""
+    """The embedded default model: a small body trained in the workflow on imperfect demonstrations, or left random."""
 
     width: int = Field(default=128, ge=1)
     layers: int = Field(default=4, ge=1)
@@ -301,7 +320,7 @@ class ToySettings(Settings):
     )
     unboxed: Number = Field(default=0.2, ge=0, le=1, description="share of demonstrations without a box")
     seed: int = 0
-    threads: int = Field(default=2, ge=1, description="of its training: their number decides how sums are rounded")
+    threads: int = Field(default=2, ge=1, description="of its training; their number decides how sums are rounded")
 
     @model_validator(mode="after")
     def _possible(self) -> ToySettings:

@@ -1,7 +1,7 @@
-"""What a job is told: one record for each kind of job, built by the grid and parsed by the job; and a run's manifest.
+"""The specs of jobs, one record for each kind of job, and the manifest of a run.
 
-A spec holds all that decides a result, and no name, no machine setting and no folder (but for the report's, which says
-where everything is). On the way it is JSON: `as_json` on one side, `parse` on the other.
+The grid builds a spec and the job parses it; between them it is JSON (`as_json` and `parse`). A spec holds everything
+that decides a result. It holds no name, no machine setting and no path, except for the report's spec.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ R = TypeVar("R", bound=Record)
 
 
 class ToySource(Settings):
-    """A toy model, trained here. `text` is the train set that it learns, if not the toy problems."""
+    """A toy model, trained in the workflow; `text` is the train set that it learns, if not the toy problems."""
 
     kind: Literal["toy"] = "toy"
     toy: ToySettings
@@ -39,7 +39,7 @@ class ToySource(Settings):
 
 
 class HubSource(Settings):
-    """A model of the hub; without a revision the newest, which is locked when it is fetched."""
+    """A model of the hub; without a revision it is the newest, which is locked when it is fetched."""
 
     kind: Literal["hub"] = "hub"
     hub: str
@@ -47,7 +47,7 @@ class HubSource(Settings):
 
 
 class FolderSource(Settings):
-    """A Hugging Face folder of the user."""
+    """A local Hugging Face folder."""
 
     kind: Literal["path"] = "path"
     path: str
@@ -62,7 +62,7 @@ class ModelSpec(Record):
 
 
 class RunSpec(Record):
-    """A training run; or, without a train set, its grading, a mode and settings, the run of the untouched model."""
+    """A training run, or the run of an untouched model: then train set, grading, mode and settings are None."""
 
     model: ModelSpec
     train_set: DataSpec | None
@@ -82,14 +82,14 @@ class RunSpec(Record):
 
 
 class Divergence(Record):
-    """Where a run diverged, and how that showed."""
+    """The step at which a run diverged, and the reason that it gave."""
 
     step: int
     reason: str
 
 
 class RunManifest(Record):
-    """What a finished run says of itself, in its manifest.json: what it was told, what came out, and what made it."""
+    """The manifest.json of a finished run: its spec, its result, and its provenance."""
 
     spec: RunSpec
     steps: int
@@ -121,8 +121,9 @@ class ChoicesSpec(Record):
 
 
 class ReportRun(Record):
-    """A run of a report by its names, with its folder, its resolved settings (none of the untouched model), and the
-    hashes of its evaluations, by test set and inference set, and of its choice sets.
+    """A run of a report: its names, its folder and its resolved settings (None for an untouched model).
+
+    `tests` has the hashes of its evaluations by test set and inference set, `choices` those of its choice sets.
     """
 
     model: str
@@ -139,9 +140,9 @@ class ReportRun(Record):
 class ReportSpec(Record):
     """A study's report: its runs, and everything in the order in which it is shown.
 
-    `k` is of pass@k (none: powers of two). `order` has the entries of each section as the study lists them, `paper`
-    their names in the paper's results, `data` the prepared train and test sets by kind and name. `config` is what the
-    report shows of the configuration.
+    `k` lists the k of pass@k (None: powers of two). `order` has the entries of each section as the study lists them,
+    `paper` their names in the paper's results, `data` the prepared train and test sets by kind and name. `config` is
+    the part of the configuration that the report shows.
     """
 
     study: str
@@ -158,17 +159,17 @@ class ReportSpec(Record):
     version: int
 
     def as_json(self) -> str:
-        """One line of JSON in the order of the study's lists, unlike other specs: the order decides what is made."""
+        """Returns one line of JSON in the order of the study's lists, because this order decides what is made."""
         return self.model_dump_json()
 
 
 def part(kind: type[R], entry: BaseModel) -> R:
-    """Returns the part of a configuration entry that jobs are told, without what names and completes it."""
+    """Returns the part of a configuration entry that a spec of this kind holds."""
     return kind(**entry.model_dump(include=set(kind.model_fields)))
 
 
 def parse(kind: type[R], given: str, option: str = "spec") -> R:
-    """The record in a command's option: JSON if the text starts with `{`, else a file of it. Raises UserError."""
+    """Returns the record in a command's option: JSON if the text starts with `{`, else a file. Raises UserError."""
     where, text = f"--{option}", given
     if not given.lstrip().startswith("{"):
         where = given

@@ -1,5 +1,6 @@
-"""What lies in results/ though no study leads to it any more: data sets, models, runs, evaluations and choice sets of
-settings that have changed since. Nothing is removed here, for settings may change back.
+"""Finds results that no study needs any more, because its settings have changed.
+
+Nothing is removed here, as settings may change back.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from pathlib import Path
 
 from softtok.config.grid import Grid
 
-# Where what has a spec's hash in its name stands in results/ (the patterns in jobs.py), folders before what they hold.
+# Where results/ has names with a spec's hash (see the patterns in jobs.py); folders come before their content.
 RUNS = "runs/*/*/*/seed*"
 PLACES = ("data/*/*", "models/*", "specs/*", RUNS, f"{RUNS}/eval/*/*", f"{RUNS}/choices/*")
 HASHED = re.compile(r"([A-Za-z0-9].*)-[0-9a-f]{8}(\.parquet|\.json|\.entropy\.csv)?")
 
 
 def unused(grid: Grid, results: Path) -> Iterator[Path]:
-    """Files and folders in `results` that no study of the grid leads to; of a folder, not what it holds.
+    """Yields files and folders in `results` that no study of the grid needs, but not the content of such folders.
 
-    What has no hash in its name is not ours and is left out. So is what has the name of a data set or model whose local
-    files are not to be found now, or lies below such a name: what those files would lead to is not known.
+    Names without a hash were not made by the workflow and are left out. If the local files of a data set or model are
+    missing now, its hash is not known, so everything with its name or below that name is left out too.
     """
     wanted = {results / Path(path).relative_to("results") for path in _paths(grid)}
     unknown = {data.name for data in grid.data.values() if data.spec.unknown}
@@ -48,6 +49,6 @@ def _paths(grid: Grid) -> Iterator[str]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder, each counted once: a checkpoint's are hard links to saved ones."""
+    """Returns the bytes of a file or folder; hard links to one file, as in checkpoints, count once."""
     files = [file.lstat() for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path.lstat()]
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())

@@ -1,8 +1,8 @@
-"""Multiple choice, out of domain: does training keep what the base model knew?
+"""Scores multiple-choice sets, which are out of domain: they tell whether training keeps what the base model knew.
 
-`letters`: the options stand in the prompt, and the most likely letter is the choice. `cloze`: the option whose text is
-most likely per token after the bare question is the choice. In both, the NLL is that of the right answer's text after
-the bare question: with the options in the prompt it would measure copying.
+With `letters` the prompt lists the options, and the most likely letter is chosen. With `cloze` the prompt is the
+question alone, and the option with the most likely text per token is chosen. In both, the NLL is that of the right
+answer's text after the question alone. With the options in the prompt, it would measure copying.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from softtok.storage.files import atomic, read_columns
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
 
-TOKENS_AT_ONCE = 512  # whose logits exist at one time
+TOKENS_AT_ONCE = 512  # tokens whose logits are in memory at one time
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -71,7 +71,7 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
 
 
 def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:
-    """(chosen option, NLL of the right text, its tokens) of each question."""
+    """Returns (chosen option, NLL of the right text, its tokens) of each question."""
     pairs = [
         (choice_prompt(q.question, q.choices), f" {letter}")
         for q in questions
@@ -87,7 +87,7 @@ def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> lis
 
 
 def _cloze(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:
-    """As `_letters`, choosing by log-likelihood per token of the options' texts."""
+    """Returns the same as `_letters`, but chooses by log-likelihood per token of the options' texts."""
     pairs = [(cloze_prompt(q.question), f" {choice}") for q in questions for choice in q.choices]
     texts = iter(log_likelihoods(lm, pairs, room))
     scored = []
@@ -101,11 +101,12 @@ def _cloze(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[
 
 @torch.no_grad()
 def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: int) -> list[tuple[float, int]]:
-    """(log-probability in nats, tokens) of each continuation after its prompt, at temperature 1. At most `room`
-    tokens, padding too, are run at a time (or one text). Texts that differ in their last token alone, as those of the
-    letters do, are run once.
+    """Returns (log-probability in nats, tokens) of each continuation after its prompt, at temperature 1.
+
+    At most `room` tokens with padding, or one text, are run at a time. Texts that differ only in their last token, as
+    with letters, are run once.
     """
-    texts: dict[tuple[int, ...], list[int]] = {}  # what is run, all but a pair's last token -> the pairs
+    texts: dict[tuple[int, ...], list[int]] = {}  # the tokens to run, all but a pair's last one -> places of its pairs
     rests: list[list[int]] = []
     for place, (prompt, rest) in enumerate(pairs):
         rests.append(lm.tokenizer(rest, add_special_tokens=False)["input_ids"])

@@ -1,8 +1,9 @@
 """Evaluation of one checkpoint on one test set: every inference mode of a set, one record per sample.
 
-The modes of a set share a process, because loading a model costs more than a small cell. Each mode is an append-only
-shard of its own under `.state/shards/`, named by what it depends on (checkpoint, test set, mode, settings): an
-inference mode that is added later, or a crash, costs only what is missing. Answers are greedy in all modes.
+The modes of a set share a process, because loading a model takes longer than a small mode. The records of each mode are
+appended to its own shard under `.state/shards/`, named by a hash of what it depends on (checkpoint, test set, mode,
+settings). So after a crash, or with a further inference mode, only missing records are made. Answers are greedy in all
+modes.
 """
 
 from __future__ import annotations
@@ -57,15 +58,13 @@ SCHEMA = pa.schema(
 
 
 def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
-    """Runs all inference modes of `spec` and writes `out` (parquet) and, beside it, the entropy profile
-    (`.entropy.csv`).
-    """
+    """Runs all inference modes of `spec`; writes `out` (parquet) and the entropy profile next to it (.entropy.csv)."""
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
         check_reward(spec.grading, data, checkpoint["prompt"])
         for _ in dry_check(spec.inference_modes.values()):
-            pass  # the first that does not work ends the job
+            pass  # the first failure ends the job
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm, spec.grading.answer_format)
@@ -75,7 +74,7 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
         policies = {name: Policy(lm, rules, bind(mode, rms), limits) for name, mode in spec.inference_modes.items()}
         longest = max(len(p.prompt) for p in problems) + max(policy.most_steps for policy in policies.values())
         refuse_longer(lm, longest, f"test set {data}")
-        # Ids such as "row7" are of many test sets, and draws that these share would make their results go together.
+        # Many test sets have ids such as "row7". If they shared their draws, their results would be correlated.
         digest = file_sha256(data)
         key = f"evaluate|{digest[:16]}|{checkpoint['seed']}"
         shards: dict[str, Shard] = {}
@@ -83,10 +82,14 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
             cells = Cells(problems, judge, runtime, key, made_on, interruption)
             for name, mode in spec.inference_modes.items():
                 header = {
-                    "checkpoint": checkpoint["sha256"], "data": digest, "mode": mode.model_dump(mode="json"),
-                    "evaluation": settings.model_dump(mode="json"), "seed": checkpoint["seed"], "version": spec.version,
+                    "checkpoint": checkpoint["sha256"],
+                    "data": digest,
+                    "mode": mode.model_dump(mode="json"),
+                    "evaluation": settings.model_dump(mode="json"),
+                    "seed": checkpoint["seed"],
+                    "version": spec.version,
                     "grading": spec.grading.model_dump(mode="json"),
-                }  # fmt: skip
+                }
                 shard = content_hash(header, 16)
                 with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
@@ -97,8 +100,10 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
 def noise_rms(
     lm: LanguageModel, checkpoint: dict[str, Any], modes: Iterable[TokenMode], problems: list[Problem]
 ) -> dict[str, float]:
-    """The RMS that noise is measured in, by its place. A trained checkpoint carries its base model's. A base has no
-    train set: its states are measured behind prompts of the test set, where a mode asks for it.
+    """Returns the RMS that is the unit of noise, by the place of the noise.
+
+    A trained checkpoint carries those of its base model. An untouched model has no train set, so its states are
+    measured after prompts of the test set, if a mode needs them.
     """
     rms = {"embedding": checkpoint["embedding_rms"] or embedding_rms(lm.embedding_VD)}
     rms |= checkpoint["state_rms"]
@@ -109,7 +114,7 @@ def noise_rms(
 
 @dataclass(frozen=True)
 class Cells:
-    """The inference modes of one job: what they share, and how the records of one are made."""
+    """Makes the records of inference modes; the attributes are what all modes of a job share."""
 
     problems: list[Problem]
     judge: Judge
@@ -136,7 +141,7 @@ class Cells:
 
 
 def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, problem: Problem) -> dict[str, Any]:
-    """The finished samples of one problem, and the sums of its entropy profile."""
+    """Returns the finished samples of one problem and the sums of its entropy profile."""
     rows = range(b * made.samples, (b + 1) * made.samples)
     lengths = made.cot_lengths[rows.start : rows.stop]
     longest = int(lengths.max())

@@ -32,8 +32,8 @@ class Problem:
 def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = False) -> list[Problem]:
     """The problems of a prepared data set, their prompts rendered and tokenized.
 
-    The tokenizer adds its own BOS, if it has one. `columns` reads the other columns, which a set has for a reward of
-    the user's own.
+    The tokenizer adds its own BOS, if it has one. `columns` also reads the other columns, which a set has for a
+    user's reward.
     """
     table = read_columns(path, ["id", "question", "gold", *(["columns"] if columns else [])]).to_pydict()
     texts = [render(template, question) for question in table["question"]]
@@ -43,19 +43,20 @@ def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = 
 
 
 def shuffled(count: int, key: str) -> np.ndarray:
-    """A permutation of range(count) that depends on `key` alone."""
+    """Returns a permutation of range(count) that depends on `key` alone."""
     return np.random.default_rng(int(content_hash(key, 16), 16)).permutation(count)
 
 
 def rms_prompts(problems: list[Problem]) -> list[list[int]]:
-    """The fixed prompts behind which states are measured for `noise_units.state_rms`."""
+    """Returns the fixed prompts after which `noise_units.state_rms` measures the states."""
     return [problems[i].prompt for i in shuffled(len(problems), RMS_SLICE)[:RMS_PROMPTS]]
 
 
 def batches(problems: list[Problem], samples: int, length: int, runtime: RuntimeSettings) -> Iterator[list[Problem]]:
-    """Problems to be rolled out side by side, those with prompts of like length together: less padding. A batch has
-    `rollout_rows` rows and room for `rollout_tokens` positions at most, where a row may write `length` of its own; or
-    it is a single problem.
+    """Yields batches of problems with prompts of similar length, which need little padding.
+
+    A batch has at most `rollout_rows` rows and `rollout_tokens` positions, with `length` positions that each row may
+    write; or it is a single problem.
     """
     part: list[Problem] = []
     for problem in sorted(problems, key=lambda p: (len(p.prompt), p.id)):
@@ -70,7 +71,7 @@ def batches(problems: list[Problem], samples: int, length: int, runtime: Runtime
 
 
 def grade(judge: Judge, rules: TextRules, out: Rollout, problems: list[Problem]) -> list[Verdict]:
-    """Verdicts of N answers to B problems."""
+    """Returns the verdicts on N answers to B problems."""
     texts = [rules.answer_text(out.prefill(row), answer) for row, answer in enumerate(out.answers)]
     asked = [problems[row // out.samples] for row in range(len(texts))]
     return judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])

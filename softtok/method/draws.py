@@ -23,7 +23,7 @@ class Draws:
         self.values = torch.empty(len(keys), block, width, device=device) if kind != "none" else torch.empty(0)
 
     def again(self, rows: np.ndarray, steps: np.ndarray) -> torch.Tensor:
-        """What `at` drew for these rows at these steps, pair by pair, shape (M, width); for blocks of one step."""
+        """Returns again what `at` drew for M pairs of row and step, shape (M, width); needs blocks of one step."""
         assert self.steps == 1, "single steps can be drawn again where they were drawn singly"
         drawn = torch.empty(len(rows), 1, self.values.shape[2], device=self.values.device)
         for place, (row, step) in enumerate(zip(rows, steps, strict=True)):
@@ -40,8 +40,10 @@ class Draws:
             values.uniform_(generator=self.generator)
 
     def at(self, step: int, rows: np.ndarray) -> torch.Tensor | None:
-        """Draws of these rows (by original number) at this step, shape (n, width): standard normals or uniforms in [0,
-        1), None for kind "none". From call to call, `step` may only grow and `rows` only shrink.
+        """Returns the draws of these rows (by original number) at this step, shape (n, width).
+
+        They are standard normals or uniforms in [0, 1), or None for kind "none". From call to call, `step` may only
+        grow and `rows` only shrink.
         """
         if self.kind == "none":
             return None

@@ -16,14 +16,15 @@ RMS_PROMPTS_AT_ONCE = 8
 
 
 def embedding_rms(embedding_VD: torch.Tensor) -> float:
-    """RMS(E) over all entries; sigma = gamma * RMS(E), measured once on the base model."""
+    """Returns RMS(E) over all entries, measured once on the base model; sigma = gamma * RMS(E)."""
     return embedding_VD.detach().float().square().mean().sqrt().item()
 
 
 @torch.no_grad()
 def state_rms(lm: LanguageModel, prompts: list[list[int]]) -> dict[str, float]:
-    """RMS of the final hidden states and of all logits where the first CoT token is made, behind the first
-    RMS_PROMPTS of these prompts. Which prompts they are is the caller's choice, once, with the base model.
+    """Returns the RMS of the final hidden states and of all logits at the end of the first RMS_PROMPTS prompts.
+
+    There the first CoT token is made. The caller chooses the prompts once, with the base model.
     """
     squares = {"hidden": 0.0, "logits": 0.0}
     prompts = prompts[:RMS_PROMPTS]

@@ -1,4 +1,6 @@
-"""The policy-gradient loss and its gradient, in one teacher-forced pass. The paper's objective is RLOO:
+"""The policy-gradient loss and its gradient, in one teacher-forced pass.
+
+The paper's objective is RLOO:
 
     A_bg = r_bg - mean of the other G-1 rewards of the same prompt
     loss = -1/(B G) sum_bg A_bg * [ sum_CoT log pi(x_t | x_<t) + sum_answer log pi(a_t | ...) ]

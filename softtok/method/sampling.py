@@ -24,13 +24,14 @@ RUN = 64  # block size of the two-level argmax and CDF
 
 
 def tempered(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """logits / temperature; at 1, the usual case, without a pass over them."""
+    """Returns logits / temperature; at temperature 1, the usual case, it returns the logits themselves."""
     return logits_NV if temperature == 1 else logits_NV / temperature
 
 
 def keep_top(logits_NV: torch.Tensor, k: int | None) -> torch.Tensor:
-    """The logits, all but the k largest of a row at -inf. Which they are is no part of the gradient: the estimate does
-    not see a token enter or leave.
+    """Returns the logits with all but the k largest of each row set to -inf.
+
+    The gradient treats the choice of these k as constant: the estimate does not see a token enter or leave.
     """
     if k is None or k >= logits_NV.shape[1]:
         return logits_NV
@@ -59,10 +60,11 @@ def top_gap(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def sample_ids(
     logits_NV: torch.Tensor, temperature: float, u_N: torch.Tensor | None, p_NV: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N,) from softmax(logits / temperature) by inverse CDF at u_N, or the argmax at temperature 0; and
-    where the choice was a near-tie. Inverse CDF needs one number per token, not V, and no sorting; it is over runs of
-    the vocabulary first and then over the entries of one, for a cumulative sum over all takes several times as long as
-    a sum. `p_NV`, the softmax at temperature 1, saves making it again.
+    """Returns token ids (N,) from softmax(logits / temperature), or the argmax at temperature 0, and near-ties (N,).
+
+    Ids are drawn by inverse CDF at u_N, which needs one number per token, not V, and no sorting. The CDF is computed in
+    two levels, over runs of the vocabulary and then over the entries of one run, because a cumulative sum over all
+    entries takes several times as long as a sum. `p_NV` is the softmax at temperature 1, if it is known already.
     """
     if temperature == 0 or u_N is None:
         best, gap = top_gap(logits_NV)
@@ -83,9 +85,10 @@ def sample_ids(
 
 
 def _interval(cdf_NK: torch.Tensor, at_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In which of K intervals, closed below and open above, a number lies, where that one starts and where it ends, all
-    (N, 1). Numbers at the end or, by rounding, behind it are in the last that is not empty; so that ids are some where
-    p is not a number (`rollout` leaves that to its caller to see).
+    """Returns which of K intervals a number lies in, where it starts and where it ends, all of shape (N, 1).
+
+    Intervals are closed below and open above. Numbers at the end of the CDF or, by rounding, beyond it are put into the
+    last interval that is not empty. So ids are valid even if p is NaN, which the caller of `rollout` has to detect.
     """
     end_N1 = cdf_NK[:, -1:]
     at_N1 = torch.minimum(at_N1, torch.nextafter(end_N1, torch.zeros_like(end_N1)))
@@ -101,12 +104,13 @@ def mix(
     gap_N: torch.Tensor | None = None,
     p_NV: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """h = softmax(logits / temperature) E, shape (N, D), fp32, differentiable in logits and E. `p_NV`, the softmax at
-    temperature 1, is for passes without gradients: at 0.5, the paper's temperature, the weights are its squares over
-    their sum, which costs less than a softmax of their own.
+    """Returns h = softmax(logits / temperature) E, shape (N, D), in fp32, differentiable in logits and E.
 
-    At fuzzy temperatures the mixture is the argmax's row but for near-ties: where the argmax leads by more than
-    temperature * (30 + ln V), the others weigh less than 1e-13 together, and the row is looked up instead of computed.
+    `p_NV`, the softmax at temperature 1, is for passes without gradients. At the paper's temperature 0.5, the weights
+    are its squares divided by their sum, which costs less than another softmax.
+
+    At fuzzy temperatures the mixture is the argmax's row, except for near-ties. If the argmax leads by more than
+    temperature * (30 + ln V), all other weights together are below 1e-13, and the row is looked up instead of computed.
     """
     if temperature == 0.5 and p_NV is not None:
         squares_NV = p_NV.square()
@@ -136,20 +140,22 @@ def _fp32(embedding_VD: torch.Tensor | Summed) -> torch.Tensor | Summed:
 
 
 def log_prob(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log p_i of the sampled tokens, shape (N,)."""
+    """Returns log p_i of the sampled tokens, shape (N,)."""
     return -F.cross_entropy(tempered(logits_NV, temperature), ids_N, reduction="none")
 
 
 def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of the next-token distribution at temperature 1, shape (N,)."""
+    """Returns the entropy (nats) of the next-token distribution at temperature 1, shape (N,)."""
     log_p = torch.log_softmax(logits_NV, -1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def entropy_of(p_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
-    """`entropy` where p = softmax(logits) is known, without a graph; overwrites the logits, for a second matrix of
-    their size takes longer than the arithmetic. It is log sum_i e^(z_i - z_max) - sum_i p_i (z_i - z_max), whose terms
-    are not negative and do not cancel; the first sum is 1 / p_max.
+    """Returns `entropy`, given p = softmax(logits), without a graph; overwrites the logits.
+
+    A second matrix of their size would take longer than the arithmetic. The entropy is
+    log sum_i e^(z_i - z_max) - sum_i p_i (z_i - z_max). Its terms are not negative and do not cancel; the first sum is
+    1 / p_max.
     """
     weighted_NV = logits_NV.sub_(logits_NV.amax(-1, keepdim=True)).mul_(p_NV)
     return -weighted_NV.sum(-1) - p_NV.amax(-1).log()

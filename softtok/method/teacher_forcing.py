@@ -73,8 +73,9 @@ def lay_out(rollout: Rollout) -> Completions:
 
 
 def micro_batches(lengths: np.ndarray, rows: np.ndarray, prompt_width: int, budget: int) -> list[np.ndarray]:
-    """Splits `rows`, longest first, so that rows x (prompt + longest completion) stays within `budget` tokens (one row
-    at least).
+    """Splits `rows`, longest first, into micro-batches of at most `budget` tokens, or of one row.
+
+    A micro-batch has rows x (prompt + longest completion) tokens.
     """
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     batches = []

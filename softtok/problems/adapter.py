@@ -1,10 +1,10 @@
-"""A data adapter of the user's own: a function that makes a problem of a source row, `adapter:` of a data set.
+"""A user's data adapter, `adapter:` of a data set: a function that turns a source row into a problem.
 
     adapt(row: dict) -> dict | None
 
-The row it returns has `question` (a text) and `gold` (a text, or a list of texts of which any one is right); in a
-choice set `question`, `choices` (a list of texts) and `answer` (an index, a letter or a label). Its other columns go to
-a reward of the user's own; one of them may be the data set's `id:`. None leaves the row out of a train set; a test or
+The returned row has `question` (a text) and `gold` (a text, or a list of texts of which any one is right). In a choice
+set it has `question`, `choices` (a list of texts) and `answer` (an index, a letter or a label). Its other columns are
+passed to a user's reward; one of them may be the data set's `id:`. None leaves the row out of a train set. A test or
 choice set keeps every row.
 """
 
@@ -48,7 +48,7 @@ CHOICE_COLUMNS = {
 
 
 class Adapter:
-    """A loaded adapter of a data set of one kind. Raises UserError for whatever is wrong, with file, line and row."""
+    """A loaded adapter of a data set of one kind. Raises UserError, with file, line and row, for any failure."""
 
     def __init__(self, reference: Reference, kind: Kind) -> None:
         self.kind = kind
@@ -58,7 +58,7 @@ class Adapter:
             raise self.plugin.fault(f"is {type(self.function).__name__}, not a function; adapter takes {DOOR.wanted}")
 
     def __call__(self, row: Row, where: str) -> Row | None:
-        """The adapted row, or None if it is left out; `where` names the row in messages."""
+        """Returns the adapted row, or None if it is left out; `where` names the row in messages."""
         with blaming(self.plugin, f"for {where}"):
             made = self.function(row=dict(row))
         if made is None:

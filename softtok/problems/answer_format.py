@@ -17,21 +17,23 @@ from softtok.storage.records import Record
 STOP_PHRASE = "The final answer is:"
 BOX = r" \boxed{"
 LINE = "\n"
-"""A prefill for answers without a box. An empty one is refused: the tokens behind a CoT are the answer's own."""
+"""A prefill for answers without a box. It must not be empty, as the tokens after a CoT must belong to the answer."""
 OPEN_BOX = re.compile(r"\\boxed\s*\{\s*$")
 
 Extract = Literal["boxed", "first_line", "last_line", "all"]
 
 
 class AnswerFormat(Record):
-    r"""What surrounds an answer. `extract` says which part of the generated text is the answer, and so when it ends:
+    r"""What surrounds an answer, and which part of the generated text is the answer.
+
+    `extract` names this part, which also decides when the answer ends:
 
     boxed       the content of the last closed box; the answer ends when the prefilled box closes
     first_line  the first line that is not blank; the answer ends with that line
     last_line   the last line that is not blank; the answer ends at EOS or at its cap
     all         the whole text; the answer ends at EOS or at its cap
 
-    In all of them EOS ends an answer, and white space around it does not count.
+    EOS always ends an answer. White space around it is ignored.
     """
 
     stop_phrase: str = Field(default=STOP_PHRASE, description="ends a CoT, and comes before the prefill of a cut one")
@@ -65,7 +67,7 @@ class AnswerFormat(Record):
 
     @property
     def prefill_after_cut(self) -> str:
-        """Prefilled when the CoT ended otherwise (cap or EOS); the space is there as a cut may fall behind a word."""
+        """Prefilled when the CoT ended otherwise (cap or EOS); it starts with a space, as a word may come before it."""
         return f" {self.stop_phrase}{self.prefill}"
 
     def ends(self, answer: str) -> bool:
@@ -75,11 +77,11 @@ class AnswerFormat(Record):
         return self.extract == "first_line" and "\n" in answer.lstrip()
 
     def ends_with(self, text: str) -> bool:
-        """Whether a token of this text can complete an answer; all others need no look at the whole answer."""
+        """Whether a token with this text can complete an answer; after other tokens `ends` need not be called."""
         return {"boxed": "}", "first_line": "\n"}.get(self.extract, "\0") in text
 
     def answer(self, text: str) -> str:
-        """The answer in the prefilled and generated text; empty if there is none."""
+        """Returns the answer in the prefilled and generated text; empty if there is none."""
         if self.extract == "boxed":
             return (last_boxed(text) or "").strip()
         written = self._without_prefill(text).strip()
@@ -89,14 +91,14 @@ class AnswerFormat(Record):
         return lines[0 if self.extract == "first_line" else -1].strip()
 
     def _without_prefill(self, text: str) -> str:
-        """The generated text: tokenizers may drop the space that a prefill starts with."""
+        """Returns the generated text; tokenizers may drop the space that a prefill starts with."""
         rest = text.lstrip()
         for words in (self.stop_phrase, self.prefill.strip()):
             rest = rest.removeprefix(words).lstrip()
         return rest
 
     def written(self, answer: str) -> str:
-        """The text that a model writes to give this answer, prefilled words first."""
+        """Returns the text that a model writes to give this answer, with the prefill."""
         return f"{self.prefill_after_stop}{answer}" + ("}." if self.extract == "boxed" else "")
 
 

@@ -1,7 +1,7 @@
-"""Dry checks of a data set's plug-ins: what a job does first, and `softtok check` for a whole study.
+"""Dry checks of a data set's plug-ins, at the start of each job and in `softtok check`.
 
-A reward is called on the data set's first problem, or on a built-in one where the set is not prepared yet; an adapter
-on the first row of local data. What is wrong is one line with file and line.
+A reward is called on the first problem of the data set, or on a built-in one if the set is not prepared yet. An adapter
+is called on the first row of local data. Any failure is a UserError with file and line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from softtok.storage.files import read_columns
 def check_reward(grading: Grading, data: Path | None, template: str) -> str:
     """Calls a user's reward on a right and a wrong answer; returns what could not be checked, if anything.
 
-    `data`: the prepared set, if it is there. Raises UserError.
+    `data` is the prepared set, if it exists. Raises UserError.
     """
     if not isinstance(grading.reward, Reference):
         return ""
@@ -36,7 +36,7 @@ def _first(data: Path, template: str) -> Answer:
 def check_adapter(spec: DataSpec, data_root: Path | None) -> str:
     """Imports an adapter and calls it on the first row; returns what could not be checked, if anything.
 
-    Rows of the hub are not fetched for it. Raises UserError.
+    It does not fetch rows from the hub. Raises UserError.
     """
     if spec.adapter is None:
         return ""

@@ -1,4 +1,4 @@
-"""Right answers as data sets give them: what a reward cannot use, and golds that another reward would suit."""
+"""Finds golds that the reward cannot use, and golds for which another reward is better."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ JUDGES: dict[JudgedBy, BuiltIn] = {"math": "math", "exact": "exact", "choice": "
 
 
 def checked(problems: Iterator[Row], block: int, judged_by: JudgedBy = "math") -> Iterator[tuple[Row, list[str]]]:
-    """Each problem with its own faults; one without a row was left out by the adapter.
+    """Yields each problem with its faults; the adapter has left out a problem without a row.
 
-    Golds are judged `block` problems at a time: a small limit does not judge a large set.
+    Golds are judged `block` problems at a time, so that with a small limit not all of a large set is judged.
     """
     from softtok.problems.reward import Grading, Judge
 
@@ -50,7 +50,7 @@ def checked(problems: Iterator[Row], block: int, judged_by: JudgedBy = "math") -
 
 
 def words_warning(problems: Sequence[Row]) -> list[str]:
-    """A warning where the golds of more than half of the problems are words, which Math-Verify reads as products."""
+    """Returns a warning if most golds are words, which Math-Verify reads as products of letters."""
     words = [problem["gold"][0] for problem in problems if problem["gold"] and all(map(is_words, problem["gold"]))]
     if 2 * len(words) <= len(problems):
         return []

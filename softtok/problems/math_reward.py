@@ -1,8 +1,9 @@
 r"""Whether an answer equals a gold as mathematics: cheap certain verdicts, then Math-Verify.
 
-An answer takes the cheapest way to a certain verdict: comparison of plain numbers, exact match after a light
-normalisation, refusal of what would blow up when evaluated (`quick_status`), and only then Math-Verify (`compare`, in a
-worker process of `workers.py`). Most answers never reach a worker, and SymPy is not imported until one does.
+An answer is judged by the cheapest test that is certain: comparison of plain numbers, exact match after a light
+normalisation, refusal of expressions that are too large to evaluate (`quick_status`), and only then Math-Verify
+(`compare`, in a worker process of `workers.py`). Most answers never reach a worker, and SymPy is not imported until one
+does.
 
 Math-Verify's own timeouts (`signal.alarm`) are off: they turn a timeout into "not equal", do not interrupt one long
 call of C code (as with gmpy2's integers), and raise outside of the main thread.
@@ -26,7 +27,7 @@ MAX_EXPONENT = 10_000
 
 
 def quick_status(boxed: str, golds: tuple[str, ...]) -> Status | None:
-    """The status where it is certain without Math-Verify, else None."""
+    """Returns the status if it is certain without Math-Verify, else None."""
     same = [_same_number(boxed, gold) for gold in golds]
     if True in same:
         return "correct"
@@ -34,7 +35,7 @@ def quick_status(boxed: str, golds: tuple[str, ...]) -> Status | None:
         return "wrong"
     if normalised(boxed) in map(normalised, golds):
         return "correct"
-    # Where a gold is as big, evaluating may be just what is asked for: then the worker's limits alone hold.
+    # If a gold is as large, the expression may have to be evaluated; then only the worker's limits protect.
     if _blows_up(boxed) and not any(map(_blows_up, golds)):
         return "refused"
     return None
@@ -45,13 +46,13 @@ _NUMBER = re.compile(r"-?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.[0-9]+)?")
 
 @lru_cache(maxsize=4096)
 def plain_number(text: str) -> Decimal | None:
-    """The exact value of a plain integer or decimal (commas may group its thousands), None for anything else."""
+    """Returns the exact value of a plain integer or decimal, with or without commas; None for anything else."""
     text = text.strip()
     return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
 
 
 def _same_number(boxed: str, gold: str) -> bool | None:
-    """Whether two plain numbers are equal; None if one is not plain, or so near that Math-Verify's rounding decides."""
+    """Whether two plain numbers are equal; None if one is not plain, or if Math-Verify's rounding decides."""
     a, b = plain_number(boxed), plain_number(gold)
     if a is None or b is None:
         return None
@@ -82,7 +83,7 @@ _BRACKET = re.compile(r"[][(){}]")
 def _blows_up(latex: str) -> bool:
     """Whether evaluating this would waste a worker: huge powers and factorials, towers, long lists, deep nesting.
 
-    It saves time and is no wall: what it misses meets the limits of the worker.
+    This only saves time: what it misses is stopped by the limits of the worker.
     """
     if latex.count(",") > MAX_COMMAS or _HUGE.search(latex):
         return True
@@ -98,8 +99,9 @@ def _blows_up(latex: str) -> bool:
 
 
 def _parse(latex: str) -> list[Any]:
-    r"""Math-Verify's readings of an answer: SymPy objects, then text. Golds are boxed like answers: bare ones are often
-    not found at all, and in `$...$` the time `4:40 a.m.` is read as 4.
+    r"""Returns Math-Verify's readings of an answer or gold: SymPy objects, then text.
+
+    Golds are boxed like answers: bare ones are often not found, and in `$...$` the time `4:40 a.m.` is read as 4.
     """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
@@ -112,7 +114,7 @@ _parse_gold = lru_cache(maxsize=256)(_parse)
 
 
 def compare(boxed: str, golds: tuple[str, ...]) -> Status:
-    """Math-Verify's verdict: gold first, as its comparison is not symmetric."""
+    """Returns Math-Verify's verdict; the gold comes first, as its comparison is not symmetric."""
     from math_verify import verify
 
     failed = False

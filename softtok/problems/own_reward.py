@@ -1,20 +1,20 @@
-"""A reward of the user's own: a function in a file, called in the reward's worker processes.
+"""A user's reward: a function in a file, called in the reward's worker processes.
 
-It has one of two forms, told apart by its arguments' names:
+The names of its arguments decide which of two forms it has:
 
     f(answer: str, gold: str) -> bool | float
         `answer` is what the answer format takes out of the text. It is called for each gold, and the best value
         counts. A text without an answer is `unboxed`, and the function is not called.
     f(prompts, completions, **columns) -> list[float]
-        TRL's form. Each call is about one answer, so that one that fails hurts no other and no reward depends on its
-        batch: all lists have one entry. `prompts` holds the rendered prompt, `completions` the prefilled words and the
-        answer, each column the problem's value: the row's own columns and, where it has none of that name,
-        `question` and `gold` (a list of right answers). A function without `**columns` gets those that it names.
+        TRL's form. Each call gets one answer, so all lists have one entry: no reward depends on its batch, and a
+        failure affects one answer alone. `prompts` holds the rendered prompt, `completions` the prefill and the answer.
+        The columns hold the problem's values: those of its row, and `question` and `gold` (a list of right answers) if
+        the row has no columns of these names. A function without `**columns` gets the columns that it names.
 
-A bool is a verdict: the training reward is `reward_correct` for True; for False it is that of any wrong answer. A
-number is the training reward itself, and counts as solved (in pass@k and accuracy) from `solved_at` on, by default
-1.0. None, NaN, infinity, an exception and the wrong number of values give the status `error`, for that answer alone.
-Values are remembered, so a function is taken to give equal answers equal rewards.
+A bool is a verdict: the training reward is `reward_correct` for True, and that of a wrong answer for False. A number is
+the training reward itself; from `solved_at` (default 1.0) on, it counts as solved in pass@k and accuracy. None, NaN,
+infinity, an exception or a wrong number of values give the status `error`, for that answer alone. Values are
+remembered, so a function must give equal answers equal rewards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIMPLE = Form(required=("answer", "gold"))
 TRL = Form(required=("completions",), optional=("prompts",), open=True)
 DOOR = Door("reward", built_in=("math", "exact", "choice"), forms=(SIMPLE, TRL))
 EXAMPLE = Answer("", ("4",), prompt="What is 2 + 2?", columns='{"question": "What is 2 + 2?"}')
-"""The problem of the dry check, unless one of the data set is at hand."""
+"""The problem of the dry check, if no problem of the data set is known."""
 
 Outcome = Status | float
 
@@ -47,12 +47,12 @@ class OwnReward:
     plugin: Plugin
     function: Callable[..., Any]
     trl: bool
-    columns: frozenset[str] | None = None  # those that it names; None: it takes all
+    columns: frozenset[str] | None = None  # the columns that it names; None: it takes all
     needed: frozenset[str] = field(default_factory=frozenset)  # columns without a default
 
     @classmethod
     def of(cls, plugin: Plugin) -> OwnReward:
-        """Imports the function. Raises UserError where it cannot be a reward."""
+        """Imports the function. Raises UserError if it cannot be a reward."""
         function = plugin.load()
         if not callable(function):
             raise plugin.fault(f"is {type(function).__name__}, not a function; reward takes {DOOR.wanted}")
@@ -71,7 +71,7 @@ class OwnReward:
         return cls(plugin, function, trl, None if any_name else named, needed - {"prompts", "completions"})
 
     def value(self, text: str, answer: str, golds: Sequence[str], prompt: str, columns: str) -> bool | float:
-        """The value of one answer. Raises UserError, with file and line, for all that is wrong with it."""
+        """Returns the value of one answer. Raises UserError, with file and line, for any failure."""
         if self.trl:
             return self.values([text], golds, prompt, columns)[0]
         doing = f"for answer={shown(answer)}"
@@ -80,7 +80,7 @@ class OwnReward:
         return max((number(self.plugin, value, doing) for value in values), key=float)
 
     def values(self, texts: list[str], golds: Sequence[str], prompt: str, columns: str) -> list[bool | float]:
-        """The values of several answers to one problem, in TRL's form. Raises UserError like `value`."""
+        """Returns the values of answers to one problem, in TRL's form. Raises UserError like `value`."""
         given = {"question": "", "gold": list(golds)} | json.loads(columns)
         if missing := sorted(self.needed - set(given)):
             raise self.plugin.fault(f"needs column {missing[0]!r}; the data set has {', '.join(given)}")
@@ -103,16 +103,16 @@ _told = False
 
 
 def install(plugin: Plugin) -> None:
-    """Imports the function at a worker's start, before its memory counts."""
+    """Imports the function at a worker's start, before its memory is limited."""
     global _loaded
     try:
         _loaded = OwnReward.of(plugin)
-    except UserError as error:  # raised at the start it would break the pool without a word
+    except UserError as error:  # an error at the start would break the pool without a message
         _loaded = error
 
 
 def judge(text: str, answer: str, golds: Sequence[str], prompt: str, columns: str) -> Outcome:
-    """The outcome of one answer; of its faults the first in each worker is printed, with file and line.
+    """Returns the outcome of one answer; each worker prints its first fault, with file and line.
 
     Raises UserError where the function could not be imported.
     """
@@ -131,10 +131,10 @@ def judge(text: str, answer: str, golds: Sequence[str], prompt: str, columns: st
 
 
 def rehearse(example: Answer, answers: AnswerFormat, built_in: bool) -> str:
-    """The dry check: a right and a wrong answer to a problem, together and one by one.
+    """Runs the dry check: a right and a wrong answer to a problem, together and one by one.
 
-    Raises UserError for what is wrong. Returns "", or why the function could only be imported: it wants columns of a
-    data set that is not prepared yet.
+    Raises UserError for a failure. Returns "", or why the function could only be imported: it needs columns of a data
+    set that is not prepared yet.
     """
     reward = _installed()
     unknown = sorted(reward.needed - {"question", "gold"})

@@ -1,10 +1,10 @@
-"""From a data set as published to problems: a parquet file and its manifest.
+"""Prepares a published data set: writes its problems to a parquet file with a manifest.
 
-Train and test sets become (id, question, gold: any one of a list is right), choice sets (id, question, choices, answer:
-index). A `DataSpec` says where the rows are and which fields mean what. A train set drops what it cannot use and what a
-test set holds; a test or choice set never loses a problem. The manifest tells what was dropped and what looks odd, and
-warns where the reward does not suit the golds. With `columns`, a text column `columns` holds each row whole, as the
-source or the adapter gives it, as a JSON object: a reward of the user's own gets them.
+Problems of train and test sets have id, question and gold (a list, of which any one is right). Those of choice sets
+have id, question, choices and answer (an index). A `DataSpec` says where the rows are and which fields mean what. A
+train set drops problems that it cannot use, and those of excluded test sets. A test or choice set never drops a
+problem. The manifest lists what was dropped and what looks odd, and warns if the reward does not suit the golds. If the
+spec has `columns`, a text column holds each whole row of the source or adapter as JSON, for a user's reward.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ BLOCK = 1000
 
 
 def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path | None) -> None:
-    """Writes the parquet file `out` and, beside it, its manifest. Raises UserError, and then nothing is written.
+    """Writes the parquet file `out` and its manifest next to it. Raises UserError before anything is written.
 
-    `exclude`: prepared test sets by name. `data_root`: where the paths of file sources start.
+    `exclude` has prepared test sets by name. The paths of file sources start from `data_root`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -75,20 +75,20 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
 
 
 def questions(path: Path) -> list[str]:
-    """The questions of a prepared set."""
+    """Returns the questions of a prepared set."""
     texts: list[str] = read_columns(path, ["question"]).column("question").to_pylist()
     return texts
 
 
 def describe(source: ToyRows | HubRows | FileRows) -> str:
-    """How messages name a source."""
+    """Returns the name of a source in messages."""
     if isinstance(source, ToyRows):
         return f"toy data set {canonical_json(source.model_dump(exclude={'kind'}))}"
     return f"data set {source.path}"
 
 
 def rule_text(rule: GoldRule | OptionsRule) -> str:
-    """How messages show a rule: as it was written."""
+    """Returns a rule as it was written, for messages."""
     return canonical_json(rule.model_dump(exclude_defaults=True))
 
 
@@ -98,7 +98,7 @@ def rule_text(rule: GoldRule | OptionsRule) -> str:
 def open_problems(
     spec: DataSpec, fields: OpenFields, rows: Iterable[Row | None], where: str, exclude: dict[str, Path]
 ) -> tuple[list[Row], list[Row], list[Row]]:
-    """(problems, dropped, flagged) of a train or test set; each of the latter has id and reason."""
+    """Returns (problems, dropped, flagged) of a train or test set; the latter two have id and reason."""
     train = spec.kind == "train"
     held_out = {normalise(question): name for name, path in exclude.items() for question in questions(path)}
     problems: list[Row] = []
@@ -135,13 +135,13 @@ def open_problems(
 
 
 def adapted(rows: Iterable[Row], adapter: Adapter | None, where: str) -> Iterator[Row | None]:
-    """The rows as the adapter makes them; None for one that it leaves out."""
+    """Yields the rows as the adapter makes them; None for a row that it leaves out."""
     for number, row in enumerate(rows):
         yield row if adapter is None else adapter(row, f"{where}, row {number}")
 
 
 def read_problems(fields: OpenFields, rows: Iterable[Row | None], where: str) -> Iterator[Row]:
-    """(id, question, gold, row) of each row; gold is empty where the rule finds none, all where the row is None."""
+    """Yields (id, question, gold, row) of each row; gold is empty if there is none, all are if the row is None."""
     identify = Ids(fields.id, where)
     for number, row in enumerate(rows):
         at = f"{where}, row {number}"
@@ -155,7 +155,7 @@ def read_problems(fields: OpenFields, rows: Iterable[Row | None], where: str) ->
 def choice_problems(
     fields: ChoiceFields, rows: Iterable[Row | None], where: str
 ) -> tuple[list[Row], list[Row], list[Row]]:
-    """(problems, nothing dropped, flagged) of a choice set; a row without options or answer is an error, not a gap."""
+    """Returns (problems, nothing dropped, flagged) of a choice set; all rows must have options and an answer."""
     identify, rule = Ids(fields.id, where), fields.choices
     problems: list[Row] = []
     flagged: list[Row] = []
@@ -183,7 +183,7 @@ def choice_problems(
 
 
 class Ids:
-    """Names problems by the source's own field, or by row number, and sees to it that no name comes twice."""
+    """Names problems by a field of the source, or by row number. Raises UserError for a repeated name."""
 
     def __init__(self, name: str | None, where: str) -> None:
         self.name = name
@@ -204,7 +204,7 @@ class Ids:
 
 
 def field(row: Row, name: str, where: str) -> Any:
-    """The value at `name`: a field of that very name, or a path into nested fields and lists ("prompt.0.content")."""
+    """Returns the value at `name`: a field of that name, or a path into fields and lists ("prompt.0.content")."""
     if name in row:
         return row[name]
     value: Any = row
@@ -222,14 +222,14 @@ def field(row: Row, name: str, where: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """Text of a scalar, stripped; None is "". Whole floats become integers: a reader makes 3.0 of 3 beside 2.5."""
+    """Returns a scalar as stripped text; None gives "", and 3.0 gives "3", as readers make it of 3 next to 2.5."""
     if value is None:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def golds(row: Row, rule: GoldRule, where: str) -> list[str]:
-    """All right answers of a row by the gold rule; empty if the rule finds none."""
+    """Returns all right answers of a row by the gold rule; empty if there are none."""
     value = field(row, rule.field, where)
     texts = [as_text(one) for one in (value if isinstance(value, list) else [value])]
     if rule.after is not None:
@@ -240,12 +240,12 @@ def golds(row: Row, rule: GoldRule, where: str) -> list[str]:
 
 
 def undollared(text: str) -> str:
-    """`$x$` without its dollars, where they are one pair around all of it."""
+    """Returns `$x$` without its dollars, if one pair encloses all of it."""
     return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1] else text
 
 
 def answer_index(answer: Any, labels: Sequence[str]) -> int | None:
-    """Place of the answer: a label first (so that "1" means the option labelled 1), then an index."""
+    """Returns the place of the answer, read as a label first (so "1" is the option labelled 1), then as an index."""
     text = as_text(answer)
     if text in labels:
         return labels.index(text)
@@ -256,11 +256,11 @@ def answer_index(answer: Any, labels: Sequence[str]) -> int | None:
 
 
 def read_rows(source: ToyRows | HubRows | FileRows, data_root: Path | None) -> tuple[list[Row], Row]:
-    """Rows of a source, and {"revision", "source_sha256"} for the manifest. Raises UserError."""
+    """Returns the rows of a source, and revision and source_sha256 for the manifest. Raises UserError."""
     if isinstance(source, FileRows):
         return read_files(source, data_root)
     rows, revision = read_hub(source) if isinstance(source, HubRows) else (toy_rows(source), None)
-    # Columns that nothing maps may hold dates or images, which are no JSON.
+    # Columns that are not used may hold dates or images, which are not JSON.
     lines = (json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str) for row in rows)
     return rows, {"revision": revision, "source_sha256": sha256_of(f"{line}\n" for line in lines)}
 
@@ -273,7 +273,7 @@ def sha256_of(texts: Iterable[str]) -> str:
 
 
 def toy_rows(source: ToyRows) -> list[Row]:
-    """Rows of the embedded task `sums` (of `steps`) or `choice`; ids name their text."""
+    """Returns rows of the built-in task `sums` (of `steps`) or `choice`; an id is the hash of its text."""
     if source.task == "sums":
         problems = toy.problems(source.steps, source.split, source.problems, source.seed)
         rows: list[Row] = [{"question": p.question, "gold": p.gold} for p in problems]
@@ -286,7 +286,7 @@ def toy_rows(source: ToyRows) -> list[Row]:
 
 
 def read_files(source: FileRows, data_root: Path | None) -> tuple[list[Row], Row]:
-    """Rows of local files through `datasets`; the digest is the file's own, or one over all files' digests."""
+    """Returns the rows of local files, and the digest of the file, or of the digests of all files."""
     named = source.path if isinstance(source.path, list) else [source.path]
     paths: list[Path] = []
     for name in named:
@@ -301,7 +301,7 @@ def read_files(source: FileRows, data_root: Path | None) -> tuple[list[Row], Row
     kinds = {source.format or FORMATS.get(path.suffix, path.suffix) for path in paths}
     if len(kinds) > 1 or not kinds <= set(FORMATS.values()):
         raise UserError(
-            f"{describe(source)}: wants files of one format, json, csv or parquet; these are {sorted(kinds)}"
+            f"{describe(source)}: needs files of one format, json, csv or parquet; these are {sorted(kinds)}"
         )
     rows = load(kinds.pop(), [str(path) for path in paths], source.columns)
     digests = [file_sha256(path) for path in paths]
@@ -309,13 +309,13 @@ def read_files(source: FileRows, data_root: Path | None) -> tuple[list[Row], Row
 
 
 def load(format: str, files: list[str], columns: list[str] | None) -> list[Row]:
-    """Rows of files of one format. The reader's cache lies in a temporary folder and goes with it."""
+    """Returns the rows of files of one format; the reader's cache is in a temporary folder."""
     import datasets
 
     datasets.disable_progress_bars()
     options: Row = {}
     if format == "csv":
-        # Text stays text: a reader that guesses makes numbers of options such as "0.50" and nothing of the word "None".
+        # Everything stays text. Guessed types would turn an option "0.50" into a number, and the word "None" into null.
         with open(files[0], newline="", encoding="utf-8") as file:
             header = columns or next(csv.reader(file), [])
         features = datasets.Features({name: datasets.Value("string") for name in header})
@@ -330,7 +330,7 @@ def load(format: str, files: list[str], columns: list[str] | None) -> list[Row]:
 
 
 def read_hub(source: HubRows) -> tuple[list[Row], str | None]:
-    """Rows of a hub data set (or of a local folder of the hub's shape), and the commit that its revision means now."""
+    """Returns the rows of a hub data set (or of a folder with its layout), and the commit that its revision means."""
     import datasets
     from huggingface_hub import HfApi
 
@@ -338,12 +338,12 @@ def read_hub(source: HubRows) -> tuple[list[Row], str | None]:
     path, split, name, revision = source.path, source.split, source.name, source.revision
     try:
         if Path(path).is_dir():
-            # A folder may change under its name, and the usual cache would go on giving what it held before.
+            # The content of a folder may change, and the usual cache would return the old one.
             with tempfile.TemporaryDirectory() as cache:
                 return datasets.load_dataset(path, name, split=split, cache_dir=cache).to_list(), None
         commit = HfApi().dataset_info(path, revision=revision).sha
         return datasets.load_dataset(path, name, split=split, revision=commit).to_list(), commit
-    except Exception as error:  # the network, the hub and their libraries raise many; to the user all mean: no data
+    except Exception as error:  # network, hub and libraries raise many kinds; all mean that there are no data
         raise UserError(
             f"data set {path} (revision {revision or 'main'}) cannot be fetched: "
             f"{why(error, f'datasets/{path}', revision)}, or give local files with data_root"

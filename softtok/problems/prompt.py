@@ -29,13 +29,13 @@ PROMPT = (
 )
 BOX = PAPER_FORMAT.prefill
 PREFILL_AFTER_STOP = PAPER_FORMAT.prefill_after_stop
-"""Prefilled when the CoT ended with the stop phrase: the space that the phrase lacks, and the opening of the box."""
+"""Prefilled when the CoT ended with the stop phrase: a space and the opening of the box."""
 PREFILL_AFTER_CUT = PAPER_FORMAT.prefill_after_cut
-"""Prefilled when the CoT ended otherwise (cap or EOS); with a space, for the cut may fall right behind a word."""
+"""Prefilled when the CoT ended otherwise (cap or EOS); it starts with a space, as a word may come before it."""
 
 
 def render(template: str, question: str) -> str:
-    """`template` with its one `{question}` replaced; all other braces, in both texts, stay. Raises UserError."""
+    """Returns `template` with its one `{question}` replaced; all other braces stay. Raises UserError."""
     if template.count(FIELD) != 1:
         raise UserError(
             f"prompt: the template must hold {FIELD} exactly once, found {template.count(FIELD)} times in {template!r}"
@@ -45,7 +45,7 @@ def render(template: str, question: str) -> str:
 
 
 def choice_prompt(question: str, choices: Sequence[str]) -> str:
-    """The question with lettered options; the continuation to score is a space and a letter. UserError over 26."""
+    """Returns the question with lettered options; a space and a letter continue it. UserError for over 26 options."""
     if len(choices) > len(ascii_uppercase):
         raise UserError(
             f"a multiple-choice question has {len(choices)} options, letters go to {len(ascii_uppercase)}: {question!r}"
@@ -55,18 +55,18 @@ def choice_prompt(question: str, choices: Sequence[str]) -> str:
 
 
 def cloze_prompt(question: str) -> str:
-    """The question alone; the continuation to score is a space and the text of an option."""
+    """Returns the question alone; a space and the text of an option continue it."""
     return f"Question: {question}\nAnswer:"
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Exact text of `ids`: special tokens stay (one amid the phrase breaks it), no spaces are tidied away."""
+    """Returns the exact text of `ids`, with special tokens (one inside the phrase breaks it) and all spaces."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
 def token_texts(tokenizer: Any, size: int = 0) -> list[str]:
-    """Text of every id on its own, id 0 first. Part of a UTF-8 character gives U+FFFD; ids without a token give "".
+    """Returns the text of each id alone, id 0 first; part of a UTF-8 character gives U+FFFD, an unused id "".
 
     `size` lengthens the list to the rows of a model's embedding, which may outnumber the tokens.
     """
@@ -80,14 +80,14 @@ def token_texts(tokenizer: Any, size: int = 0) -> list[str]:
 
 
 def eos_ids(generation_config: Any | None, tokenizer: Any) -> set[int]:
-    """Ids that end a text: those of the model's generation config (an int, a list or None) and the tokenizer's own."""
+    """Returns the ids that end a text: those of the generation config (an int, a list or None) and the tokenizer's."""
     named = getattr(generation_config, "eos_token_id", None)
     ids = set(named) if isinstance(named, list | tuple) else {named}
     return {int(i) for i in ids | {tokenizer.eos_token_id} if i is not None}
 
 
 def marked(texts: Sequence[str], mark: Callable[[str], bool]) -> np.ndarray:
-    """Bool array over the vocabulary. NumPy is imported here, not above: the Snakefile reads PROMPT at every start."""
+    """Returns a bool array over the vocabulary; imports NumPy here, as the Snakefile reads PROMPT at every start."""
     import numpy as np
 
     return np.fromiter(map(mark, texts), dtype=bool, count=len(texts))
@@ -96,9 +96,9 @@ def marked(texts: Sequence[str], mark: Callable[[str], bool]) -> np.ndarray:
 class StopRule:
     """Says when a CoT's text, stripped on the right, ends with `phrase`.
 
-    `candidates` (bool, V): ids after which that can newly be so; all others need no look at the text. A superset: the
-    id's own text, stripped, agrees with the end of the phrase as far as both go. `texts`: the `token_texts`, for who
-    has them already; as long as the model's V where it exceeds the tokenizer's.
+    `candidates` (bool, V) marks the ids that can complete the phrase; after others the text need not be looked at. It
+    is a superset: the id's text, stripped, agrees with the end of the phrase as far as both go. `texts` are the
+    `token_texts`, if they are known already. They are as long as the model's V if that exceeds the tokenizer's.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None, phrase: str = STOP_PHRASE) -> None:
@@ -114,8 +114,8 @@ class StopRule:
     def matches(self, ids: Sequence[int]) -> bool:
         """Whether the text of `ids` (a whole CoT, or its tail) ends with the phrase, trailing white space aside.
 
-        The tail that is decoded grows until it holds more text than the phrase; white space behind the phrase and
-        ids that have no text of their own may make it longer than the phrase has characters.
+        The decoded tail grows until it has more text than the phrase. White space after the phrase and ids without
+        text may make it longer than the phrase has characters.
         """
         length = min(len(ids), len(self.phrase) + 1)
         while True:
@@ -126,9 +126,9 @@ class StopRule:
 
 
 class AnswerRule:
-    r"""Says when an answer, which starts just behind the prefill, is complete: in the paper's format, its box closed.
+    r"""Says when an answer, which starts after the prefill, is complete: in the paper's format, when its box closes.
 
-    `candidates` (bool, V): ids that can complete it. `texts` as in `StopRule`.
+    `candidates` (bool, V) marks the ids that can complete it. `texts` as in `StopRule`.
     """
 
     def __init__(
@@ -139,12 +139,13 @@ class AnswerRule:
         self.candidates = marked(token_texts(tokenizer) if texts is None else texts, answer_format.ends_with)
 
     def complete(self, ids: Sequence[int]) -> bool:
-        """Whether the text of the answer `ids` is complete. Answers are short: the whole of it is decoded."""
+        """Whether the text of the answer `ids` is complete; all of it is decoded, as answers are short."""
         return self.format.ends(decode(self.tokenizer, ids))
 
 
 def normalise(question: str) -> str:
-    """What two copies of one question share: no case, no white space, accents written one way. Signs stay, for
-    x + 1 is not x - 1, and so do raised digits.
+    """Returns a question without case and white space, and with accents written one way, to find copies.
+
+    Signs stay, as x + 1 is not x - 1, and so do raised digits.
     """
     return "".join(unicodedata.normalize("NFC", question).casefold().split())

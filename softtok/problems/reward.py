@@ -1,13 +1,13 @@
-r"""The outcome reward: what an answer is worth, behind a wall of time, memory and crash limits.
+r"""The outcome reward: what an answer is worth, with limits on time, memory and crashes.
 
-A data set's `Grading` names the reward and how an answer is taken out of the text:
+A data set's `Grading` says how an answer is extracted from the text, and names the reward:
 
     math     Math-Verify (`math_reward.py`), the paper's
-    exact    the same text as a gold, whatever its case and spaces (`text_rewards.py`): for words
+    exact    the same text as a gold, except for case and spaces (`text_rewards.py`): for words
     choice   the letter of an option (`text_rewards.py`)
-    a `Reference` to a function of the user's own (`own_reward.py`)
+    a `Reference` to a user's function (`own_reward.py`)
 
-The `Judge` decides what it can at once and asks its workers (`workers.py`) for the rest.
+The `Judge` decides what it can itself, and asks its workers (`workers.py`) for the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["MATH", "Answer", "Grading", "Judge", "Status", "Verdict"]
 
 MAX_CHARS = 10_000  # of an answer's text; 32 tokens are about 100
 KNOWN_CASES = 100_000  # outcomes remembered
-IMPORT_S, IMPORT_MB = 60.0, 65_536  # what a user's file may take to be imported
+IMPORT_S, IMPORT_MB = 60.0, 65_536  # limits on the import of a user's file
 
 BuiltIn = Literal["math", "exact", "choice"]
 
@@ -55,10 +55,10 @@ MATH = Grading()
 
 
 class Judge:
-    """Grades answers. A context manager: its workers, started when first needed, live until `close`.
+    """Grades answers; a context manager, whose workers start when first needed and live until `close`.
 
-    `timeout_s` and `memory_mb` are the limits of one answer (`workers.Workers`, which tells what a script needs). To be
-    used from one thread at a time, whichever.
+    `timeout_s` and `memory_mb` are the limits of one answer. Only one thread at a time may use a judge. `Workers` says
+    what the running script needs.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Judge:
         reward_boxed: float = 10.0,
         grading: Grading = MATH,
     ) -> None:
-        """Reads the file of a user's reward. Raises UserError where it is gone or has changed."""
+        """Reads the file of a user's reward. Raises UserError if it is missing or has changed."""
         self.reward_correct = reward_correct
         self.reward_boxed = reward_boxed
         self.grading = grading
@@ -90,10 +90,10 @@ class Judge:
         self._workers.close()
 
     def grade(self, items: Sequence[Answer | tuple[str, Sequence[str]]]) -> list[Verdict]:
-        r"""One verdict per answer; see `Answer` and `Verdict`.
+        """Returns one verdict per answer; see `Answer` and `Verdict`.
 
-        An answer that hangs, crashes or starves its worker gets its own status and touches no other. Raises ValueError
-        for an item without golds, RuntimeError when workers cannot be started at all.
+        An answer that hangs, crashes or needs too much memory gets its own status and does not affect others. Raises
+        ValueError for an item without golds, RuntimeError if workers cannot be started at all.
         """
         asked = [Answer(*item) for item in items]
         seen = [self._look(answer) for answer in asked]
@@ -107,10 +107,10 @@ class Judge:
         ]
 
     def check_golds(self, golds: Sequence[str]) -> list[GoldStatus]:
-        """How the reward takes each gold.
+        """Returns whether the reward can use each gold.
 
-        ok: it parses, and equals itself; string: only its text is understood; unparsed: nothing is, or it does not
-        equal itself; timeout; error. Only Math-Verify can fail on a text; `choice` wants a letter.
+        ok: it parses and equals itself; string: it parses only as text; unparsed: it does not parse, or does not equal
+        itself; timeout; error. `exact` accepts any text, `choice` needs a letter.
         """
         if self.grading.reward == "choice":
             return ["ok" if letter(gold) else "unparsed" for gold in golds]
@@ -120,14 +120,14 @@ class Judge:
         return [answers.get((gold,), "ok") for gold in golds]
 
     def dry_check(self, example: Answer | None = None) -> str:
-        """Calls a user's reward on a right and a wrong answer, behind the wall.
+        """Calls a user's reward on a right and a wrong answer, within the limits.
 
-        `example`: a problem of the data set, by default a built-in one. Returns "", or why the function could only be
-        imported. Raises UserError, one line, for whatever is wrong.
+        `example` is a problem of the data set; without it, a built-in one is used. Returns "", or why the function
+        could only be imported. Raises UserError for any failure.
         """
         if self.plugin is None:
             return ""
-        # The import alone first, as a task: one that hangs or ends its process breaks no pool.
+        # The import comes first and alone, as a task: if it hangs or ends its process, the pool is not broken.
         importing = Workers(1, IMPORT_S, IMPORT_MB, None)
         try:
             self._expect(importing, own_reward.install, (self.plugin,), "while it is imported")
@@ -138,7 +138,7 @@ class Judge:
         return self._expect(self._workers, own_reward.rehearse, case, "on an example") or ""
 
     def _expect(self, workers: Workers, function: Callable[..., str | None], case: Case, doing: str) -> str | None:
-        """What one call of a user's code returns. Raises UserError where it does not end, or ends its process."""
+        """Returns what one call of a user's code returns. Raises UserError if it does not end, or ends its process."""
         answer: str | None = workers.ask(function, [case])[case]
         assert self.plugin is not None
         if answer == "timeout":
@@ -148,7 +148,7 @@ class Judge:
         return answer
 
     def _look(self, answer: Answer) -> tuple[str, Outcome | None]:
-        """(the answer taken out of the text, its outcome where it takes no worker)."""
+        """Returns the answer extracted from the text, and its outcome if no worker is needed."""
         if not answer.golds:
             raise ValueError("an answer cannot be graded without a gold answer")
         if len(answer.text) > MAX_CHARS:
@@ -171,11 +171,11 @@ class Judge:
 
     @property
     def _question(self) -> Callable[..., Outcome]:
-        """What the workers are asked, of a `_case`."""
+        """The function that workers call on a `_case`."""
         return compare if self.plugin is None else own_reward.judge
 
     def _case(self, answer: Answer, found: str) -> Case:
-        """All that the workers' outcome depends on."""
+        """Returns everything that the workers' outcome depends on."""
         if self.plugin is None:
             return found, tuple(answer.golds)
         return answer.text, found, tuple(answer.golds), answer.prompt, answer.columns
@@ -188,9 +188,9 @@ class Judge:
         return Verdict(reward, outcome == "correct", found, outcome)
 
     def _remember(self, answers: dict[Case, Outcome]) -> None:
-        """Keeps outcomes for later calls: also timeouts, or a policy fond of one pays for it at every step.
+        """Keeps outcomes for later calls, except errors, which may come from the machine.
 
-        Errors are not kept: they may be the machine's.
+        Timeouts are kept too: a policy that often gives such an answer would cause one at every step.
         """
         if len(self._known) + len(answers) > KNOWN_CASES:
             self._known.clear()

@@ -1,7 +1,7 @@
-"""What a data set is made of: where its rows are, and which of their fields mean what.
+"""The spec of a data set: where its rows are, and which of their fields mean what.
 
-The configuration builds a `DataSpec` and the job that prepares the set reads it. It is defined here, because
-`prepare.py` needs it and the configuration, which comes after the problems in the order of the rooms, may use it.
+The configuration builds a `DataSpec`, and the job that prepares the set reads it. It is defined in this room, because
+`prepare.py` needs it and may not import the configuration.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from softtok.storage.records import Record
 
 Kind = Literal["train", "test", "choice"]
 JudgedBy = Literal["math", "exact", "choice", "function"]
-"""How golds are checked: those of `math` must parse, those of `choice` be letters; a user's function takes any."""
+"""How golds are checked: for `math` they must parse, for `choice` be letters; a user's function takes any text."""
 
 
 class GoldRule(Record):
-    """Where the right answer stands: a field with a text, a number or a list of which any one is right; the text after
-    the last `after` in it; or, if `boxed`, the content of its last balanced box.
+    """Where the right answer is: a field with a text, a number, or a list of which any one is right.
+
+    The answer is all of it; or the text after the last `after` in it; or, if `boxed`, the content of its last balanced
+    box.
     """
 
     field: str
@@ -30,8 +32,9 @@ class GoldRule(Record):
 
 
 class OptionsRule(Record):
-    """Where the options of a multiple-choice question stand: in one `field` with a list, or in one of `fields` each.
-    `labels` is the field with their labels, where these are not A, B, ...
+    """Where the options of a multiple-choice question are: in one `field` with a list, or in one of `fields` each.
+
+    `labels` is the field with their labels, if these are not A, B, ...
     """
 
     field: str | None = None
@@ -40,8 +43,9 @@ class OptionsRule(Record):
 
 
 class OpenFields(Record):
-    """Fields of train and test problems. Dots go down into nested values ("prompt.0.content"); without `id`, the row's
-    number names a problem.
+    """The fields of train and test problems; without `id`, the row's number names a problem.
+
+    Dots lead into nested values ("prompt.0.content").
     """
 
     kind: Literal["open"] = "open"
@@ -51,7 +55,7 @@ class OpenFields(Record):
 
 
 class ChoiceFields(Record):
-    """Fields of multiple-choice questions; `answer` holds an index, a letter, or one of the labels."""
+    """The fields of multiple-choice questions; `answer` holds an index, a letter, or one of the labels."""
 
     kind: Literal["choices"] = "choices"
     id: str | None
@@ -61,7 +65,7 @@ class ChoiceFields(Record):
 
 
 class ToyRows(Record):
-    """Generated problems, of one side of the generator."""
+    """Problems of one split of the toy generator."""
 
     kind: Literal["toy"] = "toy"
     task: Literal["sums", "choice"]
@@ -72,7 +76,7 @@ class ToyRows(Record):
 
 
 class HubRows(Record):
-    """A data set of the hub, or a local folder of the hub's shape."""
+    """A data set of the hub, or a local folder with the same layout."""
 
     kind: Literal["hub"] = "hub"
     path: str
@@ -82,8 +86,10 @@ class HubRows(Record):
 
 
 class FileRows(Record):
-    """Local files: `path` may be a list or a pattern; `columns` are those of a csv file without a header line. The
-    digests are the identity of files that may change under their names; None where no study needs the files now.
+    """Local files; `path` may be a list or a pattern, `columns` names those of a csv file without a header line.
+
+    `sha256` holds the digests of the files, as their content may change. It is None if they were missing when the
+    configuration was read.
     """
 
     kind: Literal["file"] = "file"
@@ -100,10 +106,11 @@ TOY_CHOICES = ChoiceFields(id="id", question="question", choices=OptionsRule(fie
 
 
 class DataSpec(Record):
-    """A prepared data set. `limit`: at most so many problems, the first ones that remain. `exclude`: test sets, by
-    name, whose questions a train set must not hold. `adapter` makes the rows that `fields` are about. `columns` keeps
-    all columns of a row, for a reward of the user's own. The reward's file is no part of it: it is in the specs of runs
-    and evaluations.
+    """A prepared data set.
+
+    `limit` is the most problems that it may have; the first ones are kept. `exclude` are test sets, by name, whose
+    questions a train set must not contain. `adapter` makes the rows that `fields` refer to. `columns` keeps all columns
+    of a row, for a user's reward. The reward itself belongs to the specs of runs and evaluations.
     """
 
     kind: Kind
@@ -124,6 +131,6 @@ class DataSpec(Record):
 
     @property
     def unknown(self) -> bool:
-        """Whether it depends on local files that were not there when the configuration was read."""
+        """Whether it depends on local files that were missing when the configuration was read."""
         files = isinstance(self.source, FileRows) and self.source.sha256 is None
         return files or any(data.unknown for data in self.exclude.values())

@@ -1,6 +1,6 @@
-r"""Rewards for answers that are no mathematics: `exact` for words, `choice` for a letter.
+r"""Rewards for answers that are not mathematics: `exact` for words, `choice` for a letter.
 
-Both decide at once, without a worker.
+Both need no worker.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ _WORDS = re.compile(r"(?:[^\W\d_]{2,}|[aI])(?:[\s'’-]+[^\W\d_]+)*[.!]?")
 
 
 def plain_text(text: str) -> str:
-    r"""The text in one spelling: NFC, no letter case, single spaces, no `\text{...}` or the like around words."""
+    r"""Returns the text in NFC, without case, with single spaces, and without `\text{...}` and the like."""
     unstyled = _STYLE.sub(r"\1", text)
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", unstyled).casefold().split()))
 
 
 def exact_status(answer: str, golds: Sequence[str]) -> Status:
-    """Whether the answer is the same text as one of the golds (`plain_text`). Punctuation counts."""
+    """Returns whether the answer has the same `plain_text` as a gold; punctuation matters."""
     return "correct" if plain_text(answer) in map(plain_text, golds) else "wrong"
 
 
 def letter(text: str) -> str | None:
-    r"""The letter of an option, in upper case, that a text gives; None where it gives none, or not for certain.
+    r"""Returns the letter of an option that a text gives, in upper case; None if it gives none, or is ambiguous.
 
-    The text is the letter alone, `B`, or starts with a letter that a bracket, dot or colon sets off: `(B)`, `[B]`,
-    `B.`, `B: Paris`, `B) because ...`. `$`, `*`, `\text{...}` and letter case do not count. A letter with nothing but a
-    space behind it (`A dog`, `B or C`) is a word, and `B, C` is two answers.
+    The text is the letter alone, `B`, or starts with a letter and a bracket, dot or colon: `(B)`, `[B]`, `B.`,
+    `B: Paris`, `B) because ...`. `$`, `*`, `\text{...}` and case are ignored. A letter before a space (`A dog`,
+    `B or C`) is a word, and `B, C` is two answers.
     """
     plain = _STYLE.sub(r"\1", text).replace("$", "").replace("*", "").strip()
     found = _LETTER.fullmatch(plain)
@@ -40,7 +40,7 @@ def letter(text: str) -> str | None:
 
 
 def choice_status(answer: str, golds: Sequence[str]) -> Status:
-    """Whether the answer gives the `letter` of a gold; `unparsed` where it gives none."""
+    """Returns whether the answer gives the `letter` of a gold; `unparsed` if it gives none."""
     given = letter(answer)
     if given is None:
         return "unparsed"

@@ -1,4 +1,4 @@
-"""What an answer is and what it is worth: the words that all rewards share."""
+"""Answers and verdicts, which all rewards share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 class Answer(NamedTuple):
     """One answer to be graded.
 
-    `text` starts with the prefilled words; any one of `golds` is right. `prompt` and `columns` (a JSON object: the
-    problem's other columns) are for rewards of the user's own.
+    `text` starts with the prefilled words; any one of `golds` is right. `prompt` and `columns` (a JSON object with the
+    problem's other columns) are for users' rewards.
     """
 
     text: str
@@ -28,10 +28,10 @@ class Answer(NamedTuple):
 class Verdict:
     """What one answer is worth, and why.
 
-    `boxed` is the answer taken out of the text, such as what its box holds (None: `unboxed` or `too_long`). Status:
-    correct; wrong; unparsed: wrong, and no mathematics (or no letter) in the answer; refused: wrong, as it would blow
-    up when evaluated; timeout, error: counted as wrong, as the reward did not end, failed, crashed or ran out of
-    memory; unboxed: no answer, or no closed box; too_long.
+    `boxed` is the answer extracted from the text, such as the content of its box; None if `unboxed` or `too_long`. The
+    status is one of: correct; wrong; unparsed (wrong: no mathematics, or no letter, in the answer); refused (wrong: too
+    large to evaluate); timeout or error (counted as wrong: the reward did not end, failed, crashed or ran out of
+    memory); unboxed (no answer, or no closed box); too_long.
     """
 
     reward: float

@@ -1,11 +1,11 @@
-"""Worker processes for code that may hang, crash or eat all memory: SymPy's, and that of a user's own reward.
+"""Worker processes for code that may hang, crash or use up all memory: SymPy and a user's reward.
 
-The workers are a pebble pool's, so that a stuck one is killed and replaced while the others go on. One case is one
-task: the pool costs 0.06 ms a task, Math-Verify 2 to 100 ms, and so time, memory and crashes are each case's own.
-Workers are forked from a clean fork server that has imported Math-Verify: the parent itself, with torch and its
-threads, must not be forked, and a replacement is ready in 0.1 s.
+The workers belong to a pebble pool, so a stuck one is killed and replaced while the others continue. Each case is one
+task, so its time, its memory and its crash affect no other case. A task takes the pool 0.06 ms, and Math-Verify 2 to
+100 ms. Workers are forked from a clean fork server that has imported Math-Verify, because the parent, with PyTorch and
+its threads, must not be forked. A replacement is ready in 0.1 s.
 
-The pool's wall clock ends a call; a CPU limit ends a worker whose parent was killed.
+The pool's wall clock ends a call. A CPU limit ends a worker whose parent was killed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from softtok.errors import UserError
 if TYPE_CHECKING:
     from pebble import ProcessPool
 
-TASKS_PER_WORKER = 2_000  # then a fresh one: SymPy's caches grow
-MAX_DEATHS = 3  # of workers on one case, and it gets no more of them
-START_S = 60.0  # in which the first worker must be up
-BARREN_ROUNDS = 3  # without a single result, and the pool counts as unusable
+TASKS_PER_WORKER = 2_000  # then the worker is replaced, as SymPy's caches grow
+MAX_DEATHS = 3  # a case on which so many workers died is given up
+START_S = 60.0  # the first worker must have started by then
+BARREN_ROUNDS = 3  # after so many rounds without a result, the pool counts as unusable
 OUT_OF_MEMORY = 77  # exit code of a worker
 
 Case = tuple[Any, ...]
@@ -40,10 +40,10 @@ Case = tuple[Any, ...]
 class Workers:
     """Calls functions in worker processes, which start when first needed and live until `close`.
 
-    `timeout_s` is the wall time of one case; `memory_mb` what a worker may take beyond what it holds at its start
-    (Linux); `prepare` runs at the start of each worker, before the memory counts. To be used from one thread at a time,
-    whichever. Like every process pool that does not fork its parent, it starts the running script anew in its workers,
-    so that this needs `if __name__ == "__main__":`.
+    `timeout_s` is the wall time of one case. `memory_mb` is what a worker may use in addition to its memory at the
+    start (Linux). `prepare` runs at the start of each worker, before its memory is limited. Only one thread at a time
+    may use the workers. They import the running script again, as in every process pool that does not fork its parent,
+    so a script needs `if __name__ == "__main__":`.
     """
 
     def __init__(self, count: int, timeout_s: float, memory_mb: int, prepare: Callable[[], object] | None) -> None:
@@ -52,7 +52,7 @@ class Workers:
         self.memory_mb = memory_mb
         self.prepare = prepare
         self.pool: ProcessPool | None = None
-        self._patience_s = START_S  # with a pool that shows no sign of life, beyond the time of the case at hand
+        self._patience_s = START_S  # time to wait for a silent pool, beyond the time of the current case
 
     def close(self) -> None:
         """Stops the workers, stuck ones included; a later `ask` starts new ones."""
@@ -64,7 +64,7 @@ class Workers:
     def ask(self, function: Callable[..., Any], cases: Collection[Case]) -> dict[Case, Any]:
         """Returns `function(*case)` of every case, or `timeout` or `error`.
 
-        Raises a UserError that a worker raises, and RuntimeError when workers cannot be started at all.
+        Raises the UserError of a worker, and RuntimeError if workers cannot be started at all.
         """
         answers: dict[Case, Any] = {}
         deaths: Counter[Case] = Counter()
@@ -91,7 +91,7 @@ class Workers:
         answers: dict[Case, Any],
         deaths: Counter[Case],
     ) -> None:
-        """Asks once for all cases and fills in `answers` and `deaths`. Raises RuntimeError when the pool breaks."""
+        """Asks once for all cases and fills in `answers` and `deaths`. Raises RuntimeError if the pool breaks."""
         from pebble import ProcessExpired
 
         began, fresh = time.monotonic(), self.pool is None
@@ -100,15 +100,15 @@ class Workers:
         futures = [pool.schedule(_guarded, (function, case, *limits), timeout=self.timeout_s) for case in cases]
         for case, future in zip(cases, futures, strict=True):
             try:
-                # Tasks start in order: after the end of the one before, this is enough for a restart and the task. What
-                # takes longer is a worker killed while it held the pool's lock, or a task.
+                # Tasks start in order, so after the end of the one before, this time is enough for a restart and the
+                # task. It is exceeded only if a worker was killed while it held the lock of the pool or of a task.
                 answers[case] = future.result(timeout=self.timeout_s + self._patience_s)
             except TimeoutError:
                 if not future.done():
                     raise RuntimeError(f"no answer in {self.timeout_s + self._patience_s:.0f} s") from None
                 answers[case] = "timeout"
             except ProcessExpired as expired:
-                deaths[case] += 1  # by itself, or by a signal or the machine's memory, which strike at random
+                deaths[case] += 1  # by itself, by a signal, or as the machine ran out of memory
                 if expired.exitcode == OUT_OF_MEMORY or deaths[case] == MAX_DEATHS:
                     answers[case] = "error"
             if fresh:
@@ -125,31 +125,31 @@ class Workers:
         return self.pool
 
 
-# ---- run by the workers; parsed objects are never printed: writing out a big one can take for ever ----
+# ---- run by the workers; parsed objects are never printed, as a big one may take forever ----
 
 
 def _start_worker(memory_mb: int, prepare: Callable[[], object] | None) -> None:
-    """Sets a new worker's limits. Memory counts from what its start took: a fat main script takes none from cases."""
-    import math_verify  # noqa: F401  (here, not in the first case's time)
+    """Sets a new worker's limits; memory is counted from its start, so a large main script does not reduce it."""
+    import math_verify  # noqa: F401  (its import is not part of the first case's time)
 
-    # pebble's handler would wait for the end of a call of C code, and pebble 3 s for the handler.
+    # pebble's handler waits for the end of a call of C code, and pebble waits 3 s for the handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for library in ("math_verify", "latex2sympy2_extended"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")  # SymPy's, on ill-typed answers
+    warnings.simplefilter("ignore")  # SymPy warns about ill-typed answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if prepare is not None:
         prepare()
-    if sys.platform == "linux":  # macOS does not know this limit; time alone holds there
+    if sys.platform == "linux":  # macOS has no such limit; only time is limited there
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = _peak_bytes() + memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _guarded(function: Callable[..., Any], case: Case, cpu_s: float, memory_mb: int) -> Any:
-    """Returns `function(*case)`, or `error`; ends the process, with `OUT_OF_MEMORY`, if it came near its limit.
+    """Returns `function(*case)`, or `error`; ends the process with `OUT_OF_MEMORY` if it came close to its limit.
 
-    SymPy and Math-Verify swallow MemoryErrors and call the answers different.
+    SymPy and Math-Verify hide MemoryErrors and call the answers different.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu_s) + 1, hard))
@@ -158,12 +158,12 @@ def _guarded(function: Callable[..., Any], case: Case, cpu_s: float, memory_mb: 
         answer = function(*case)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
-    except UserError:  # the reward itself is broken: no answer's own fault
+    except UserError:  # the reward itself is broken, not the answer
         raise
-    except BaseException:  # SystemExit and Math-Verify's TimeoutException too: raised in the parent they would end it
+    except BaseException:  # SystemExit and Math-Verify's TimeoutException too, which would end the parent
         answer = "error"
     finally:
-        if os.getpid() != worker:  # a fork of the function's: it must not go on as a second worker
+        if os.getpid() != worker:  # the function forked; the child must not continue as a second worker
             os._exit(0)
     if sys.platform == "linux":
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -173,6 +173,6 @@ def _guarded(function: Callable[..., Any], case: Case, cpu_s: float, memory_mb: 
 
 
 def _peak_bytes() -> int:
-    """The most address space that this process has held (Linux)."""
+    """Returns the peak address space of this process (Linux)."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmPeak:"))

@@ -1,7 +1,7 @@
-"""Figures of an ablation: what a setting does in which the training modes of a study differ.
+"""Figures of an ablation: the effect of the setting in which the training modes of a study differ.
 
-Where it is one number (noise scale, temperature, group size), pass@k is drawn over it; where the modes differ in the
-place of the noise, or are too many for lines to be told apart, over the modes. Other studies have no such figure.
+If it is one number (noise scale, temperature, group size), pass@k is drawn over it. If the modes differ in the place of
+the noise, or are too many for distinguishable lines, pass@k is drawn over the modes. Other studies have no such figure.
 """
 
 from __future__ import annotations
@@ -186,10 +186,9 @@ def _panel(axes: Axes, study: Study, panel: Panel, varied: Varied, cells: pd.Dat
     look = BANDS if varied.numeric else BARS
     for label, mode, k, (colour, marker, size) in _measures(study, panel.family):
         measured = cells[(cells["inference_mode"] == mode) & (cells["k"] == k)]
-        draw(
-            axes, measured.dropna(subset="place"), "place", label=label, color=colour, linewidth=1.8, marker=marker,
-            markersize=size, markeredgecolor=PAPER, markeredgewidth=0.8, **look,
-        )  # fmt: skip
+        mark: dict[str, Any] = {"marker": marker, "markersize": size, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
+        placed = measured.dropna(subset="place")
+        draw(axes, placed, "place", label=label, color=colour, linewidth=1.8, **mark, **look)
         for value in measured.loc[measured["training_mode"] == "base", "value"]:
             axes.axhline(value, color=colour, linewidth=1.1, linestyle=BASE_DASHES, zorder=1)
     if varied.numeric and min(places.values()) > 0 and max(places.values()) >= LOG_RATIO * min(places.values()):

@@ -1,8 +1,8 @@
 """Figures of a study: pass@k curves, training and validation curves, entropy by CoT position.
 
-Those of ablations are in `ablations.py`. Lines are means over seeds. Bands run from the lowest to the highest seed:
-what was seen, where a t interval over three seeds would mostly be wide. The name of a training mode stands at the end
-of its line. Files are deterministic: equal numbers give equal bytes. No setting of matplotlib is changed for others.
+Those of ablations are in `ablations.py`. Lines are means over seeds. Bands run from the lowest to the highest seed,
+because a t interval over three seeds is mostly too wide. The name of a training mode is written at the end of its
+line. Files are deterministic: equal numbers give equal bytes. No setting of matplotlib is changed for others.
 """
 
 from __future__ import annotations
@@ -177,13 +177,20 @@ def _passes_panel(axes: Axes, cells: pd.DataFrame, family: Family, shown: Mappin
     axes.minorticks_off()
     if len(greedy):
         axes.annotate(
-            "greedy", xy=(2 ** (-GUTTER / 2), 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -6),
-            textcoords="offset points", ha="center", va="top", color=MUTED, fontsize=8.5,
-        )  # fmt: skip
+            "greedy",
+            xy=(2 ** (-GUTTER / 2), 0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, -6),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=MUTED,
+            fontsize=8.5,
+        )
 
 
 def tick_texts(ticks: Sequence[int]) -> list[str]:
-    """What stands below each k: its number, or nothing where that would meet the next; the largest always has one."""
+    """Returns the text below each k: its number, or nothing if numbers would overlap; the largest always has one."""
     doubling = NARROWEST / (GUTTER + math.log2(ticks[-1]))
     texts = [str(ticks[-1])]
     last = ticks[-1]

@@ -1,4 +1,4 @@
-"""Figures of a study's own: functions of the user's, `figures:` of a study.
+"""A user's figures, `figures:` of a study: functions of metrics and training curves.
 
     def NAME(metrics: pd.DataFrame, training: pd.DataFrame) -> matplotlib.figure.Figure
 
@@ -23,7 +23,7 @@ SECTION = "own"
 
 
 def draw_own(references: Iterable[Reference], metrics: pd.DataFrame, training: pd.DataFrame) -> Iterator[Plot]:
-    """Yields the figures. Raises UserError, with file and line, for code that raises or returns something else."""
+    """Yields the figures. Raises UserError, with file and line, if the code raises or returns anything else."""
     for reference in references:
         plugin = plugins.read(reference)
         function = plugin.load()
@@ -61,7 +61,7 @@ def example() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def dry_check(references: Iterable[Reference]) -> Iterator[str]:
-    """Yields the name of each figure that can be drawn of made-up runs. Raises UserError for the first that cannot."""
+    """Yields the name of each figure, drawn from made-up runs. Raises UserError for the first that fails."""
     for reference in references:
         for _ in draw_own([reference], *example()):
             yield f"figure {reference}"

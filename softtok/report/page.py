@@ -1,8 +1,6 @@
-"""A study's report: metrics.csv, claims.csv, tables, figures and one self-contained report.html; and its headline for
-a terminal.
+"""Writes a study's report: metrics.csv, claims.csv, tables, figures and one self-contained report.html.
 
-Nothing here loads a model or imports torch. What draws and reads is imported when a report is made, so that `show`,
-which reads one small table, starts at once.
+Nothing here loads a model or imports PyTorch. Modules that read and draw are imported when a report is made.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ SECTIONS = {
     "training": "Training",
     "entropy": "Entropy",
 }
-HIDDEN_PROVENANCE = ("host",)  # names a machine and says nothing about a result
+HIDDEN_PROVENANCE = ("host",)  # the name of a machine does not matter to a result
 TOY_NOTE = (
     "This study trains a toy: a very small model, made in the workflow. It shows that every part works together, and "
     "how a full study would look. It is no evidence for or against the paper's claims."
@@ -40,12 +38,11 @@ TOY_NOTE = (
 
 
 def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
-    """Writes metrics.csv, claims.csv, tables/, figures/ and report.html to `out`; the spec's run paths are relative to
-    `root`.
+    """Writes a report to `out`; the run paths of the spec are relative to `root`.
 
-    Equal results give equal bytes. Everything is read before anything is written: a missing or malformed file of a run
-    is a UserError that names it and leaves an older report as it was (Snakemake, though, removes what a job that failed
-    declares). Older tables and figures that this report does not have are removed.
+    Equal results give equal bytes. Everything is read before anything is written. So a missing or malformed file of a
+    run, which is a UserError that names it, leaves an older report as it was. (Snakemake, though, removes the outputs
+    of a job that failed.) Older tables and figures that this report does not have are removed.
     """
     from softtok.report import claims, collect, figures, own_figures
     from softtok.report.study import Study
@@ -86,7 +83,7 @@ def _page(
     plots: list[dict[str, str]],
     claims: list[tuple[str, Claim, list[Verdict], str]],
 ) -> str:
-    """report.html as text."""
+    """Returns report.html as text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -125,7 +122,7 @@ def _page(
 
 
 def _facts(study: Study, results: Results, problems: int) -> list[tuple[str, str]]:
-    """The study's size in a few numbers: (number, what it counts)."""
+    """Returns the study's size in a few numbers: (number, what it counts)."""
     trained = [run for run in results.runs if run.row.training_mode != "base"]
     return [
         (f"{len(trained)}", "training runs"),
@@ -138,7 +135,7 @@ def _facts(study: Study, results: Results, problems: int) -> list[tuple[str, str
 
 
 def notes(results: Results) -> list[tuple[str, str]]:
-    """What a reader must know before the numbers: (kind, sentences), kind "note" or "warning"."""
+    """Returns what a reader must know before the numbers: (kind, sentences), kind "note" or "warning"."""
     found, runs = [], results.runs
     if any(isinstance(run.manifest.spec.model.source, ToySource) for run in runs):
         found.append(("note", TOY_NOTE))
@@ -164,7 +161,7 @@ def notes(results: Results) -> list[tuple[str, str]]:
 
 
 def mixture(runs: Sequence[Run]) -> str:
-    """What a reader must know where runs were made by different commits, devices or library versions; else empty."""
+    """Returns a warning if commits, devices or library versions of the runs differ; else an empty text."""
     mixed = [
         f"{key} ({', '.join(f'{value} in {count} of {len(runs)} runs' for value, count in values)})"
         for key, values in provenance(runs)
@@ -175,7 +172,7 @@ def mixture(runs: Sequence[Run]) -> str:
 
 
 def provenance(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """What made the runs: (key, [(value, runs with it)]), the most frequent value first."""
+    """Returns the provenance of the runs: (key, [(value, runs with it)]), the most frequent value first."""
     found: dict[str, Counter[str]] = {}
     for run in runs:
         for key, value in run.manifest.provenance.items():
@@ -202,7 +199,7 @@ def _run_line(run: Run) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Two leading units: "48 s", "12 min 30 s", "5 h 12 min"."""
+    """Returns a duration in its two leading units: "48 s", "12 min 30 s", "5 h 12 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -11,17 +11,15 @@ from typing import Any
 INK, MUTED, GRID, PAPER, BASE = "#1b1f24", "#5b6470", "#e3e6ea", "#fefefe", "#40454d"
 # Chosen to stay apart under simulated deuteranopia, protanopia and tritanopia, and dark enough for text on white.
 SERIES = ("#1d4ed8", "#c2410c", "#0b8457", "#b8418f", "#5b3a00", "#0e7490")
-DARK = {  # twins on a dark page
-    INK: "#e6e8eb", MUTED: "#9aa4b0", GRID: "#2d343c", PAPER: "#15181c", BASE: "#d3d7dc",
-    SERIES[0]: "#6290ff", SERIES[1]: "#f97838", SERIES[2]: "#2fcf92",
-    SERIES[3]: "#d68ac0", SERIES[4]: "#dcc02a", SERIES[5]: "#4fb6d6",
-}  # fmt: skip
-VARIABLES = {
-    INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", BASE: "--base",
-    **{colour: f"--series-{place}" for place, colour in enumerate(SERIES)},
-}  # fmt: skip
+DARK_SERIES = ("#6290ff", "#f97838", "#2fcf92", "#d68ac0", "#dcc02a", "#4fb6d6")
+DARK = {INK: "#e6e8eb", MUTED: "#9aa4b0", GRID: "#2d343c", PAPER: "#15181c", BASE: "#d3d7dc"}
+DARK |= dict(zip(SERIES, DARK_SERIES, strict=True))
+"""The colour on a dark page for each colour on a light page."""
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", BASE: "--base"}
+VARIABLES |= {colour: f"--series-{place}" for place, colour in enumerate(SERIES)}
+"""The CSS variable for each colour."""
 DIVERGED_MARK = "†"  # beside a row whose seeds include a diverged run
-MOST_LINES = len(SERIES)  # training modes that one panel shows as lines: the eye follows no more, and colours repeat
+MOST_LINES = len(SERIES)  # training modes that one panel shows as lines; with more, colours would repeat
 PAPER_MODES = ("hard", "soft", "fuzzy")  # keep their colours in every study, and have the solid lines
 BASE_DASHES = (0, (3, 2))
 FILLS = ("full", "none", "bottom", "left", "top", "right")  # of marks, as matplotlib's `fillstyle`
@@ -32,19 +30,23 @@ DASHES: tuple[Any, ...] = ((0, (7, 1.2)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2
 class Look:
     colour: str
     dashes: Any  # as matplotlib's `linestyle`
-    fill: str = FILLS[0]  # of marks: tells those of one colour apart
+    fill: str = FILLS[0]  # of marks; distinguishes modes of one colour
 
     def mark(self, shape: str, size: float, halo: bool = False) -> dict[str, Any]:
-        """matplotlib's settings for marks of that shape; `halo`: full ones have an edge of paper that sets them off."""
+        """Returns matplotlib's settings for marks of that shape; with `halo`, full marks have a light edge."""
         full = self.fill == FILLS[0]
-        if not full:  # their edge is drawn in their colour, and what is small needs room inside it
+        if not full:  # the edge has the mark's colour; small marks need room inside it
             size += -0.7 if halo else 0.9
         return {
-            "color": self.colour, "marker": shape, "markersize": size,
-            "fillstyle": "full" if self.fill == "none" else self.fill, "markeredgewidth": 1.1 if halo else 1.0,
-            "markerfacecolor": PAPER if self.fill == "none" else self.colour, "markerfacecoloralt": PAPER,
+            "color": self.colour,
+            "marker": shape,
+            "markersize": size,
+            "fillstyle": "full" if self.fill == "none" else self.fill,
+            "markerfacecolor": PAPER if self.fill == "none" else self.colour,
+            "markerfacecoloralt": PAPER,
             "markeredgecolor": PAPER if full and halo else self.colour,
-        }  # fmt: skip
+            "markeredgewidth": 1.1 if halo else 1.0,
+        }
 
     @property
     def dot(self) -> str:
@@ -52,7 +54,7 @@ class Look:
         colour = f"var({VARIABLES[self.colour]})"
         if self.fill == FILLS[0]:
             return f"background: {colour}"
-        sides = {"bottom": "top", "left": "right", "top": "bottom", "right": "left"}  # a gradient names where it goes
+        sides = {"bottom": "top", "left": "right", "top": "bottom", "right": "left"}  # a gradient names its end
         side = sides.get(self.fill)
         half = f"background: linear-gradient(to {side}, {colour} 50%, transparent 50%); " if side else ""
         return f"{half}box-shadow: inset 0 0 0 .12em {colour}"
@@ -76,7 +78,7 @@ def looks(training_modes: Iterable[str]) -> dict[str, Look]:
 
 
 def themes() -> dict[str, dict[str, str]]:
-    """CSS variables of the page and its figures: theme ("light", "dark") -> variable -> colour."""
+    """Returns the CSS variables of the page and its figures: theme ("light", "dark") -> variable -> colour."""
     return {
         "light": {variable: colour for colour, variable in VARIABLES.items()},
         "dark": {variable: DARK[colour] for colour, variable in VARIABLES.items()},

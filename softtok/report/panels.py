@@ -28,26 +28,30 @@ from scipy.optimize import isotonic_regression
 from softtok.report.palette import GRID, INK, MUTED, PAPER
 from softtok.report.study import Family, Row
 
-NEAR_ZERO = 0.25  # of an axis of percents: starts below this share of its end are moved to 0
-FLATTEST = 2  # times its own range: the longest axis that a panel may get from those beside it
+NEAR_ZERO = 0.25  # share of its end below which the start of a percent axis is moved to 0
+FLATTEST = 2  # times its own range; a panel may not get a longer axis from its neighbours
 LABEL_GAP = 11.5  # points between the names at the ends of lines
 NAMES: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "verticalalignment": "center"}
 # Any: matplotlib's stubs list every setting by name.
 STYLE: dict[Any, Any] = seaborn.plotting_context("paper", font_scale=0.966) | {
-    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
-    "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
-    "axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True,
-    "xtick.major.width": 0.8, "xtick.major.size": 3.5, "ytick.major.size": 0,
-    "font.family": ["DejaVu Sans"], "svg.fonttype": "none",
-}  # fmt: skip
-# What seaborn draws of several seeds beside their mean: a band, or bars below marks without a line.
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
+    **{"text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED},
+    **{"axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8},
+    **{"axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True},
+    **{"xtick.major.width": 0.8, "xtick.major.size": 3.5, "ytick.major.size": 0},
+    **{"font.family": ["DejaVu Sans"], "svg.fonttype": "none"},
+}
+# How seaborn draws the spread of several seeds: a band, or bars below marks without a line.
 BANDS: dict[str, Any] = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.16, "linewidth": 0}}
 BARS: dict[str, Any] = {
-    "errorbar": ("pi", 100), "err_style": "bars", "err_kws": {"elinewidth": 1.3, "zorder": 4},
-    "linestyle": "none", "zorder": 5, "solid_capstyle": "butt",  # of the bars too: they end at the seeds
-}  # fmt: skip
+    "errorbar": ("pi", 100),
+    "err_style": "bars",
+    "err_kws": {"elinewidth": 1.3, "zorder": 4},
+    "linestyle": "none",
+    "zorder": 5,
+    "solid_capstyle": "butt",  # of the bars too, so that they end at the seeds
+}
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,12 @@ def draw(axes: Axes, frame: pd.DataFrame, x: str, y: str = "value", **settings: 
 
 
 def pass_panels(
-    lines: Sequence[Sequence[Panel]], size: tuple[float, float], names: Iterable[str], xlabel: str,
+    lines: Sequence[Sequence[Panel]],
+    size: tuple[float, float],
+    names: Iterable[str],
+    xlabel: str,
     draw_panel: Callable[[Axes, Panel], None],
-) -> tuple[Figure, Any]:  # fmt: skip
+) -> tuple[Figure, Any]:
     """Returns a figure of pass@k, each panel drawn by `draw_panel`, with titles and axes; and its axes."""
     one_set = all(len({panel.test_set for panel in line}) == 1 for line in lines)
     shape = (len(lines), max(map(len, lines)))
@@ -171,10 +178,7 @@ def key(label: str, **look: Any) -> Line2D:
 def explain(figure: Figure, *entries: Any) -> None:
     """Draws the legend above the panels, in as many columns as there is room for, and the names at the line ends."""
     for columns in range(len(entries), 0, -1):
-        drawn = figure.legend(
-            handles=entries, loc="outside upper left", ncols=columns, frameon=False, labelcolor=MUTED,
-            handlelength=2.2, columnspacing=1.8, borderaxespad=0.5, borderpad=0,
-        )  # fmt: skip
+        drawn = figure.legend(handles=entries, loc="outside upper left", ncols=columns, labelcolor=MUTED, **LEGEND)
         margins = 2 * drawn.borderaxespad * matplotlib.rcParams["legend.fontsize"] * figure.dpi / 72
         if columns == 1 or drawn.get_window_extent().width + margins <= figure.bbox.width:
             break
@@ -182,13 +186,20 @@ def explain(figure: Figure, *entries: Any) -> None:
     label_ends(figure)
 
 
+LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "handlelength": 2.2,
+    "columnspacing": 1.8,
+    "borderaxespad": 0.5,
+    "borderpad": 0,
+}
 BAND = Patch(facecolor=MUTED, alpha=0.2, label="lowest to highest seed")
 
 
 def percent_limits(axes: Axes) -> None:
-    """Keeps a vertical axis of percents within 0 to 100, and from magnifying what hardly differs.
+    """Keeps a vertical axis of percents within 0 to 100, and wide enough not to magnify small differences.
 
-    An axis that would start not far above 0 starts there.
+    An axis that would start slightly above 0 starts at 0.
     """
     low, high = axes.get_ylim()
     pad = max(0, 5 - (high - low)) / 2
@@ -207,7 +218,7 @@ def share_percents(line: Sequence[Axes]) -> None:
 
 
 def axes_phrase(panels: Any) -> str:
-    """What a caption says of the vertical axes of (two-dimensional) panels: which are the same, which start at 0."""
+    """Returns what a caption says about the vertical axes of a grid of panels: which are equal, which start at 0."""
     lines = [[axes.get_ylim() for axes in line if axes.get_visible()] for line in panels]
     above = [low > 0 for line in lines for low, _ in line]
     if len(above) == 1:

@@ -1,6 +1,6 @@
-"""Partial tables: a study's tables at any time, outside of the workflow, of all of its runs or of what has finished.
+"""Partial tables: a study's tables at any time, outside of the workflow, from the runs that have finished.
 
-Nothing is written to the study's report. What is missing, failed or diverged is named; a table of runs that differ in
+Nothing is written to the study's report. Missing, failed and diverged runs are named. A table of runs that differ in
 commit, device or library versions says so.
 """
 
@@ -18,8 +18,9 @@ from softtok.config.load import read
 from softtok.config.messages import nearest
 from softtok.config.specs import ReportSpec
 from softtok.errors import UserError
-from softtok.report.collect import Absent, MissingError, Run, collect, row_text
+from softtok.report.collect import Absent, Run, collect, row_text
 from softtok.report.page import mixture, notes
+from softtok.report.run_files import MissingError
 from softtok.report.study import Study, row_of
 from softtok.report.tables import FORMATS, Table, make_tables
 from softtok.storage import files as state
@@ -30,16 +31,14 @@ LONGEST_ERROR = 200  # characters of a job's last error
 
 @dataclass(frozen=True)
 class PartialTables:
-    """Tables by name; `text` is all of it as markdown, with what must be known before the tables."""
+    """Tables by name; `text` has all of them as markdown, after notes on what is missing."""
 
     tables: dict[str, Table]
     text: str
 
 
 def report_spec(config: Sequence[Path], study: str, results: Path, data_root: Path | None) -> ReportSpec:
-    """Returns the report spec of a study of the configuration, with paths below the folder `results`. Raises
-    UserError.
-    """
+    """Returns the report spec of a study, with paths below the folder `results`. Raises UserError."""
     checked = read(config, [study], str(data_root) if data_root else None)
     if study not in checked.studies:
         files = ", ".join(map(str, config))
@@ -82,8 +81,9 @@ def study_tables(spec: ReportSpec, partial: bool) -> PartialTables:
 
 
 def write(made: PartialTables, out: Path, results: Path) -> None:
-    """`out`/tables.md with everything, and each table in each format. Raises UserError for a folder of reports, which
-    are the workflow's.
+    """Writes `out`/tables.md with everything, and each table in each format.
+
+    Raises UserError if `out` is in the folder of the workflow's reports.
     """
     reports = (results / Path(REPORT).parts[1]).resolve()
     if out.resolve().is_relative_to(reports):
@@ -95,7 +95,7 @@ def write(made: PartialTables, out: Path, results: Path) -> None:
 
 
 def _runs_of(table: Table, runs: Sequence[Run], metrics: Any) -> list[Run]:
-    """The runs that a table's numbers come from."""
+    """Returns the runs that a table's numbers come from."""
     sets = {column.test_set for column in table.columns}
     measured = metrics[metrics["test_set"].isin(sets)]
     known = set(zip(measured["model"], measured["train_set"], measured["training_mode"], measured["seed"], strict=True))
@@ -110,7 +110,7 @@ def _plan_phrase(study: Study) -> str:
 
 
 def _missing_lines(absent: Iterable[Absent]) -> list[str]:
-    """One line per row, set and reason, with the seeds that have it in common."""
+    """Returns one line per row, set and reason, with the seeds that share it."""
     seeds: dict[tuple[str, str], list[int]] = {}
     for item in absent:
         where = row_text(item.row)
@@ -122,7 +122,7 @@ def _missing_lines(absent: Iterable[Absent]) -> list[str]:
 
 
 def _reason(item: Absent) -> str:
-    """Why there is nothing, as far as the run's folder tells."""
+    """Returns why results are missing, as far as the run's folder shows."""
     if not isinstance(item.error, MissingError):
         return str(item.error)
     log = "attempts" if not item.what else "evaluate" if "(" in item.what else "choices"

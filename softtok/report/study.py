@@ -1,4 +1,4 @@
-"""A study as its report sees it: what it plans, made once from the report's spec."""
+"""A study as its report needs it, made once from the report's spec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softtok.report.paper import Names
 
 
 class Row(NamedTuple):
-    """What a line of a table or of a figure stands for: its seeds are the replicates."""
+    """A line of a table or figure; its seeds are the replicates."""
 
     model: str
     train_set: str
@@ -22,8 +22,10 @@ class Row(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Inference modes that differ in sampling only: `X-greedy` and `X-sample` (or `X-sample-4`) make the family X, and
-    so do two modes of hard tokens, one greedy and one sampled, that are left over alone, whatever they are called.
+    """Two inference modes that differ only in sampling.
+
+    `X-greedy` and `X-sample` (or `X-sample-4`) form the family X. Two modes of hard tokens with any names, one greedy
+    and one sampled, form a family too, if neither is in another one.
     """
 
     greedy: str | None = None
@@ -58,9 +60,7 @@ class Study:
 
     @cached_property
     def planned(self) -> dict[str, set[str]]:
-        """The inference modes that any run is tested in on each test set: grid blocks may give sets modes of their
-        own.
-        """
+        """The inference modes of any run on each test set; grid blocks may have different modes."""
         planned: dict[str, set[str]] = {}
         for run in self.spec.runs:
             for test_set, inference_sets in run.tests.items():
@@ -93,7 +93,7 @@ class Study:
         }
 
     def settings(self, row: Row) -> Mapping[str, Any]:
-        """The token mode and training settings of a row's runs; none of an untouched model."""
+        """Returns the token mode and training settings of a row's runs; empty for an untouched model."""
         return self._settings.get(row, {})
 
     def samples(self, inference_mode: str) -> int:
@@ -105,26 +105,26 @@ class Study:
         return inference_mode in self.planned.get(test_set, ())
 
     def families(self) -> dict[str, Family]:
-        """Families of inference modes by name, in the configuration's order."""
+        """Returns families of inference modes by name, in the configuration's order."""
         found: dict[str, Family] = {}
         for mode in self.inference_modes:
             name, *suffix = re.split("-(greedy|sample)(?=-|$)", mode)
             sampled = self.samples(mode) > 1 or "sample" in suffix or self._plain_hard(mode, sampled=True)
             slot = "sample" if sampled else "greedy"
-            plain = f"{name}-{slot}"  # has the first right to its place, and a place has room for one
+            plain = f"{name}-{slot}"  # takes precedence; a place holds one mode
             if (plain in self.inference_modes and plain != mode) or getattr(found.get(name, Family()), slot):
                 name = mode
             found[name] = found.get(name, Family())._replace(**{slot: mode})
         greedy = [name for name, (mode, other) in found.items() if not other and self._plain_hard(mode, sampled=False)]
         sample = [name for name, (other, mode) in found.items() if not other and self._plain_hard(mode, sampled=True)]
-        if greedy and sample:  # a family by its settings, in the place and with the name of one of the two
+        if greedy and sample:  # they form a family, with the place and name of one of them
             kept, other = (sample[0], greedy[0]) if sample[0] == "hard" else (greedy[0], sample[0])
             found[kept] = Family(found[greedy[0]].greedy, found[sample[0]].sample)
             del found[other]
         return found
 
     def _plain_hard(self, mode: str | None, sampled: bool) -> bool:
-        """Whether a mode feeds hard tokens and nothing mixed with them, and draws them (`sampled`) or does not."""
+        """Whether a mode feeds unmixed hard tokens, and samples them or not (`sampled`)."""
         if mode is None:
             return False
         settings = self.inference_modes[mode]
@@ -132,7 +132,7 @@ class Study:
         return hard and (settings.temperature > 0) == sampled
 
     def hard_family(self) -> Family:
-        """The family whose CoT tokens are hard: the one called so, else the first such; empty when there is none."""
+        """Returns the family with hard CoT tokens: the one named hard, else the first; empty if there is none."""
         families = self.families()
         hard = [
             family for family in families.values() if any(mode and self.inference_modes[mode].hard for mode in family)
@@ -140,10 +140,10 @@ class Study:
         return families.get("hard") or (hard[0] if hard else Family())
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The (model, train set) pairs that were trained; for a study of base models alone, (model, "none")."""
+        """Returns the trained (model, train set) pairs; for a study of base models alone, (model, "none")."""
         trained = list(dict.fromkeys((row.model, row.train_set) for row in self.rows if row.training_mode != "base"))
         return trained or [(row.model, row.train_set) for row in self.rows]
 
     def rows_of(self, model: str, train_set: str) -> list[Row]:
-        """The rows that are compared with each other: the model's base and its training modes on one train set."""
+        """Returns rows to compare with each other: the model's base and its training modes on one train set."""
         return [row for row in self.rows if row.model == model and row.train_set in ("none", train_set)]

@@ -1,4 +1,4 @@
-"""What a training saves of itself in `.state/`, written and read so that a damaged file is told from a good one."""
+"""Writes and reads what a training run saves in `.state/`, in a way that detects damaged files."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from softtok.storage.files import WEIGHTS, atomic, folder_sha256
 
 @contextlib.contextmanager
 def room(folder: Path, needed: int) -> Iterator[None]:
-    """A block that writes `needed` bytes below `folder`. What the disk refuses is a UserError."""
+    """Turns errors of a block that writes `needed` bytes below `folder` into a UserError about the disk."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # PyTorch counts bytes and keeps the system's word to itself: "inline_container.cc: unexpected pos 640 vs 598".
+        # PyTorch hides the system's error behind its own: "inline_container.cc: unexpected pos 640 vs 598".
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         free = shutil.disk_usage(folder).free
         raise UserError(
             f"{folder}: cannot be written ({reason}); it takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free;"
-            " see to that and run snakemake again, which goes on from the last save"
+            " make room and run snakemake again, which resumes from the last save"
         ) from error
 
 
 def write_progress(path: Path, progress: dict[str, Any], needed: int) -> None:
-    """Replaces the file as a whole; `needed` is about its size in bytes."""
+    """Replaces the whole file; `needed` is its approximate size in bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with room(path.parent, needed), atomic(path) as temporary:
         torch.save(progress, temporary)
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:
-    """What `write_progress` wrote; None where there is nothing, or nothing whole: then the file is put aside."""
+    """Returns what `write_progress` wrote; None if there is no file, or a damaged one, which is renamed."""
     if not path.exists():
         return None
     if what := _damage(path):
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
-        print(f"softtok: {path} is damaged ({what}); kept as {aside.name}; starting afresh", file=sys.stderr)
+        print(f"softtok: {path} is damaged ({what}); kept as {aside.name}; starting from step 0", file=sys.stderr)
         return None
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return saved
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a file of `torch.save`, whose checksums PyTorch itself does not look at; empty if nothing."""
+    """Returns what is wrong with a file of `torch.save`, if anything; PyTorch does not test its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
@@ -69,7 +69,7 @@ def _damage(path: Path) -> str:
 
 
 def write_weights(folder: Path, lm: LanguageModel) -> str:
-    """The working copy as a plain Hugging Face folder; returns the hash of its weights."""
+    """Writes the working copy as a plain Hugging Face folder; returns the hash of its weights."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(parameter.nbytes for parameter in lm.model.parameters())
     with room(folder.parent, needed), atomic(folder) as temporary:
@@ -81,19 +81,19 @@ def write_weights(folder: Path, lm: LanguageModel) -> str:
 def checked_sha256(folder: Path, expected: str) -> str:
     """Returns the hash of the weights in `folder`, which must be `expected`.
 
-    They are hard links to the checkpoint's files: what damages one damages both.
+    Raises UserError if it is not: the checkpoint's files are hard links to these, so both would be damaged.
     """
     found = folder_sha256(folder, WEIGHTS)
     if found != expected:
         raise UserError(
-            f"{folder}: these are not the weights that were saved, so the checkpoint cannot be made of them;"
-            f" remove {folder.parent / 'progress.pt'} and run snakemake again, which trains this run anew"
+            f"{folder}: these are not the weights that were saved, so the checkpoint cannot be made from them;"
+            f" remove {folder.parent / 'progress.pt'} and run snakemake again, which trains this run again"
         )
     return found
 
 
-def second_names(folder: Path, target: Path) -> None:
-    """`target` becomes a folder of the same files, or of copies where the file system has no hard links."""
+def hard_linked_copy(folder: Path, target: Path) -> None:
+    """Makes `target` a folder of hard links to the files of `folder`, or of copies if the file system has no links."""
     with atomic(target) as temporary:
         shutil.copytree(folder, temporary, copy_function=_link_or_copy)
 

@@ -1,8 +1,8 @@
 """The training loop of one run: roll out, reward, update; validate; keep the best checkpoint; save and resume.
 
-Everything a step does is a function of the spec, the step's number and the weights, so a resumed run repeats what an
-uninterrupted one does. Progress lives in `.state/`, which Snakemake does not know of and so does not delete; the
-outputs appear at the end.
+A step depends on the spec, the step's number and the weights alone, so a resumed run repeats what an uninterrupted one
+does. Progress is saved in `.state/`, which Snakemake does not know and so does not delete. The outputs are written at
+the end.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatisti
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
 from softtok.method.token_modes import bind, greedy
-from softtok.method.trajectories import STOPS, Batch, Limits, Policy
+from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.devices import PRECISIONS, announce, device_name
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
@@ -44,20 +45,41 @@ from softtok.storage.files import (
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
-from softtok.training.checkpoint import checked_sha256, read_progress, second_names, write_progress, write_weights
+from softtok.training.checkpoint import checked_sha256, hard_linked_copy, read_progress, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
 
-VALIDATION_SLICE = "validation"  # the key of its shuffle: the same problems are held out for every seed and mode
-FEWEST_TOKENS = 256  # of a micro-batch, below which a GPU is too small for the model
+VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
+FEWEST_TOKENS = 256  # of a micro-batch; a GPU that cannot hold these is too small for the model
 
 
 def prompts_of_step(step: int, problems: list[Problem], settings: TrainingSettings, seed: int) -> list[Problem]:
-    """The B problems of a step (1, 2, ...): each epoch is a shuffle of its own; a step may span two."""
+    """Returns the B problems of a step (1, 2, ...); each epoch has its own shuffle, and a step may span two."""
     chosen = []
     for place in range((step - 1) * settings.prompts_per_step, step * settings.prompts_per_step):
         epoch, offset = divmod(place, len(problems))
         chosen.append(problems[shuffled(len(problems), f"epoch {epoch} seed {seed}")[offset]])
     return chosen
+
+
+def split(problems: list[Problem], settings: TrainingSettings, where: str) -> tuple[list[Problem], list[Problem]]:
+    """Returns the problems to train on and the held-out ones. Raises UserError if the former do not fill a step."""
+    held_out = set(shuffled(len(problems), VALIDATION_SLICE)[: settings.validation_problems].tolist())
+    train_on = [problem for i, problem in enumerate(problems) if i not in held_out]
+    if len(train_on) < settings.prompts_per_step:
+        raise UserError(
+            f"{where}: {len(problems)} problems leave {len(train_on)} to train on after"
+            f" validation_problems: {settings.validation_problems}; lower it or add problems"
+        )
+    return train_on, [problems[i] for i in sorted(held_out)]
+
+
+def cot_entropy(out: Rollout) -> float:
+    """Returns the mean entropy (nats) at a rollout's CoT tokens. Raises FloatingPointError if it is not finite."""
+    thinking = np.arange(out.cot_ids.shape[1]) < out.cot_lengths[:, None]
+    entropy = float(out.entropy_NT.cpu().numpy()[thinking].mean())
+    if not math.isfinite(entropy):
+        raise FloatingPointError(f"entropy of the CoT is {entropy}")
+    return entropy
 
 
 class Trainer:
@@ -68,18 +90,16 @@ class Trainer:
             raise UserError(
                 "this is the spec of an untouched model, which is not trained; `softtok base` makes its run"
             )
-        self.started, self.spent_s = time.monotonic(), 0.0  # of this attempt; what earlier ones took
+        self.started, self.spent_s = time.monotonic(), 0.0  # start of this attempt; seconds of earlier ones
         self.spec, self.runtime, self.out, self.state = spec, runtime, out, out / ".state"
         self.settings, self.seed = spec.training, spec.seed
         base = read_manifest(model / "model.json")
         self.lm = load(model, runtime)
         announce(self.lm.device, self.lm.dtype)
-        self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # stays as it is
+        self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # never trained
         problems = read_problems(data, self.lm, spec.model.prompt, columns=spec.grading.wants_columns)
-        # Of the base, before any step, whatever the mode: tests may place noise where training did not.
-        self.rms = {
-            "embedding": embedding_rms(self.lm.embedding_VD), **state_rms(self.lm, rms_prompts(problems)),
-        }  # fmt: skip
+        # Of the base model, for all places of noise: evaluation may add noise where training does not.
+        self.rms = {"embedding": embedding_rms(self.lm.embedding_VD)} | state_rms(self.lm, rms_prompts(problems))
         rules = TextRules(self.lm, spec.grading.answer_format)
         limits = self.limits(self.settings.answer_temperature)
         self.policy = Policy(self.lm, rules, bind(spec.mode, self.rms), limits)
@@ -87,14 +107,7 @@ class Trainer:
         longest = max(len(problem.prompt) for problem in problems) + self.policy.most_steps
         refuse_longer(self.lm, longest, f"train set {data}")
         self.tiling = Tiling.of(runtime)
-        held_out = set(shuffled(len(problems), VALIDATION_SLICE)[: self.settings.validation_problems].tolist())
-        self.validation = [problems[i] for i in sorted(held_out)]
-        self.problems = [problem for i, problem in enumerate(problems) if i not in held_out]
-        if len(self.problems) < self.settings.prompts_per_step:
-            raise UserError(
-                f"train set {data}: {len(problems)} problems leave {len(self.problems)} to train on after"
-                f" validation_problems: {self.settings.validation_problems}; lower it or add problems"
-            )
+        self.problems, self.validation = split(problems, self.settings, f"train set {data}")
         masters_on = None if runtime.optimizer_device == "same" else runtime.optimizer_device
         self.optimizer = MasterAdamW(self.lm.model, self.settings, masters_on)
         self.judge = Judge(
@@ -107,7 +120,7 @@ class Trainer:
         self.key = content_hash(made_of, 64)
         self.step = 0
         self.best: dict[str, Any] = {"step": None, "validation": -math.inf}
-        self.spoken_of: Path | None = None  # the weights that `progress.pt` takes for the best
+        self.saved_best: Path | None = None  # folder of the best weights according to `progress.pt`
         self.lines: list[dict[str, Any]] = []
         self.diverged: Divergence | None = None
 
@@ -116,7 +129,7 @@ class Trainer:
         return Limits(s.max_cot_tokens, s.max_answer_tokens, answer_temperature, s.stop_on)
 
     def validate(self) -> float:
-        """Greedy accuracy in percent on the held-out problems, in the run's own mode without noise."""
+        """Returns the greedy accuracy (percent) on the held-out problems, in the run's own mode without noise."""
         correct, rules = 0, self.greedy.rules
         for part in batches(self.validation, 1, self.greedy.most_steps, self.runtime):
             out = rollout(self.greedy, Batch([p.prompt for p in part], 1, [p.id for p in part]))
@@ -124,68 +137,82 @@ class Trainer:
         return 100 * correct / len(self.validation)
 
     def take_step(self, step: int) -> dict[str, Any]:
-        """One step: a rollout and its updates; returns its metrics. Raises FloatingPointError when logits or a gradient
-        are not finite.
+        """Takes one step of the protocol and returns its metrics.
+
+        Raises FloatingPointError if logits or a gradient are not finite.
         """
-        settings, started = self.settings, time.perf_counter()
-        part = prompts_of_step(step, self.problems, settings, self.seed)
-        keys = [
-            f"train|{self.seed}|{step}|{b}|{p.id}|{g}"
-            for b, p in enumerate(part)
-            for g in range(settings.samples_per_prompt)
-        ]
-        batch = Batch([p.prompt for p in part], settings.samples_per_prompt, keys)
-        out = rollout(self.policy, batch, record=True)
-        thinking = np.arange(out.cot_ids.shape[1]) < out.cot_lengths[:, None]
-        entropy = float(out.entropy_NT.cpu().numpy()[thinking].mean())
-        if not math.isfinite(entropy):
-            raise FloatingPointError(f"entropy of the CoT is {entropy}")
-        rolled_out = time.perf_counter()
-        verdicts = grade(self.judge, self.policy.rules, out, part)
-        rewarded = time.perf_counter()
-        rewards_BG = torch.tensor([v.reward for v in verdicts]).view(len(part), -1)
+        problems = prompts_of_step(step, self.problems, self.settings, self.seed)
+        times = [time.perf_counter()]
+
+        out = self.roll_out(step, problems)
+        entropy = cot_entropy(out)
+        times.append(time.perf_counter())
+
+        verdicts = grade(self.judge, self.policy.rules, out, problems)
+        times.append(time.perf_counter())
+
+        rewards_BG = torch.tensor([verdict.reward for verdict in verdicts]).view(len(problems), -1)
         advantages_N = group_advantages(rewards_BG, self.loss.objective).flatten().numpy()
         experience = Experience(out, advantages_N)
+
+        norms = self.norms_by_term(experience) if step % self.settings.validate_every == 0 else {}
+        norm, seen = self.update(step, experience)
+        times.append(time.perf_counter())
+
+        rollout_s, reward_s, update_s = np.diff(times).tolist()
+        return {
+            "step": step,
+            "reward": rewards_BG.mean().item(),
+            "correct": 100 * float(np.mean([verdict.correct for verdict in verdicts])),
+            "boxed": 100 * float(np.mean([verdict.boxed is not None for verdict in verdicts])),
+            "cot_tokens": float(out.cot_lengths.mean()),
+            "answer_tokens": float(np.mean([len(answer) for answer in out.answers])),
+            "stopped": 100 * float(np.mean(out.stops == STOPS.index("phrase"))),
+            "entropy": entropy,
+            "learning_rate": learning_rate(step, self.settings),
+            "gradient_norm": norm,
+            **norms,
+            **seen.as_metrics(),
+            "near_ties": int(out.near_ties.sum()),
+            "rollout_s": rollout_s,
+            "reward_s": reward_s,
+            "update_s": update_s,
+        }
+
+    def roll_out(self, step: int, problems: list[Problem]) -> Rollout:
+        """Generates G trajectories for each problem of a step, and records what the loss needs."""
+        samples = self.settings.samples_per_prompt
+        keys = [f"train|{self.seed}|{step}|{b}|{p.id}|{g}" for b, p in enumerate(problems) for g in range(samples)]
+        return rollout(self.policy, Batch([p.prompt for p in problems], samples, keys), record=True)
+
+    def norms_by_term(self, experience: Experience) -> dict[str, float]:
+        """Returns the gradient norm of each term of the loss alone, as metrics."""
         norms = {}
-        if step % settings.validate_every == 0:
-            for term in ("cot", "answer"):
-                self.accumulate(experience, (term,))
-                norms[f"gradient_norm_{term}"] = self.optimizer.gradient_norm()
-        for _ in range(settings.updates_per_step):
+        for term in ("cot", "answer"):
+            self.accumulate(experience, (term,))
+            norms[f"gradient_norm_{term}"] = self.optimizer.gradient_norm()
+        return norms
+
+    def update(self, step: int, experience: Experience) -> tuple[float, PassStatistics]:
+        """Takes the optimizer steps of one rollout; returns gradient norm and statistics of the last one."""
+        for _ in range(self.settings.updates_per_step):
             seen = self.accumulate(experience, TERMS)
             norm = self.optimizer.gradient_norm()
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient norm is {norm}")
             self.optimizer.step(step, norm)
             if experience.old_log_prob_NL is None:
-                experience = Experience(out, advantages_N, seen.log_prob_NL)
-        return {
-            "step": step,
-            "reward": rewards_BG.mean().item(),
-            "correct": 100 * float(np.mean([v.correct for v in verdicts])),
-            "boxed": 100 * float(np.mean([v.boxed is not None for v in verdicts])),
-            "cot_tokens": float(out.cot_lengths.mean()),
-            "answer_tokens": float(np.mean([len(answer) for answer in out.answers])),
-            "stopped": 100 * float(np.mean(out.stops == STOPS.index("phrase"))),
-            "entropy": entropy,
-            "learning_rate": learning_rate(step, settings),
-            "gradient_norm": norm,
-            **norms,
-            **seen.as_metrics(),
-            "near_ties": int(out.near_ties.sum()),
-            "rollout_s": rolled_out - started,
-            "reward_s": rewarded - rolled_out,
-            "update_s": time.perf_counter() - rewarded,
-        }
+                experience = replace(experience, old_log_prob_NL=seen.log_prob_NL)
+        return norm, seen
 
     @property
     def loss(self) -> Loss:
         return Loss(self.settings, self.tiling, self.reference)
 
     def accumulate(self, experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
-        """Forms the gradient of this rollout alone.
+        """Computes the gradient of these terms of the loss on one rollout.
 
-        A GPU whose memory does not hold a micro-batch gets halves from then on: gradients do not depend on it.
+        If a micro-batch does not fit into a GPU's memory, its size is halved from then on. The gradient stays the same.
         """
         while True:
             self.optimizer.zero_grad()
@@ -200,13 +227,13 @@ class Trainer:
             torch.cuda.empty_cache()
             self.tiling = Tiling(tokens, min(self.tiling.tile_tokens, tokens // 8))
             less = f"micro_batch_tokens: {tokens}, tile_tokens: {self.tiling.tile_tokens}"
-            print(f"softtok: out of memory in step {self.step + 1}; going on with {less}")
+            print(f"softtok: out of memory in step {self.step + 1}; continuing with {less}")
 
     def run(self, interruption: Interruption) -> None:
-        """Takes the remaining steps; stops early, with the fact noted, when training diverges."""
+        """Takes the remaining steps; stops early and notes it if training diverges."""
         self.resume()
         if self.step == 0 and not self.lines:
-            # The base's own accuracy is the line to beat. It does not compete: a run's result is a trained model.
+            # The base model's accuracy, for comparison. It does not compete: a run's result is a trained model.
             self.lines.append({"step": 0, "validation": self.validate()})
         with progress("train", self.settings.steps, self.step) as advance:
             while self.step < self.settings.steps and self.diverged is None:
@@ -219,32 +246,36 @@ class Trainer:
                 last = self.step == self.settings.steps
                 if self.step % self.settings.validate_every == 0 or last:
                     line["validation"] = self.validate()
-                    first, final = self.settings.checkpoint_steps or (0, self.settings.steps)
-                    # Of equals the one trained longer.
-                    if first <= self.step <= final and line["validation"] >= self.best["validation"]:
-                        self.best = {"step": self.step, "validation": line["validation"]}
-                        self.save_weights()
+                    self.keep_best(line["validation"])
                 self.lines.append(line)
                 advance(1, reward=line["reward"], validation=self.best["validation"])
-                # Not at every validation: with the optimizer's state it is 12 bytes a parameter. The end is `finish`'s.
+                # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
                 if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
                     self.save()
                     interruption.exit_if_asked()
 
     @property
     def best_folder(self) -> Path:
-        """Where the weights of the best step are, or of a run that diverged before any was validated. Every step has a
-        folder of its own: a job that is killed before it saves leaves the one that `progress.pt` speaks of.
+        """Folder of the best step's weights, or of step 0 for a run that diverged before its first validation.
+
+        Each step has its own folder, so a job killed before it saves leaves the folder that `progress.pt` names.
         """
         return self.state / f"best-{self.best['step'] or 0}"
 
+    def keep_best(self, validation: float) -> None:
+        """Keeps the weights if they are the best so far; of equally good ones, those trained longer."""
+        first, last = self.settings.checkpoint_steps or (0, self.settings.steps)
+        if first <= self.step <= last and validation >= self.best["validation"]:
+            self.best = {"step": self.step, "validation": validation}
+            self.save_weights()
+
     def save_weights(self) -> None:
-        """The weights as they are now are the best."""
+        """Saves the current weights as the best."""
         self.best["sha256"] = write_weights(self.best_folder, self.lm)
-        self.forget(self.best_folder, self.spoken_of)
+        self.delete_stale(self.best_folder, self.saved_best)
 
     def save(self, done: bool = False) -> None:
-        """Everything `resume` needs, in one file. The optimizer's state is left out when all steps are done."""
+        """Saves everything that `resume` needs in one file, without the optimizer's state if all steps are done."""
         progress_now = {
             "key": self.key,
             "step": self.step,
@@ -255,31 +286,31 @@ class Trainer:
         }
         state, needed = (None, 0) if done else (self.optimizer.state(), 12 * self.lm.model.num_parameters())
         write_progress(self.state / "progress.pt", progress_now | {"optimizer": state}, needed)
-        self.spoken_of = self.best_folder
-        self.forget(self.best_folder)
+        self.saved_best = self.best_folder
+        self.delete_stale(self.best_folder)
 
-    def forget(self, *but: Path | None) -> None:
-        """Removes weights of other steps than these, and what a killed job left half written."""
+    def delete_stale(self, *keep: Path | None) -> None:
+        """Deletes best-* folders, except those to keep, and temporary files of killed jobs."""
         for path in self.state.iterdir():
-            if path.name.startswith("best-") and path not in but:
+            if path.name.startswith("best-") and path not in keep:
                 shutil.rmtree(path)
             elif path.suffix == ".tmp":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def wall_s(self) -> float:
-        """What the run has taken so far, in seconds, up to the last save of attempts that ended early."""
+        """Seconds that the run has taken so far; attempts that ended early count up to their last save."""
         return self.spent_s + time.monotonic() - self.started
 
     def resume(self) -> None:
-        """Goes on from `.state/progress.pt` if that belongs to this very spec, model and data."""
+        """Continues from `.state/progress.pt` if it belongs to this spec, model and data."""
         path = self.state / "progress.pt"
         saved = read_progress(path)
         if saved is not None and saved["key"] != self.key:
-            print(f"softtok: {path} belongs to another spec, model or data; starting afresh")
+            print(f"softtok: {path} belongs to another spec, model or data; starting from step 0")
             saved = None
         if saved is None:
-            self.forget()
+            self.delete_stale()
             return
         self.step, self.best, self.lines, self.diverged = (
             saved["step"],
@@ -291,21 +322,22 @@ class Trainer:
         if saved["optimizer"] is not None:
             self.optimizer.load_state(saved["optimizer"])
         if saved["optimizer"] is None or self.best["step"] is not None:
-            self.spoken_of = self.best_folder
-        self.forget(self.spoken_of)
+            self.saved_best = self.best_folder
+        self.delete_stale(self.saved_best)
         print(f"softtok: resuming after step {self.step}")
 
     def finish(self) -> None:
-        """Writes the run's outputs; the manifest comes last. Doing it again does no harm and costs no steps: Snakemake
-        deletes the outputs of a job that failed, or whose end it did not see, and what they are made of stays in
-        .state/ (the weights as second names of the checkpoint's files).
+        """Writes the run's outputs; the manifest comes last.
+
+        Snakemake deletes the outputs of a job that failed, or whose end it did not see. Then they are written again
+        from .state/, which costs no steps and little disk: the checkpoint's files are hard links to the saved weights.
         """
         if self.best["step"] is None and not self.best_folder.exists():
-            self.save_weights()  # diverged before the first validation: what there is
+            self.save_weights()  # diverged before the first validation: the weights as they are
         sha256 = checked_sha256(self.best_folder, self.best["sha256"])
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
-        second_names(self.best_folder, checkpoint)
+        hard_linked_copy(self.best_folder, checkpoint)
         write_json(
             checkpoint / "checkpoint.json",
             {
@@ -334,8 +366,8 @@ class Trainer:
 def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
     """Trains one run and writes checkpoint/, metrics.jsonl and manifest.json into the folder `out`.
 
-    Where another process is at this very run (a job may outlive the Snakemake that started it), it waits, and then
-    finds the run finished, or goes on with it.
+    If another process trains this run (a job may outlive the Snakemake that started it), this one waits, and then
+    continues the run or finds it finished.
     """
     state = out / ".state"
     with (
@@ -346,7 +378,7 @@ def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out:
         if spec.grading is not None:
             check_reward(spec.grading, data, spec.model.prompt)
         for _ in dry_check([spec.mode] if spec.mode else [], spec.training):
-            pass  # the first that does not work ends the job
+            pass  # the first failure ends the job
         trainer = Trainer(spec, runtime, model, data, out)
         with trainer.judge:
             trainer.run(interruption)

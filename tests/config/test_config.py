@@ -109,21 +109,21 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         put("studies/first/paper", {"soft": "fuzzy noise_scale=1"}),
         ["studies.first.paper.soft: the paper's results have no 'fuzzy noise_scale=1'", "'fuzzy noise_scale=1.0'?"],
     ),
-    "device that is none": (put("runtime", {"device": "gpu"}), ["runtime.device: 'gpu' is no device; use auto"]),
+    "device that is none": (put("runtime", {"device": "gpu"}), ["runtime.device: 'gpu' is not a device; use auto"]),
     "words that a toy does not know": (
         both(put("models/toy/toy/tokenizer", "words"), put("studies/first/test_sets", ["sums", "local"])),
         ["studies.first.test_sets: model 'toy' knows the words of toy problems only", "'local'", "tokenizer: bpe"],
     ),
     "setting of another kind of token": (
         put("training_modes/hard/training", {"stop_on": "nearest"}),
-        ["training_modes.hard.training.stop_on: does nothing to hard tokens"],
+        ["training_modes.hard.training.stop_on: has no effect on hard tokens"],
     ),
     "gradient of what is a constant": (
         both(
             put("training_modes/soft/noise_at", "logits"),
             put("training_modes/soft/training", {"embedding_gradient": False}),
         ),
-        ["training_modes.soft.training.embedding_gradient: does nothing to a mixture behind noise on the logits"],
+        ["training_modes.soft.training.embedding_gradient: has no effect on a mixture after noise on the logits"],
     ),
     "infinite temperature": (
         put("training_modes/hard/temperature", float("inf")),
@@ -149,7 +149,7 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "noise on hard tokens": (
         put("training_modes/hard/noise_scale", 0.3),
-        ["training_modes.hard.noise_scale: 0.3 does nothing"],
+        ["training_modes.hard.noise_scale: 0.3 has no effect"],
     ),
     "no noise with the CoT term on": (
         put("training_modes/soft", SOFT),
@@ -216,9 +216,9 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "circle": (
         both(put("training_modes/a", {"like": "b"}), put("training_modes/b", {"like": "a"})),
-        ["like: goes round in a circle: a -> b -> a"],
+        ["like: is circular: a -> b -> a"],
     ),
-    "like itself": (put("training_modes/a", {"like": "a"}), ["training_modes.a.like: goes round in a circle: a -> a"]),
+    "like itself": (put("training_modes/a", {"like": "a"}), ["training_modes.a.like: is circular: a -> a"]),
     "like nothing": (
         put("training_modes/a", {"like": "sfot"}),
         ["training_modes.a.like: there is no 'sfot'", "did you mean 'soft'?"],
@@ -247,9 +247,9 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         put("studies/first/training_modes", ["hard", "hard"]),
         ["studies.first.training_modes: 'hard' is listed twice"],
     ),
-    "slash in a name": (lambda c: c["models"].update({"a/b": {"toy": {}}}), ["models.a/b: 'a/b' is no name"]),
-    "space in a name": (lambda c: c["models"].update({"my toy": {"toy": {}}}), ["models.my toy", "no name"]),
-    "dot first": (lambda c: c["models"].update({".toy": {"toy": {}}}), ["'.toy' is no name"]),
+    "slash in a name": (lambda c: c["models"].update({"a/b": {"toy": {}}}), ["models.a/b: 'a/b' is not a name"]),
+    "space in a name": (lambda c: c["models"].update({"my toy": {"toy": {}}}), ["models.my toy", "not a name"]),
+    "dot first": (lambda c: c["models"].update({".toy": {"toy": {}}}), ["'.toy' is not a name"]),
     "name that YAML reads as a number": (
         lambda c: c["models"].update({3: {"toy": {}}}),
         ["models.3: YAML reads this name as int 3", "quotes"],
@@ -298,7 +298,7 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "steps the wrong way round": (
         put("test_sets/sums/toy/steps", [4, 2]),
-        ["test_sets.sums.toy.steps: [4, 2] is no range"],
+        ["test_sets.sums.toy.steps: [4, 2] is not a range"],
     ),
     "words for other text": (
         put("models/toy/toy", {"text": "sums"}),
@@ -490,14 +490,14 @@ def test_repeated_keys_are_told_with_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(BASIC.replace("  hard: {tokens: hard}", "  hard: {tokens: hard}\n  hard: {tokens: soft}"))
     with pytest.raises(
-        UserError, match=r"config: training_modes.hard: this key stands twice in .*config.yaml, in lines 13 and 14"
+        UserError, match=r"config: training_modes.hard: this key appears twice in .*config.yaml, in lines 13 and 14"
     ):
         read(path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(b"a: [1", "is no YAML"), ("# ö".encode("latin-1"), "is no YAML"), (b"", "no settings"), (None, "No such file")],
+    [(b"a: [1", "is not YAML"), ("# ö".encode("latin-1"), "is not YAML"), (b"", "no settings"), (None, "No such file")],
 )
 def test_unreadable_files_are_one_line(text: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"

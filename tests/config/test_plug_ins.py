@@ -155,7 +155,7 @@ class TestCheck:
             "adapter code.py:a (train set sums): works",
             "reward code.py:f (train set sums): works",
             "reward code.py:f (test set sums): works",
-            "first: the configuration and all plug-ins are right",
+            "first: the configuration and all plug-ins are valid",
         ]
 
     @pytest.mark.parametrize(

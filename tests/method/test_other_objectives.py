@@ -469,7 +469,7 @@ REFUSED = {
         put("training_modes/soft/end_entropy", 0.1),
         "training_modes.soft.end_entropy: is for inference only",
     ),
-    "top-k of hard tokens": (put("inference_modes/hard-greedy/top_k", 5), "hard-greedy.top_k: 5 does nothing to hard"),
+    "top-k of hard tokens": (put("inference_modes/hard-greedy/top_k", 5), "hard-greedy.top_k: 5 has no effect on hard"),
 }
 
 

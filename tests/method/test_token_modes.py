@@ -441,15 +441,15 @@ def test_soft_thinking_stops_after_so_many_sure_steps_and_not_before() -> None:
 
 IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "temperature: 0": {"tokens": "soft", "temperature": 0.0, "noise": "gumbel"},
-    "top_k: 5 does nothing to hard": {"tokens": "hard", "top_k": 5},
-    "noise_at: hidden does nothing to hard": {"tokens": "hard", "noise_at": "hidden"},
-    "noise: gumbel does nothing to hard": {"tokens": "hard", "noise": "gumbel", "noise_at": "embedding"},
+    "top_k: 5 has no effect on hard": {"tokens": "hard", "top_k": 5},
+    "noise_at: hidden has no effect on hard": {"tokens": "hard", "noise_at": "hidden"},
+    "noise: gumbel has no effect on hard": {"tokens": "hard", "noise": "gumbel", "noise_at": "embedding"},
     "inputs_beta: mixes": {"tokens": "soft", "temperature": 0.5, "inputs_beta": 1.0},
     "nothing is sampled": {"tokens": "hard", "temperature": 0.0, "inputs_beta": 1.0},
-    "noise_scale: 0.3 does nothing to Gumbel": {"tokens": "soft", "noise": "gumbel", "noise_scale": 0.3},
-    "noise_at: hidden is no place": {"tokens": "soft", "noise": "gumbel", "noise_at": "hidden"},
-    "means nothing without noise": {"tokens": "soft", "noise_at": "logits"},
-    "end_entropy_steps: does nothing": {"tokens": "soft", "end_entropy_steps": 3},
+    "noise_scale: 0.3 has no effect on Gumbel": {"tokens": "soft", "noise": "gumbel", "noise_scale": 0.3},
+    "noise_at: Gumbel noise is added to log-probabilities": {"tokens": "soft", "noise": "gumbel", "noise_at": "hidden"},
+    "has no effect without noise": {"tokens": "soft", "noise_at": "logits"},
+    "end_entropy_steps: has no effect": {"tokens": "soft", "end_entropy_steps": 3},
 }
 
 

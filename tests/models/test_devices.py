@@ -116,7 +116,7 @@ def test_models_are_fetched_and_probed_without_a_gpu(
 def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(RuntimeSettings(device="cpu")).type == "cpu"
-    with pytest.raises(ValidationError, match=r"device: 'gpu7' is no device"):
+    with pytest.raises(ValidationError, match=r"device: 'gpu7' is not a device"):
         RuntimeSettings(device="gpu7")
     assert choose_device(RuntimeSettings(device="cpu", gpus=1)).type == "cpu"
     for asked in ({"device": "cuda:0"}, {"device": "cuda"}, {"gpus": 1}):

@@ -84,7 +84,7 @@ def test_a_damaged_save_is_put_aside_and_the_run_starts_afresh(
     saved.write_bytes(damaged)
     train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     told = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
-    assert len(told) == 1 and str(saved) in told[0] and "starting afresh" in told[0]
+    assert len(told) == 1 and str(saved) in told[0] and "starting from step 0" in told[0]
     assert (run / ".state" / "progress.damaged").read_bytes() == damaged
     assert lines(run) == lines(finished)
     step = read_json(finished / "manifest.json")["best_step"]

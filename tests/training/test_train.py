@@ -482,7 +482,7 @@ def test_inputs_that_are_not_there_are_one_line(
     names = ["spec", *(["runtime", "data"] if command != "base" else []), "out"]
     options = [word for name in names for word in (f"--{name}", there[name])]
     assert main([command, *options, f"--{needs}", str(tmp_path / "gone")]) == 1
-    assert capsys.readouterr().err == f"softtok: error: {tmp_path / 'gone'} is not there; snakemake makes it\n"
+    assert capsys.readouterr().err == f"softtok: error: {tmp_path / 'gone'} does not exist; snakemake makes it\n"
 
 
 def test_content_hash_ignores_key_order() -> None:

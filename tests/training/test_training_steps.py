@@ -187,7 +187,7 @@ def test_state_of_other_data_or_another_model_is_not_resumed(
     else:
         write_json(model / "model.json", read_json(model / "model.json") | {"sha256": "of other weights"})
     train(settings, RuntimeSettings(), model, data, run)
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting from step 0" in capsys.readouterr().out
 
 
 @pytest.fixture

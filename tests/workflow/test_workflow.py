@@ -275,7 +275,7 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: StandInProject) -> 
     failed = project.snakemake(FAIL="base")
     assert failed.returncode == 1
     assert "softtok: error: no such thing" in failed.stdout
-    assert "`softtok tables STUDY --partial` shows what there is" in failed.stdout
+    assert "`softtok tables STUDY --partial` shows the results so far" in failed.stdout
     calls = (project.folder / "calls.txt").read_text()
     assert "evaluate results/runs/toy/sums/hard/" in calls
     assert calls.count("base ") == 1, "a failure that is not the network's is not tried again"
@@ -337,7 +337,7 @@ def test_mistakes_stop_everything_with_one_line_though_all_outputs_exist(
 def test_repeated_keys_and_command_line_settings_are_seen(done: StandInProject) -> None:
     assert done.snakemake("-n", "--config", "data_rot=x").stdout.strip().endswith("did you mean 'data_root'?")
     done.path.write_text(TINY + "  first: {}\n")
-    assert "config: studies.first: this key stands twice in config.yaml" in done.snakemake("-n").stdout
+    assert "config: studies.first: this key appears twice in config.yaml" in done.snakemake("-n").stdout
 
 
 def test_another_configuration_replaces_the_shipped_one(project: StandInProject) -> None:

@@ -1,4 +1,4 @@
-# The configuration expanded to jobs, and what rules ask of it. Specs are made in softtok/config/grid.py, paths in jobs.py.
+# Expands the configuration to jobs, which the rules look up. Specs are made in softtok/config/grid.py, paths in jobs.py.
 import shlex
 import sys
 from pathlib import Path
@@ -19,15 +19,15 @@ from softtok.config.jobs import (
 from softtok.config.load import load
 from softtok.errors import UserError
 
-# Snakemake swallows errors of input functions where the output exists, so every mistake is told here, and not as a WorkflowError,
-# which prints a traceback. Targets are known to Snakemake only after parsing; `load` looks for them among the command line's words.
+# Snakemake hides errors of input functions if the output exists, so all errors are reported here. A WorkflowError would print a
+# traceback. Snakemake knows its targets only after parsing, so `load` looks for them in the command line.
 try:
     grid = Grid(load(config, workflow.configfiles, sys.argv))
 except UserError as error:
     sys.exit(f"softtok: error: {error}")
 
-# Rules call the `softtok` of the environment that Snakemake runs in, also when that is not activated (and before what their `conda:` lines
-# name). They `exec` it: a shell that waited for it would die of a signal that softtok saves its state at, and the job would be over.
+# Rules call the `softtok` of the environment that Snakemake runs in, even if that is not activated and the rule has a `conda:` line.
+# They `exec` it. A waiting shell would be killed by the signal at which softtok saves its state, and the job would end too early.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
@@ -52,12 +52,12 @@ wildcard_constraints:
 
 
 def aside(kind, path):
-    """Where the log (`logs`) or the timing (`benchmarks`) of a job stands that makes this path."""
+    """Returns the path of the log (`logs`) or the timing (`benchmarks`) of the job that makes this path."""
     return path.replace("results/", f"results/{kind}/", 1)
 
 
 def job(jobs, pattern, wildcards):
-    """The job that makes what these wildcards name."""
+    """Returns the job that these wildcards name."""
     path = pattern.format(**dict(wildcards.items()))
     if path not in jobs:
         raise WorkflowError(
@@ -95,7 +95,7 @@ def study_of(wildcards):
 
 
 def data_options(wildcards, input):
-    """What `softtok data` is told beside the spec: prepared test sets to keep out, the folder of local files."""
+    """Returns further options of `softtok data`: prepared test sets to exclude, and the folder of local files."""
     data = data_of(wildcards)
     names = [test_set.name for test_set in data.exclude]
     options = [f"--exclude {name}={path}" for name, path in zip(names, input.exclude)]
@@ -105,18 +105,20 @@ def data_options(wildcards, input):
 
 
 def report_root(wildcards, input):
-    """Where the report spec's relative paths start, if not here: with remote storage, inputs are local copies elsewhere."""
+    """Returns where the relative paths of a report's spec start; remote storage makes local copies in another folder."""
     first = study_of(wildcards).run_files("manifest.json")[0]
     root = input.manifests[0].removesuffix(first)
     return f"--root {shlex.quote(root)}" if root else ""
 
 
 def machine(wildcards):
-    """Machine settings of the job's model. Rules pass them as a param that takes `threads`, which Snakemake does not track: a change
-    reruns nothing."""
+    """Returns the machine settings of the job's model.
+
+    Rules pass them as a param that takes `threads`. Snakemake does not track such params, so a change reruns nothing.
+    """
     return grid.runtimes[wildcards.model]
 
 
 def memory_mb(wildcards, attempt):
-    """Memory of a job with a model, a quarter more each time it is tried again: most retries are for time, not for memory."""
+    """Returns the memory of a job with a model: a quarter more for each retry, as most retries are for time."""
     return machine(wildcards).memory_mb * (3 + attempt) // 4

@@ -1,4 +1,4 @@
-# One job runs all inference modes of a set on one test set: loading a model costs more than a small cell.
+# One job runs all modes of an inference set on one test set, because loading a model takes longer than a small mode.
 rule evaluate:
     input:
         checkpoint=f"{RUN}/checkpoint",

@@ -1,5 +1,5 @@
-# A report's spec names every run, which is too long for a command line, so it goes through a file. Its hash is in the file's name: other
-# settings mean another file, and the report is out of date. A script, for Snakemake hands params of any size to it.
+# A report's spec names every run and is too long for a command line, so it is written to a file. The file's name contains its hash: other
+# settings give another file, which makes the report out of date. The rule is a script, as Snakemake passes params of any size to one.
 rule report_spec:
     output:
         spec=REPORT_SPEC,

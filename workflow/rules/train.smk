@@ -1,5 +1,5 @@
-# Model and data are ancient: their specs are in the run's path, so a copy that is made again is no reason to train again.
-# The resumable state in .state/ is not declared: a job that fails loses what it declares.
+# Model and data are ancient: the run's path depends on their specs, so making them again is no reason to train again.
+# The resumable state in .state/ is not declared as output, because Snakemake deletes the outputs of a job that fails.
 rule train:
     input:
         model=ancient(lambda wildcards: run_of(wildcards).model.folder),

@@ -1,4 +1,4 @@
-"""What `softtok check STUDY` does: every plug-in of a study, tried on an example before any job starts."""
+"""Dry checks of a study's rewards and adapters for `softtok check`: each runs on an example before any job starts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from softtok.problems.dry_check import check_adapter, check_reward
 from softtok.problems.reward import Grading
 
 
-def try_plug_ins(study: Study, data_root: Path | None) -> Iterator[tuple[str, str]]:
-    """Yields what was tried, and why not wholly ("" if it was): each plug-in once for each data set.
+def dry_check(study: Study, data_root: Path | None) -> Iterator[tuple[str, str]]:
+    """Yields each plug-in and data set that was checked, and what could not be checked ("" if nothing).
 
-    Raises UserError, with file and line, for the first that is wrong.
+    Raises UserError, with file and line, for the first plug-in that is wrong.
     """
     template = next(iter(study.runs.values())).spec.model.prompt
     gradings = _gradings(study)
@@ -30,14 +30,14 @@ def try_plug_ins(study: Study, data_root: Path | None) -> Iterator[tuple[str, st
 
 
 def _gradings(study: Study) -> dict[str, Grading]:
-    """How the answers to a data set, by its stem, are judged."""
+    """Returns how answers are judged, by the stem of the data set."""
     trained = {run.train_set.stem: run.spec.grading for run in study.runs.values() if run.train_set}
     tested = {e.data.stem: e.spec.grading for items in study.evaluations.values() for e in items.values()}
     return {stem: grading for stem, grading in (trained | tested).items() if grading is not None}
 
 
 def _data_sets(study: Study) -> dict[str, Data]:
-    """All data sets that the study's jobs read, by stem."""
+    """Returns all data sets that the study's jobs read, by stem."""
     found = [run.train_set for run in study.runs.values()] + [run.model.text for run in study.runs.values()]
     found += [item.data for items in study.evaluations.values() for item in items.values()]
     found += [item.data for items in study.choices.values() for item in items.values()]

@@ -1,0 +1,150 @@
+"""Reads the files of one run, a few columns at a time; a missing or malformed file is a UserError that names it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from softtok.config.messages import explain
+from softtok.config.specs import RunManifest
+from softtok.errors import UserError
+from softtok.problems.boxed import last_boxed, normalised
+from softtok.report.metrics import majority
+from softtok.report.study import Study
+
+MEASURES = ("reward", "cot_tokens", "entropy")  # of every training step
+
+
+class MissingError(UserError):
+    """A file does not exist (yet)."""
+
+
+def missing(path: Path) -> MissingError:
+    return MissingError(f"{path} is missing: it is not finished yet, or was removed; run snakemake to make it")
+
+
+def bad(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; remove it and run snakemake to make it again")
+
+
+def read_manifest(path: Path) -> RunManifest:
+    try:
+        return RunManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise missing(path) from None
+    except ValidationError as error:
+        raise bad(path, f"is not a run's manifest ({explain(error, RunManifest, '')})") from None
+
+
+def read_training(path: Path) -> pd.DataFrame:
+    """Returns step, validation and `MEASURES` from metrics.jsonl; empty for a base run."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing(path) from None
+    lines = []
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
+        try:
+            record = json.loads(line)
+            found = (
+                {name: record[name] for name in MEASURES} if record["step"] else {}
+            )  # step 0 is the base, which is only validated
+            lines.append({"step": record["step"], "validation": record.get("validation"), **found})
+        except (ValueError, TypeError, KeyError) as error:
+            raise bad(path, f"has no training step in line {number} ({error!r})") from None
+    frame = pd.DataFrame(lines, columns=["step", "validation", *MEASURES]).astype(float)
+    return frame.replace([np.inf, -np.inf], np.nan)  # a run that diverged ends with gaps in its curves
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Returns columns of a parquet file, which must have no empty values and at least one row."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if lacking := [name for name in columns if name not in file.schema_arrow.names]:
+                raise bad(path, f"has no column '{lacking[0]}'")
+            table = file.read(columns=list(columns))
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (pa.ArrowException, OSError) as error:
+        raise bad(path, f"is not a readable parquet file ({str(error).splitlines()[0]})") from None
+    if gaps := [name for name in columns if table[name].null_count]:
+        raise bad(path, f"has empty values in column '{gaps[0]}'")
+    if not table.num_rows:
+        raise bad(path, "has no rows")
+    return table
+
+
+def made_on(path: Path) -> set[str]:
+    """Returns the devices and precisions that the rows of a file were made with."""
+    return set(read_columns(path, ["made_on"])["made_on"].unique().to_pylist())
+
+
+def read_cells(path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
+    """Returns the counts of an evaluation file, by inference mode, and how often each reward status occurs.
+
+    Counts have one row per problem_id: `correct` and `cot_tokens` summed over its samples, and, if there are several,
+    the chance that their majority is right.
+    """
+    table = read_columns(
+        path, ["inference_mode", "problem_id", "sample", "correct", "boxed", "status", "answer", "cot_tokens"]
+    )
+    counts = (
+        table.group_by(["inference_mode", "problem_id"])
+        .aggregate([("correct", "sum"), ("cot_tokens", "sum"), ("sample", "count"), ("sample", "count_distinct")])
+        .rename_columns({"correct_sum": "correct", "cot_tokens_sum": "cot_tokens"})
+        .to_pandas()
+    )
+    cells = {}
+    for name, cell in counts.groupby("inference_mode"):
+        mode = str(name)
+        if mode not in study.inference_modes:
+            raise bad(path, f"has rows of an unknown inference mode '{mode}'")
+        samples = study.samples(mode)
+        wrong = cell[(cell["sample_count"] != samples) | (cell["sample_count_distinct"] != samples)]
+        if len(wrong):
+            problem, found, distinct = wrong.iloc[0][["problem_id", "sample_count", "sample_count_distinct"]]
+            raise bad(path, f"has {found} rows ({distinct} samples) of problem '{problem}' in {mode}, not {samples}")
+        # Groups come in any order (threads), and sums of floats must not depend on it.
+        cells[mode] = cell.set_index("problem_id")[["correct", "cot_tokens"]].sort_index()
+    for mode, cell in cells.items():
+        if study.samples(mode) > 1:
+            samples = table.filter(pc.equal(table["inference_mode"], mode))
+            cells[mode] = cell.assign(majority=_majority(samples, cell.index))
+    occurring = pc.value_counts(table["status"]).to_pylist()
+    return cells, Counter({entry["values"]: entry["counts"] for entry in occurring})
+
+
+def _majority(samples: pa.Table, problems: pd.Index) -> np.ndarray:
+    """Returns `metrics.majority` of each problem; a sample votes for the normalised text of its box."""
+    answers = pc.dictionary_encode(samples["answer"]).combine_chunks()
+    boxes = [last_boxed(text) for text in answers.dictionary.to_pylist()]
+    texts: dict[str | None, int] = {None: -1}
+    votes = np.array([texts.setdefault(normalised(box) if box else None, len(texts) - 1) for box in boxes])
+    voted = np.where(samples["boxed"].to_numpy(), votes[answers.indices.to_numpy()], -1)
+    places = problems.get_indexer(samples["problem_id"].to_pandas())
+    return majority(places, voted, samples["correct"].to_numpy(), len(problems))
+
+
+def read_entropy(path: Path) -> dict[str, pd.DataFrame]:
+    """Returns index, entropy (nats) and count by inference mode, sorted by index."""
+    try:
+        frame = pd.read_csv(path)[["inference_mode", "index", "entropy", "count"]]
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (ValueError, KeyError) as error:  # pandas' parser errors are ValueErrors
+        raise bad(path, f"is not an entropy profile ({str(error.args[0]).splitlines()[0]})") from None
+    if frame.duplicated(["inference_mode", "index"]).any():
+        raise bad(path, "has an index twice in one inference mode")
+    return {
+        str(mode): profile.sort_values("index")[["index", "entropy", "count"]]
+        for mode, profile in frame.groupby("inference_mode")
+    }
