@@ -1,6 +1,4 @@
-"""Shared by the whole suite: one thread (as the demo runs), real data where it is, a small trained-for-a-moment toy
-model.
-"""
+"""Shared by the whole suite: one thread (as the demo runs), real data where it is, a toy model trained for a moment."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ from tests.support.specs import data_spec, toy_model
 
 if TYPE_CHECKING:
     from softtok.method.trajectories import Batch, Policy, Rollout
+    from softtok.problems.spec import Kind
 
 # A shell starts background jobs with SIGINT ignored, and so CI may start this suite; its tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,7 +35,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like results/models/toy-*: a toy model of a few pretraining steps, enough to be right now and then."""
-    from softtok.config.schema import RuntimeSettings, ToySettings
+    from softtok.config.settings import RuntimeSettings, ToySettings
     from softtok.models.base_model import make_model
 
     folder = tmp_path_factory.mktemp("models") / "toy"
@@ -53,7 +52,8 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from softtok.problems.prepare import prepare
 
     folder = tmp_path_factory.mktemp("data")
-    for kind, task, count in (("train", "sums", 40), ("test", "sums", 6), ("choice", "choice", 8)):
+    sets: list[tuple[Kind, str, int]] = [("train", "sums", 40), ("test", "sums", 6), ("choice", "choice", 8)]
+    for kind, task, count in sets:
         toy = {"task": task, "problems": count} | ({"steps": [1, 2]} if task == "sums" else {})
         prepare(data_spec(kind, {"toy": toy}), folder / f"{kind}.parquet", {}, None)
     return {kind: folder / f"{kind}.parquet" for kind in ("train", "test", "choice")}
@@ -61,16 +61,17 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """What each rollout of a training run or an evaluation was asked for. The entropies that it gives are made 2 at
-    thinking steps and 99 behind them, where they mean nothing.
+    """What each rollout of a training run or an evaluation was asked for.
+
+    The entropies that it gives are made 2 at thinking steps and 99 behind them, where they mean nothing.
     """
     import torch
 
     from softtok.evaluation import evaluate
+    from softtok.method.rollout import rollout
     from softtok.training import train
 
     asked = []
-    rollout = train.rollout
 
     def noted(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
         out = rollout(policy, batch, record=record)

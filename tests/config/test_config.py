@@ -14,7 +14,7 @@ import yaml
 from softtok.config.grid import Grid
 from softtok.config.inherit import merge
 from softtok.config.load import load, read, schema_json
-from softtok.config.schema import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
 from softtok.problems.spec import FileRows, GoldRule, HubRows, OpenFields
 from tests.support.configurations import BASIC, Edit, basic, both, drop, grid_of, hashes, put

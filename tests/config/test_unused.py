@@ -55,7 +55,7 @@ def unused(project: Project, capsys: pytest.CaptureFixture[str]) -> Callable[[],
     return called
 
 
-def test_nothing_that_a_study_leads_to_is_listed(project, unused):
+def test_nothing_that_a_study_leads_to_is_listed(project: Project, unused: Callable[[], list[str]]) -> None:
     assert unused() == []
 
 
@@ -83,7 +83,7 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_change_left_behind_is_listed(project, unused, name):
+def test_what_a_change_left_behind_is_listed(project: Project, unused: Callable[[], list[str]], name: str) -> None:
     change, left = CHANGES[name]
     project.edit(change)
     found = unused()
@@ -95,26 +95,28 @@ def test_what_a_change_left_behind_is_listed(project, unused, name):
         assert rest == []
 
 
-def test_another_model_leaves_all_runs_behind_but_no_test_set(project, unused):
+def test_another_model_leaves_all_runs_behind_but_no_test_set(
+    project: Project, unused: Callable[[], list[str]]
+) -> None:
     project.edit(lambda config: config["models"]["toy"]["toy"].update(width=64))
     found = unused()
     assert found[0] == "models/toy" and len(found) == 11
     assert all(path.startswith("runs/toy/") and path.count("/") == 4 for path in found[1:])
 
 
-def test_what_is_not_ours_is_left_out(project, unused):
+def test_what_is_not_ours_is_left_out(project: Project, unused: Callable[[], list[str]]) -> None:
     project.write("results/runs/notes.txt", "results/models/mine/w", "results/runs/toy/sums/hard/seeds.md")
     assert unused() == []
 
 
-def test_what_a_missing_file_would_lead_to_is_left_out(project, unused):
+def test_what_a_missing_file_would_lead_to_is_left_out(project: Project, unused: Callable[[], list[str]]) -> None:
     (project.folder / "mine.jsonl").rename(project.folder / "moved.jsonl")
     assert unused() == []
     (project.folder / "mine.jsonl").write_text('{"question": "1 + 2?", "answer": "3"}\n')
     assert unused() == ["data/train/mine"] * 2 + [f"runs/other/mine/hard/seed{seed}" for seed in range(3)]
 
 
-def test_sizes_are_told(project, capsys):
+def test_sizes_are_told(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.edit(lambda config: config["studies"]["demo"].update(seeds=[0, 1], training_modes=["hard"]))
     (project.folder / next(iter(project.grid(project.folder).runs))).joinpath("unrelated").write_text("1")
     assert main(["unused", *options(project)]) == 0

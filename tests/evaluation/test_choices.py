@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import ChoiceFormat, RuntimeSettings
 from softtok.evaluation.choices import choices, log_likelihoods
 from softtok.models.language_model import LanguageModel
 from softtok.models.toy_model import bpe_tokenizer
@@ -59,8 +59,9 @@ def random_model(tokenizer: Any, family: str = "llama", spread: float = 0.3) -> 
 
 
 def naive(lm: LanguageModel, prompt: str, rest: str) -> tuple[float, int]:
-    """Log-probability and tokens of `rest` from the model's own forward over this one text, in fp64 where the
-    vocabulary appears.
+    """Log-probability and tokens of `rest` from the model's own forward over this one text.
+
+    It is in fp64 where the vocabulary appears.
     """
     before = lm.tokenizer(prompt)["input_ids"]
     after = lm.tokenizer(rest, add_special_tokens=False)["input_ids"]
@@ -87,7 +88,8 @@ def test_log_likelihoods_are_those_of_each_text_alone(
     pairs += [(choice_prompt(q.question, q.choices), " B") for q in QUESTIONS]
     wanted = [naive(lm, *pair) for pair in pairs]
     assert {tokens for _, tokens in wanted} >= {1, 2, 3}
-    for order, room in product((range(len(pairs)), np.random.default_rng(1).permutation(len(pairs))), (1, 200, 10**6)):
+    orders = [list(range(len(pairs))), np.random.default_rng(1).permutation(len(pairs)).tolist()]
+    for order, room in product(orders, (1, 200, 10**6)):
         run.clear()
         for place, (value, tokens) in zip(order, log_likelihoods(lm, [pairs[i] for i in order], room), strict=True):
             assert tokens == wanted[place][1]
@@ -122,7 +124,7 @@ def test_texts_that_differ_in_their_last_token_are_run_once(tokenizer: Any, monk
 
 
 def run(
-    folder: Path, lm: LanguageModel, choice_format: str, questions: list[Any] = QUESTIONS, rows: int = 256
+    folder: Path, lm: LanguageModel, choice_format: ChoiceFormat, questions: list[Any] = QUESTIONS, rows: int = 256
 ) -> pd.DataFrame:
     """`choices` on a saved checkpoint and a prepared data set; its table by id."""
     if not (folder / "checkpoint").exists():
@@ -154,11 +156,14 @@ def predicted_text(lm: LanguageModel, q: Any) -> list[float]:
 
 @pytest.mark.parametrize(("choice_format", "scores"), [("letters", predicted_letter), ("cloze", predicted_text)])
 def test_a_format_chooses_by_its_own_scores(
-    choice_format: str, scores: Callable[[LanguageModel, Any], list[float]], checkpoint: tuple[Path, LanguageModel]
+    choice_format: ChoiceFormat,
+    scores: Callable[[LanguageModel, Any], list[float]],
+    checkpoint: tuple[Path, LanguageModel],
 ) -> None:
-    """The most likely letter after the options, or the most likely text per token after the bare question; in both, the
-    NLL is that of the right text after the bare question. Batches of one question, of a few and of all give the
-    same.
+    """The most likely letter after the options, or the most likely text per token after the bare question.
+
+    In both, the NLL is that of the right text after the bare question. Batches of one question, of a few and of all
+    give the same.
     """
     folder, lm = checkpoint
     table = run(folder, lm, choice_format)
@@ -168,7 +173,7 @@ def test_a_format_chooses_by_its_own_scores(
         assert row.predicted == int(np.argmax(wanted)) or lead < 1e-4
         assert row.correct == (row.predicted == q.answer)
         value, tokens = naive(lm, cloze_prompt(q.question), f" {q.choices[q.answer]}")
-        assert (row.nll, row.tokens) == (pytest.approx(-value, abs=2e-4), tokens)
+        assert row.nll == pytest.approx(-value, abs=2e-4) and row.tokens == tokens
     assert table["predicted"].nunique() > 1 and table["correct"].nunique() == 2, "the case tells right from wrong"
     for rows in (1, 5 * 4):
         again = run(folder, lm, choice_format, rows=rows)
@@ -204,8 +209,9 @@ class Bigrams:
 
 
 def test_letters_and_texts_are_chosen_as_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the colon, C is the likeliest letter and E, likelier still, is no option; `green blue` is the likeliest
-    text per token, though not in sum; `red` is the right one.
+    """After the colon, C is the likeliest letter and E, likelier still, is not an option.
+
+    `green blue` is the likeliest text per token, though not in sum; `red` is the right one.
     """
     lm = Bigrams({
         ":": {" A": 0.05, " B": 0.02, " C": 0.1, " E": 0.2, " red": 0.2, " green": 0.25, " pink": 0.01},
@@ -217,7 +223,8 @@ def test_letters_and_texts_are_chosen_as_built(tmp_path: Path, monkeypatch: pyte
     red = SimpleNamespace(id="red", question="Which?", choices=["red", "green blue", "pink"], answer=0)
     green = SimpleNamespace(id="green", question="Which?", choices=["red", "green blue", "pink"], answer=1)
     two = SimpleNamespace(id="two", question="Which?", choices=["pink", "red"], answer=1)
-    for choice_format, predicted in (("letters", [2, 2, 0]), ("cloze", [1, 1, 1])):
+    expected: dict[ChoiceFormat, list[int]] = {"letters": [2, 2, 0], "cloze": [1, 1, 1]}
+    for choice_format, predicted in expected.items():
         table = run(tmp_path, lm, choice_format, [red, green, two])  # type: ignore[arg-type]
         assert table["predicted"].tolist() == predicted
         assert table["correct"].tolist() == [p == q.answer for p, q in zip(predicted, (red, green, two), strict=True)]

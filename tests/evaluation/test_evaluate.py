@@ -11,11 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import ChoiceFormat, RuntimeSettings
 from softtok.errors import UserError
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.choices import choices
 from softtok.evaluation.evaluate import evaluate
+from softtok.method.rollout import rollout
+from softtok.method.trajectories import Batch, Policy, Rollout
 from softtok.models.base_model import base_run
 from softtok.storage.files import read_json
 from softtok.storage.locks import Interruption, exclusive_lock
@@ -34,10 +36,9 @@ def run(tmp_path: Path, tiny_toy: Path) -> Path:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every rollout that is made."""
     counts: list[int] = []
-    rollout = module.rollout
 
-    def counting(*arguments, **named):
-        made = rollout(*arguments, **named)
+    def counting(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
+        made = rollout(policy, batch, record=record)
         counts.append(len(made.answers))
         return made
 
@@ -45,7 +46,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_records(run, toy_sets, tmp_path):
+def test_records(run: Path, toy_sets: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "eval" / "six.parquet"
     evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["test"], out)
     table = pd.read_parquet(out)
@@ -72,7 +73,9 @@ def test_records(run, toy_sets, tmp_path):
     assert counts == [(lengths > t).sum() for t in range(lengths.max())], "over the generations still thinking at t"
 
 
-def test_a_new_mode_and_a_crash_cost_only_what_is_missing(run, toy_sets, tmp_path, generated):
+def test_a_new_mode_and_a_crash_cost_only_what_is_missing(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, generated: list[int]
+) -> None:
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "one.parquet")
     assert sum(generated) == 24
     evaluate(spec("hard-sample", "soft-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "two.parquet")
@@ -84,11 +87,12 @@ def test_a_new_mode_and_a_crash_cost_only_what_is_missing(run, toy_sets, tmp_pat
     shard.write_text(shard.read_text()[:-40])
     evaluate(spec("hard-sample", "soft-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "four.parquet")
     assert sum(generated) == 52
-    tables = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("two", "four")]
-    pd.testing.assert_frame_equal(*tables)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "two.parquet"), pd.read_parquet(tmp_path / "four.parquet"))
 
 
-def test_damaged_lines_of_a_shard_are_made_again(run, toy_sets, tmp_path, generated, capsys):
+def test_damaged_lines_of_a_shard_are_made_again(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, generated: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Half a line with others behind it, bytes that are no text, a line that is no object: the rest stays."""
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
     (shard,) = (run / ".state" / "shards").iterdir()
@@ -99,19 +103,21 @@ def test_damaged_lines_of_a_shard_are_made_again(run, toy_sets, tmp_path, genera
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "b.parquet")
     assert sum(generated) == 24 + 3 * 4
     assert f"{shard}: damaged lines (3); what stood there is made again" in capsys.readouterr().err
-    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{name}.parquet") for name in "ab"))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), pd.read_parquet(tmp_path / "b.parquet"))
     kept = [line for place, line in enumerate(whole.split(b"\n")[:-1]) if place not in (2, 4, 5)]
     assert shard.read_bytes().split(b"\n")[: len(kept)] == kept
 
 
-def test_a_damaged_checkpoint_manifest_is_one_line(run, toy_sets, tmp_path):
+def test_a_damaged_checkpoint_manifest_is_one_line(run: Path, toy_sets: dict[str, Path], tmp_path: Path) -> None:
     manifest = run / "checkpoint" / "checkpoint.json"
     manifest.write_text(manifest.read_text()[:20])
     with pytest.raises(UserError, match=rf"^{manifest} cannot be read .*remove the folder {manifest.parent} and run"):
         evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
 
 
-def test_records_do_not_depend_on_the_batch(run, toy_sets, tmp_path, tiny_toy):
+def test_records_do_not_depend_on_the_batch(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, tiny_toy: Path
+) -> None:
     other = tmp_path / "other"
     base_run(base_spec(toy_model()), tiny_toy, other)
     evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
@@ -119,7 +125,9 @@ def test_records_do_not_depend_on_the_batch(run, toy_sets, tmp_path, tiny_toy):
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), pd.read_parquet(tmp_path / "b.parquet"))
 
 
-def test_another_checkpoint_or_setting_has_shards_of_its_own(run, toy_sets, tmp_path, generated):
+def test_another_checkpoint_or_setting_has_shards_of_its_own(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, generated: list[int]
+) -> None:
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
     checkpoint = run / "checkpoint" / "checkpoint.json"
     checkpoint.write_text(json.dumps(read_json(checkpoint) | {"sha256": "of other weights"}))
@@ -129,16 +137,19 @@ def test_another_checkpoint_or_setting_has_shards_of_its_own(run, toy_sets, tmp_
     assert sum(generated) == 3 * 24
 
 
-def test_a_shard_holds_any_character(tmp_path):
+def test_a_shard_holds_any_character(tmp_path: Path) -> None:
     texts = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0c\x1c", "a\r\nb"]
     Shard(tmp_path / "shard.jsonl", {"a": 1}).append([{"cot": text} for text in texts])
     assert [line["cot"] for line in Shard(tmp_path / "shard.jsonl", {"a": 1}).lines] == texts
 
 
-def test_one_job_at_a_time_completes_a_shard(tmp_path, monkeypatch, capsys):
+def test_one_job_at_a_time_completes_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two inference sets with a mode in common, evaluated side by side."""
     monkeypatch.setattr("softtok.storage.locks.LOCK_POLL_S", 0.01)
-    path, order = tmp_path / "locks" / "a", []
+    path = tmp_path / "locks" / "a"
+    order: list[str] = []
     held, interruption = threading.Event(), Interruption()
 
     def other() -> None:
@@ -160,7 +171,7 @@ def test_one_job_at_a_time_completes_a_shard(tmp_path, monkeypatch, capsys):
         pytest.fail("a job that is told to stop does not wait")
 
 
-def test_shard_refuses_another_header(tmp_path):
+def test_shard_refuses_another_header(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "shard.jsonl", {"a": 1})
     shard.append([{"x": 1}])
     assert Shard(tmp_path / "shard.jsonl", {"a": 1}).lines == [{"x": 1}]
@@ -168,7 +179,9 @@ def test_shard_refuses_another_header(tmp_path):
 
 
 @pytest.mark.parametrize("choice_format", ["letters", "cloze"])
-def test_choices_are_scored_once_each(run, toy_sets, tmp_path, choice_format):
+def test_choices_are_scored_once_each(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, choice_format: ChoiceFormat
+) -> None:
     out = tmp_path / "choices.parquet"
     choices(choices_spec(choice_format), RuntimeSettings(), run, toy_sets["choice"], out)
     table, questions = pd.read_parquet(out), pd.read_parquet(toy_sets["choice"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.models.base_model import base_run
@@ -22,18 +24,20 @@ from tests.support.tiny_models import tiny_model
 
 
 @pytest.fixture
-def run(tmp_path, tiny_toy):
+def run(tmp_path: Path, tiny_toy: Path) -> Path:
     base_run(base_spec(toy_model()), tiny_toy, tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(run, toy_sets, tmp_path):
+def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out.parquet"
     evaluate(spec(*EVALUATION_MODES), RuntimeSettings(), run, toy_sets["train"], out)  # 40 problems of many lengths
     table = pd.read_parquet(out)
     golds = {problem["id"]: problem["gold"] for problem in pq.read_table(toy_sets["train"]).to_pylist()}
     with Judge() as judge:
-        verdicts = judge.grade([(row.answer, golds[row.problem_id]) for row in table.itertuples()])
+        verdicts = judge.grade([(text, golds[name]) for text, name in zip(table.answer, table.problem_id, strict=True)])
     assert table.status.tolist() == [verdict.status for verdict in verdicts]
     assert table.correct.tolist() == [verdict.correct for verdict in verdicts]
     assert table.boxed.tolist() == [verdict.boxed is not None for verdict in verdicts]
@@ -42,7 +46,9 @@ def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(run,
     assert answers.nunique().max() > 1, "a problem's samples are not one answer written down four times"
 
 
-def test_each_row_says_what_it_was_made_on_also_after_a_move(run, toy_sets, tmp_path, monkeypatch):
+def test_each_row_says_what_it_was_made_on_also_after_a_move(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An evaluation that goes on on another device is of both."""
     out, test_set = tmp_path / "out.parquet", toy_sets["test"]
     monkeypatch.setattr(module, "announce", lambda *place: "one device, bf16")
@@ -56,7 +62,9 @@ def test_each_row_says_what_it_was_made_on_also_after_a_move(run, toy_sets, tmp_
     assert here.startswith("cpu") and here.endswith(", fp32")
 
 
-def test_answers_are_greedy_and_end_as_the_settings_say(run, toy_sets, tmp_path, rollouts):
+def test_answers_are_greedy_and_end_as_the_settings_say(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, rollouts: list[SimpleNamespace]
+) -> None:
     settings = spec("hard-sample", "soft-sample", stop_on="nearest")
     evaluate(settings, RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
     assert len(rollouts) == 2
@@ -66,14 +74,18 @@ def test_answers_are_greedy_and_end_as_the_settings_say(run, toy_sets, tmp_path,
         assert (limits.max_cot_tokens, limits.max_answer_tokens) == (16, 4)
 
 
-def test_the_entropy_profile_is_a_mean_over_those_still_thinking(run, toy_sets, tmp_path, rollouts):
+def test_the_entropy_profile_is_a_mean_over_those_still_thinking(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, rollouts: list[SimpleNamespace]
+) -> None:
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
     profile = pd.read_csv(tmp_path / "out.entropy.csv")
     assert (profile.entropy == 2.0).all()
     assert profile["count"].nunique() > 1, "fewer and fewer are still thinking"
 
 
-def test_no_two_samples_of_an_evaluation_draw_the_same_noise(run, toy_sets, tmp_path, rollouts):
+def test_no_two_samples_of_an_evaluation_draw_the_same_noise(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, rollouts: list[SimpleNamespace]
+) -> None:
     """Over problems, samples and the seeds of the runs."""
     checkpoint = run / "checkpoint" / "checkpoint.json"
     for seed in (0, 1):
@@ -83,13 +95,15 @@ def test_no_two_samples_of_an_evaluation_draw_the_same_noise(run, toy_sets, tmp_
     assert len(set(keys)) == len(keys) == 2 * 6 * 4
 
 
-def test_a_shard_belongs_to_its_data_mode_samples_and_version(run, toy_sets, tmp_path, rollouts):
+def test_a_shard_belongs_to_its_data_mode_samples_and_version(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, rollouts: list[SimpleNamespace]
+) -> None:
     """Each of them changed, nothing of the shard is used; changed back, all of it is."""
     data, out, runtime = tmp_path / "test.parquet", tmp_path / "out.parquet", RuntimeSettings()
     shutil.copy(toy_sets["test"], data)
     settings, mode = spec("hard-sample"), EVALUATION_MODES["hard-sample"]
 
-    def rows_made(version=1, **changed):
+    def rows_made(version: int = 1, **changed: Any) -> int:
         rollouts.clear()
         modes = {"hard-sample": mode.model_copy(update=changed)}
         evaluate(settings.model_copy(update={"inference_modes": modes, "version": version}), runtime, run, data, out)
@@ -111,7 +125,7 @@ def replace_golds(data: Path, gold: list[str]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(data)), data)
 
 
-def test_noise_of_a_trained_model_is_measured_in_units_of_its_base():
+def test_noise_of_a_trained_model_is_measured_in_units_of_its_base() -> None:
     lm = tiny_model()
     rms = noise_rms(lm, {"embedding_rms": 7.0, "state_rms": {}}, [], [])
     assert rms["embedding"] == 7.0

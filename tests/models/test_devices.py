@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import make_model
 from softtok.models.devices import announce, choose_device, gpu_names, say, take_free

@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers.cache_utils import Cache, DynamicCache
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.models.base_model import _referred

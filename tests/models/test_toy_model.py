@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softtok.config.schema import ToySettings
+from softtok.config.settings import ToySettings
 from softtok.errors import UserError
 from softtok.models.toy_model import batches, bpe_tokenizer, make, word_tokenizer
 from softtok.problems import toy

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from softtok.config.grid import Data, Grid
+from softtok.config.grid import Grid
+from softtok.config.jobs import Data
 from softtok.config.load import load
 from softtok.problems import reward
 from softtok.problems.prepare import prepare, sha256_of

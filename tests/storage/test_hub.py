@@ -28,9 +28,10 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softtok.config.grid import Data, Grid
+from softtok.config.grid import Grid
+from softtok.config.jobs import Data
 from softtok.config.load import read
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import base_run, make_model
 from softtok.models.loading import load

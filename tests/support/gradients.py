@@ -141,7 +141,7 @@ class LargestOfVocabulary(TorchDispatchMode):
     """Finds the most rows of any tensor with a vocabulary axis, backward passes included, parameters aside."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary, self.parameter, self.rows = vocabulary, {vocabulary, width}, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

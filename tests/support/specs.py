@@ -94,8 +94,9 @@ def train_spec(mode: TokenMode = SOFT, seed: int = 0, **training: Any) -> RunSpe
 
 
 def evaluation_spec(*names: str, modes: dict[str, SampledMode] | None = None, **evaluation: Any) -> EvaluationSpec:
-    """Returns the spec of an evaluation in these of `EVALUATION_MODES`, or of other `modes`; settings by name change
-    it.
+    """Returns the spec of an evaluation in these of `EVALUATION_MODES`, or of other `modes`.
+
+    Settings by name change it.
     """
     chosen = modes or EVALUATION_MODES
     return EvaluationSpec(

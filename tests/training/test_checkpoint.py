@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from softtok.__main__ import main
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.storage.files import atomic, read_columns, read_json, write_text
 from softtok.storage.provenance import attempt, attempts
@@ -25,19 +26,19 @@ SPEC = train_spec(HARD, steps=3, warmup_steps=1, max_cot_tokens=8, validate_ever
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_toy, toy_sets) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_toy: Path, toy_sets: dict[str, Path]) -> Path:
     run = tmp_path_factory.mktemp("runs") / "finished"
     train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     return run
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, tiny_toy, toy_sets) -> Path:
+def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_toy: Path, toy_sets: dict[str, Path]) -> Path:
     """Killed in its last step."""
     run = tmp_path_factory.mktemp("runs") / "stopped"
     take_step = Trainer.take_step
 
-    def killed(self: Trainer, step: int) -> dict:
+    def killed(self: Trainer, step: int) -> dict[str, Any]:
         if step == 3:
             raise KeyboardInterrupt
         return take_step(self, step)
@@ -68,8 +69,14 @@ def flipped(content: bytes) -> bytes:
     "damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"\0" * 999, flipped]
 )
 def test_a_damaged_save_is_put_aside_and_the_run_starts_afresh(
-    damage, stopped, finished, tmp_path, tiny_toy, toy_sets, capsys
-):
+    damage,
+    stopped: Path,
+    finished: Path,
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
     saved = run / ".state" / "progress.pt"
@@ -84,7 +91,9 @@ def test_a_damaged_save_is_put_aside_and_the_run_starts_afresh(
     assert [path.name for path in (run / ".state").glob("best-*")] == [f"best-{step}"]
 
 
-def test_half_a_line_in_the_log_of_attempts_is_left_out(stopped, tmp_path, tiny_toy, toy_sets):
+def test_half_a_line_in_the_log_of_attempts_is_left_out(
+    stopped: Path, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
     log = run / ".state" / "attempts.jsonl"
@@ -96,8 +105,14 @@ def test_half_a_line_in_the_log_of_attempts_is_left_out(stopped, tmp_path, tiny_
 
 @pytest.mark.parametrize("where", ["checkpoint/model.safetensors", ".state/best"])
 def test_weights_damaged_in_place_are_not_taken_for_the_checkpoint(
-    where, finished, tmp_path, tiny_toy, toy_sets, monkeypatch, capsys
-):
+    where: str,
+    finished: Path,
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The checkpoint's file and the one it is made again of are the same."""
     run = tmp_path / "run"
     train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
@@ -122,7 +137,9 @@ def test_weights_damaged_in_place_are_not_taken_for_the_checkpoint(
 
 
 @pytest.mark.parametrize("damage", ["gone", "half", "no object"])
-def test_a_model_without_its_manifest_is_one_line(damage, tmp_path, tiny_toy, toy_sets, capsys):
+def test_a_model_without_its_manifest_is_one_line(
+    damage, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_toy, model)
     manifest = model / "model.json"
@@ -134,7 +151,7 @@ def test_a_model_without_its_manifest_is_one_line(damage, tmp_path, tiny_toy, to
     assert told.endswith(f"; remove the folder {model} and run snakemake again")
 
 
-def test_a_damaged_data_set_is_one_line(tmp_path, toy_sets):
+def test_a_damaged_data_set_is_one_line(tmp_path: Path, toy_sets: dict[str, Path]) -> None:
     data = tmp_path / "data.parquet"
     content = toy_sets["train"].read_bytes()
     for damaged in (content[: len(content) // 2], b""):
@@ -146,8 +163,8 @@ def test_a_damaged_data_set_is_one_line(tmp_path, toy_sets):
         read_columns(data, ["id", "x"])
 
 
-def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    calls = []
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
@@ -173,14 +190,14 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert len(calls) == 3 and calls[1].endswith("-> progress.pt")
 
 
-def test_two_writers_of_a_file_do_not_share_a_temporary_one(tmp_path):
+def test_two_writers_of_a_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
     with atomic(tmp_path / "file") as one, atomic(tmp_path / "file") as other:
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "file").read_text() == "one"
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, small_files):
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, small_files: None) -> None:
     path = tmp_path / "state" / "progress.pt"
     write_progress(path, {"step": 1}, 100)
     with pytest.raises(UserError, match=rf"^{path.parent}: cannot be written \(.*\); it takes 1.50 GB, .* GB are free"):
@@ -189,14 +206,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, small_files
     assert read_progress(path) == {"step": 1}, "the last save is as it was"
 
 
-def test_weights_that_do_not_fit_on_the_disk_are_one_line(tmp_path, tiny_toy, toy_sets, small_files):
+def test_weights_that_do_not_fit_on_the_disk_are_one_line(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], small_files: None
+) -> None:
     trainer = Trainer(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     with pytest.raises(UserError, match=r"\.state: cannot be written .*; it takes 0.00 GB"):
         trainer.save_weights()
     assert list((tmp_path / "run" / ".state").iterdir()) == []
 
 
-def test_a_mistake_of_another_kind_while_saving_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+def test_a_mistake_of_another_kind_while_saving_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise torch.OutOfMemoryError("no room on the GPU")
 
@@ -205,7 +226,7 @@ def test_a_mistake_of_another_kind_while_saving_is_not_taken_for_a_full_disk(tmp
         write_progress(tmp_path / "progress.pt", {}, 0)
 
 
-def test_a_full_disk_does_not_hide_why_a_job_failed(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_hide_why_a_job_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
@@ -214,7 +235,9 @@ def test_a_full_disk_does_not_hide_why_a_job_failed(tmp_path, monkeypatch):
         raise ValueError("the reason")
 
 
-def test_a_full_disk_is_one_line_in_every_command(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_in_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 

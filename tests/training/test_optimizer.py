@@ -15,7 +15,7 @@ from softtok.config.settings import TrainingSettings
 from softtok.method import policy_gradient
 from softtok.method import rollout as rollout_module
 from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
-from softtok.models.language_model import in_fp32
+from softtok.models.language_model import LanguageModel, in_fp32
 from softtok.training.optimizer import MasterAdamW, learning_rate
 from tests.support.gradients import MODES, TILING, make_advantages, make_rollout, run_pass
 from tests.support.records import change_record, fed
@@ -24,7 +24,7 @@ from tests.support.tiny_models import tiny_model, token_mode
 SETTINGS = TrainingSettings(steps=40, warmup_steps=4, learning_rate=6e-6)
 
 
-def small_network(dtype: torch.dtype) -> torch.nn.Module:
+def small_network(dtype: torch.dtype) -> torch.nn.Linear:
     """A layer whose weights are about 1: there bf16 numbers are 0.004 to 0.008 apart."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -33,12 +33,13 @@ def small_network(dtype: torch.dtype) -> torch.nn.Module:
     return layer.to(dtype)
 
 
-def loss_of(layer: torch.nn.Module, seed: int) -> torch.Tensor:
+def loss_of(layer: torch.nn.Linear, seed: int) -> torch.Tensor:
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
-    return layer(x.to(layer.weight.dtype)).float().square().mean()  # type: ignore[union-attr, arg-type]
+    out: torch.Tensor = layer(x.to(layer.weight.dtype))
+    return out.float().square().mean()
 
 
-def train(layer: torch.nn.Module, optimizer: MasterAdamW, steps: range) -> None:
+def train(layer: torch.nn.Linear, optimizer: MasterAdamW, steps: range) -> None:
     for step in steps:
         optimizer.zero_grad()
         loss_of(layer, step).backward()
@@ -95,8 +96,9 @@ def test_fp32_steps_are_those_of_adamw() -> None:
 
 
 def test_small_updates_are_not_lost_in_bf16() -> None:
-    """At 6e-6 no single step moves a bf16 weight near 1; the masters move at each, and in the end the working copy
-    with them.
+    """At 6e-6 no single step moves a bf16 weight near 1; the masters move at each step.
+
+    In the end the working copy moves with them.
     """
     settings = TrainingSettings(steps=100_000, warmup_steps=0, learning_rate=6e-6)
     layer = small_network(torch.bfloat16)
@@ -132,8 +134,9 @@ def test_bf16_gradients_add_up_in_fp32() -> None:
 
 
 def test_bf16_model_hands_over_the_whole_gradient() -> None:
-    """The pass reaches E and head by several ways; all of them end in the masters. The same weights
-    and trajectories in fp32 give the same gradient within bf16's accuracy.
+    """The pass reaches E and head by several ways; all of them end in the masters.
+
+    The same weights and trajectories in fp32 give the same gradient within bf16's accuracy.
     """
     lm = tiny_model(dtype=torch.bfloat16, spread=0.1)  # smaller weights, smaller rounding errors
     tokens = token_mode(lm, MODES["soft"])
@@ -150,6 +153,7 @@ def test_bf16_model_hands_over_the_whole_gradient() -> None:
     change_record(out, x_NTD=fed(out).float())
     run_pass((exact, tokens, out, advantages), TrainingSettings())
     for (name, parameter), summed in zip(exact.model.named_parameters(), optimizer.gradients.values(), strict=True):
+        assert parameter.grad is not None
         gap = (summed - parameter.grad).norm() / parameter.grad.norm()
         assert gap < 0.05, f"{name}: relative difference {gap:.3f}"
 
@@ -159,10 +163,14 @@ def test_only_mixtures_have_a_copy_of_the_embedding(mode: str, monkeypatch: pyte
     """Of a large model with its own head, a copy and a sum of its gradients are gigabytes."""
     lm = tiny_model(dtype=torch.bfloat16, tied=False)
     tokens = token_mode(lm, MODES[mode])
-    asked = []
+    asked: list[bool] = []
+
+    def noted(lm: LanguageModel, mixtures: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(mixtures)
+        return in_fp32(lm, mixtures)
+
     for module in (rollout_module, policy_gradient):
-        known = module.in_fp32
-        monkeypatch.setattr(module, "in_fp32", lambda lm, mixtures: asked.append(mixtures) or known(lm, mixtures))  # noqa: B023
+        monkeypatch.setattr(module, "in_fp32", noted)
     out = make_rollout(lm, tokens)
     sums = policy_gradient.trained_vocabulary(lm, tokens.mixes, True, {})[1]
     run_pass((lm, tokens, out, make_advantages(len(out.answers))), TrainingSettings())
@@ -219,8 +227,9 @@ def test_a_large_gradient_is_clipped_as_a_whole() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_saved_state_goes_on_as_if_nothing_had_happened(dtype: torch.dtype) -> None:
-    """Through a file, into a fresh model: masters, moments and the working copy, bit for bit, then and twenty steps
-    later.
+    """Through a file, into a fresh model: masters, moments and the working copy, bit for bit.
+
+    So it is at once and twenty steps later.
     """
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-3})
     layer = small_network(dtype)

@@ -1,6 +1,7 @@
-"""Precision on CPU: with a bf16 working copy a run is sane - small updates are not lost, rollout and training forward
-agree on the argmax but for a few steps, whatever is as wide as the vocabulary is fp32 - and its log says how far the
-two passes are apart. Exactness in fp32 is tested with rollout and objective.
+"""Precision on CPU: a run with a bf16 working copy is sane, and its log says how far the two passes are apart.
+
+Small updates are not lost, rollout and training forward agree on the argmax but for a few steps, and whatever is as
+wide as the vocabulary is fp32. Exactness in fp32 is tested with rollout and objective.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ BF16 = RuntimeSettings(precision="bf16", device="cpu")
 
 @pytest.mark.parametrize("mode", [HARD, SOFT, FUZZY], ids=["hard", "soft", "fuzzy"])
 def test_a_run_logs_how_near_the_two_passes_are(
-    mode: TokenMode, tmp_path: Path, tiny_toy: Path, toy_sets: dict
+    mode: TokenMode, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]
 ) -> None:
-    """Every step: near-ties and the gradient's norm; soft modes: the recomputation gap |h_train - h_rollout| / sigma,
-    shadow flips and the noise check E|x-h|^2 / (D sigma^2) where anything was recomputed; at validations the norms of
-    the CoT's and the answers' gradients.
+    """Every step logs near-ties and the gradient's norm.
+
+    Soft modes log the recomputation gap |h_train - h_rollout| / sigma, shadow flips and the noise check
+    E|x-h|^2 / (D sigma^2) where anything was recomputed; validations log the norms of the CoT's and the answers'
+    gradients.
     """
     train(spec(mode, steps=4), BF16, tiny_toy, toy_sets["train"], tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][1:]
@@ -57,12 +60,20 @@ def test_a_run_logs_how_near_the_two_passes_are(
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}, "a checkpoint is the working copy"
 
 
-def test_small_updates_add_up_over_a_run(tmp_path: Path, tiny_toy: Path, toy_sets: dict) -> None:
-    """bf16 neighbours of a weight of 1/8 or more are at least 2^-10 apart. A step of AdamW at 1e-4 moves a weight by
+def test_small_updates_add_up_over_a_run(tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]) -> None:
+    """bf16 neighbours of a weight of 1/8 or more are at least 2^-10 apart.
+
+    A step of AdamW at 1e-4 moves a weight by
     3.2e-4 at most, which rounding to the nearest loses; over 30 steps many such weights move, because the masters keep
     what rounding hides.
     """
-    settings = {"steps": 30, "learning_rate": 1e-4, "warmup_steps": 0, "validation_problems": 1, "validate_every": 30}
+    settings: dict[str, Any] = {
+        "steps": 30,
+        "learning_rate": 1e-4,
+        "warmup_steps": 0,
+        "validation_problems": 1,
+        "validate_every": 30,
+    }
     trainer = Trainer(spec(SOFT, **settings), BF16, tiny_toy, toy_sets["train"], tmp_path / "run")
 
     def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -85,8 +96,9 @@ def test_small_updates_add_up_over_a_run(tmp_path: Path, tiny_toy: Path, toy_set
 
 
 def agreement(mode: str, dtype: torch.dtype) -> tuple[float, float]:
-    """(share of CoT steps at which the training forward has the rollout's argmax, largest gap of h in sigma) of random
-    bodies that hear every bit of their input, the worst case.
+    """Returns (share of CoT steps with the rollout's argmax in the training forward, largest gap of h in sigma).
+
+    The bodies are random and hear every bit of their input, the worst case.
     """
     tokens_seen, flips, gap = 0, 0, 0.0
     for seed in range(4):
@@ -118,8 +130,9 @@ class OneWidth(TorchDispatchMode):
     """Notes the dtypes of all tensors whose last dimension is the vocabulary's, and whether autocast was ever on."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width, self.dtypes, self.autocast = width, set(), False
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.width, self.autocast = width, False
+        self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -152,7 +165,7 @@ class Copies(TorchDispatchMode):
     """Counts conversions to fp32 of matrices as large as E."""
 
     def __init__(self, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.size, self.count = size, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

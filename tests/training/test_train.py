@@ -1,5 +1,6 @@
-"""The training loop: resumable without a trace, keeps its best checkpoint, records divergence, leaves held-out problems
-alone.
+"""The training loop resumes without a trace, keeps its best checkpoint, and records divergence.
+
+Held-out problems are left alone.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from softtok.__main__ import main
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches
 from softtok.method.teacher_forcing import SharedPrompts
 from softtok.method.vocabulary_products import Vocabulary
+from softtok.models.language_model import LanguageModel
 from softtok.storage.files import content_hash, read_json
 from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, exclusive_lock
 from softtok.training.train import Trainer, prompts_of_step, train
@@ -34,13 +37,13 @@ from tests.support.training_runs import lines, weights
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, tiny_toy, toy_sets) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_toy: Path, toy_sets: dict[str, Path]) -> Path:
     run = tmp_path_factory.mktemp("runs") / "uninterrupted"
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     return run
 
 
-def test_outputs_and_manifest(uninterrupted, tiny_toy):
+def test_outputs_and_manifest(uninterrupted: Path, tiny_toy: Path) -> None:
     manifest = read_json(uninterrupted / "manifest.json")
     assert manifest["steps"] == 6
     assert manifest["diverged"] is None
@@ -63,7 +66,7 @@ def test_outputs_and_manifest(uninterrupted, tiny_toy):
     assert saved["optimizer"] is None, "the optimizer's state goes when the run is done"
 
 
-def test_rollout_is_on_policy_and_recomputed_exactly(uninterrupted):
+def test_rollout_is_on_policy_and_recomputed_exactly(uninterrupted: Path) -> None:
     steps = [line for line in lines(uninterrupted) if "noise_check" in line]
     assert steps, "some step had a non-zero advantage"
     assert all(line["recomputation_gap"] < 1e-3 for line in steps)
@@ -73,12 +76,17 @@ def test_rollout_is_on_policy_and_recomputed_exactly(uninterrupted):
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_stopped_run_resumes_as_if_nothing_had_happened(
-    stop_after, uninterrupted, tmp_path, tiny_toy, toy_sets, monkeypatch
-):
+    stop_after: int,
+    uninterrupted: Path,
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = tmp_path / "run"
     take_step = Trainer.take_step
 
-    def stop_here(self: Trainer, step: int) -> dict:
+    def stop_here(self: Trainer, step: int) -> dict[str, Any]:
         if step == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
         return take_step(self, step)
@@ -98,7 +106,9 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
     assert events == ["start", "interrupted", "start"]
 
 
-def test_a_killed_process_resumes(uninterrupted, tmp_path, tiny_toy, toy_sets):
+def test_a_killed_process_resumes(
+    uninterrupted: Path, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]
+) -> None:
     run = tmp_path / "run"
     command = [
         sys.executable, "-m", "softtok", "train", "--spec", spec().as_json(), "--runtime", '{"save_every": 1}',
@@ -115,7 +125,9 @@ def test_a_killed_process_resumes(uninterrupted, tmp_path, tiny_toy, toy_sets):
     assert lines(run) == lines(uninterrupted)
 
 
-def test_state_of_another_spec_is_not_resumed(tmp_path, tiny_toy, toy_sets, uninterrupted, capsys):
+def test_state_of_another_spec_is_not_resumed(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "finish", lambda *_: None)
@@ -126,7 +138,9 @@ def test_state_of_another_spec_is_not_resumed(tmp_path, tiny_toy, toy_sets, unin
     assert lines(run) == lines(uninterrupted)
 
 
-def test_machine_settings_do_not_change_the_result(uninterrupted, tmp_path, tiny_toy, toy_sets):
+def test_machine_settings_do_not_change_the_result(
+    uninterrupted: Path, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]
+) -> None:
     runtime = RuntimeSettings(micro_batch_tokens=100, tile_tokens=7, rollout_rows=3, save_every=1)
     train(spec(), runtime, tiny_toy, toy_sets["train"], tmp_path / "run")
     for ours, theirs in zip(lines(tmp_path / "run"), lines(uninterrupted), strict=True):
@@ -136,13 +150,15 @@ def test_machine_settings_do_not_change_the_result(uninterrupted, tmp_path, tiny
                 assert value == pytest.approx(theirs[name], rel=2e-3), f"{name} at step {ours['step']}"
 
 
-def test_best_checkpoint_is_the_one_that_validated_best(tmp_path, tiny_toy, toy_sets, monkeypatch):
+def test_best_checkpoint_is_the_one_that_validated_best(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([90.0, 60.0, 60.0, 10.0])  # the base, then steps 2, 4 and 6
     monkeypatch.setattr(Trainer, "validate", lambda self: next(scores))
-    kept = {}
+    kept: dict[int, dict[str, torch.Tensor]] = {}
     take_step = Trainer.take_step
 
-    def remember(self: Trainer, step: int) -> dict:
+    def remember(self: Trainer, step: int) -> dict[str, Any]:
         line = take_step(self, step)
         kept[step] = {name: value.detach().clone() for name, value in self.lm.model.state_dict().items()}
         return line
@@ -157,15 +173,18 @@ def test_best_checkpoint_is_the_one_that_validated_best(tmp_path, tiny_toy, toy_
         assert torch.equal(value, kept[4][name])
 
 
-def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, tiny_toy, toy_sets, monkeypatch):
-    """Killed behind the weights of step 4 and before what says that they are the best; validated again, step 4 is worse
-    than step 2 (a GPU need not give the same numbers twice).
+def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill falls between the weights of step 4 and the file that says that they are the best.
+
+    Validated again, step 4 is worse than step 2 (a GPU need not give the same numbers twice).
     """
     run = tmp_path / "run"
     save = torch.save
     saved = []
 
-    def killed(value: dict, path: Path) -> None:
+    def killed(value: dict[str, Any], path: Path) -> None:
         if value["step"] == 4:
             raise KeyboardInterrupt
         saved.append((run / ".state" / "best-2" / "model.safetensors").read_bytes())
@@ -199,10 +218,18 @@ def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(tmp_path, ti
     [(3, 3, [], {2}), (3, 5, [3], {2, 4}), (3, 6, [3], {2, 4}), (5, 5, [], {4}), (5, 6, [5], {4})],
 )
 def test_a_kill_between_rare_saves_leaves_no_trace(
-    save_every, killed_in, saved, kept, tmp_path, tiny_toy, toy_sets, monkeypatch
-):
+    save_every: int,
+    killed_in: int,
+    saved: list[int],
+    kept: set[int],
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Weights that validate best between two saves do not replace those of the last save, nor do they pile up."""
-    run, saves = tmp_path / "run", []
+    run = tmp_path / "run"
+    saves: list[int] = []
     rare = RuntimeSettings(save_every=save_every)
     validate, take_step, save = Trainer.validate, Trainer.take_step, Trainer.save
     better = {0: 0.0, 2: 50.0, 4: 60.0, 6: 55.0}
@@ -211,7 +238,7 @@ def test_a_kill_between_rare_saves_leaves_no_trace(
         validate(self)
         return better[self.step]
 
-    def killed(self: Trainer, step: int) -> dict:
+    def killed(self: Trainer, step: int) -> dict[str, Any]:
         if step == killed_in:
             raise KeyboardInterrupt
         return take_step(self, step)
@@ -239,12 +266,21 @@ def test_a_kill_between_rare_saves_leaves_no_trace(
     assert weights_of[0] == weights_of[1]
 
 
-def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
-    """A job that outlived its Snakemake, and the job that the next one started: the second waits before it reads
-    anything, and finds the run finished.
+def test_one_training_at_a_time_is_at_a_run(
+    uninterrupted: Path,
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A job that outlived its Snakemake meets the job that the next Snakemake started.
+
+    The second waits before it reads anything, and finds the run finished.
     """
     monkeypatch.setattr("softtok.storage.locks.LOCK_POLL_S", 0.01)
-    run, failed = tmp_path / "run", []
+    run = tmp_path / "run"
+    failed: list[BaseException] = []
     monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
 
     def second() -> None:
@@ -270,11 +306,13 @@ def test_one_training_at_a_time_is_at_a_run(uninterrupted, tmp_path, tiny_toy, t
     )
 
 
-def test_the_time_of_a_run_is_that_of_all_its_attempts(tmp_path, tiny_toy, toy_sets, monkeypatch):
+def test_the_time_of_a_run_is_that_of_all_its_attempts(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, clock, stops = tmp_path / "run", [0.0], [3]
     take_step = Trainer.take_step
 
-    def slow(self: Trainer, step: int) -> dict:
+    def slow(self: Trainer, step: int) -> dict[str, Any]:
         clock[0] += 1000
         if step in stops:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -313,15 +351,22 @@ def test_a_batch_stays_within_rows_and_tokens(samples: int, rows: int, tokens: i
         assert after is None or max(len(p.prompt) for p in part) <= min(len(p.prompt) for p in after)
 
 
-def test_a_micro_batch_that_does_not_fit_is_halved(tmp_path, tiny_toy, toy_sets, monkeypatch, capsys):
+def test_a_micro_batch_that_does_not_fit_is_halved(
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As on a GPU whose memory ends in the middle of a pass: the step is that of one with enough."""
-    runs, room = [], [10**6, 300]
+    runs: list[tuple[int, list[torch.Tensor]]] = []
+    room = [10**6, 300]
     predictors = SharedPrompts.predictors
 
-    def short(self, lm, owner, embeds):
-        if len(owner) * (self.mask_BP.shape[1] + embeds.shape[1]) > room[len(runs)]:
+    def short(self: SharedPrompts, lm: LanguageModel, batch: np.ndarray, embeds: torch.Tensor) -> torch.Tensor:
+        if len(batch) * (self.mask_BP.shape[1] + embeds.shape[1]) > room[len(runs)]:
             raise torch.OutOfMemoryError
-        return predictors(self, lm, owner, embeds)
+        return predictors(self, lm, batch, embeds)
 
     monkeypatch.setattr(SharedPrompts, "predictors", short)
     for _ in room:
@@ -339,17 +384,24 @@ def test_a_micro_batch_that_does_not_fit_is_halved(tmp_path, tiny_toy, toy_sets,
         trainer.take_step(2)
 
 
-def test_logits_that_are_no_numbers_are_divergence(tmp_path, tiny_toy, toy_sets, monkeypatch):
+def test_logits_that_are_no_numbers_are_divergence(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of NaNs no token can be sampled: the step ends before they become rewards, whatever those are."""
     known = Vocabulary.logits
-    steps = []
+    steps: list[int] = []
 
-    def broken(vocabulary, hidden):
+    def broken(vocabulary: Vocabulary, hidden: torch.Tensor) -> torch.Tensor:
         logits = known(vocabulary, hidden)
         return logits * torch.nan if len(steps) == 2 else logits
 
     take_step = Trainer.take_step
-    monkeypatch.setattr(Trainer, "take_step", lambda self, step: steps.append(step) or take_step(self, step))
+
+    def noted(self: Trainer, step: int) -> dict[str, Any]:
+        steps.append(step)
+        return take_step(self, step)
+
+    monkeypatch.setattr(Trainer, "take_step", noted)
     monkeypatch.setattr(Vocabulary, "logits", broken)
     for name, mode in {"hard": HARD, "soft": SOFT}.items():
         steps.clear()
@@ -358,7 +410,9 @@ def test_logits_that_are_no_numbers_are_divergence(tmp_path, tiny_toy, toy_sets,
         assert manifest["diverged"] == {"step": 2, "reason": "entropy of the CoT is nan"} and manifest["steps"] == 1
 
 
-def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypatch):
+def test_divergence_is_a_recorded_result(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from softtok.training import optimizer
 
     norms = iter([1.0, 1.0, 1.0, 1.0, float("nan")])
@@ -370,7 +424,9 @@ def test_divergence_is_a_recorded_result(tmp_path, tiny_toy, toy_sets, monkeypat
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
 
 
-def test_problems_are_used_once_per_epoch_and_held_out_ones_never(tiny_toy, toy_sets, tmp_path):
+def test_problems_are_used_once_per_epoch_and_held_out_ones_never(
+    tiny_toy: Path, toy_sets: dict[str, Path], tmp_path: Path
+) -> None:
     trainer = Trainer(spec(prompts_per_step=3), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
     other = Trainer(spec(prompts_per_step=3, seed=1), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
     assert [p.id for p in trainer.validation] == [p.id for p in other.validation], "the same slice for every seed"
@@ -386,19 +442,21 @@ def test_problems_are_used_once_per_epoch_and_held_out_ones_never(tiny_toy, toy_
     )
 
 
-def test_too_few_problems_is_one_clear_line(tiny_toy, toy_sets, tmp_path):
+def test_too_few_problems_is_one_clear_line(tiny_toy: Path, toy_sets: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"40 problems leave 0 to train on after validation_problems: 40"):
         Trainer(spec(validation_problems=40), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
 
 
-def test_seeds_differ(tmp_path, tiny_toy, toy_sets, uninterrupted):
+def test_seeds_differ(tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], uninterrupted: Path) -> None:
     train(spec(seed=1), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     assert [line["reward"] for line in lines(tmp_path / "run")[1:]] != [
         line["reward"] for line in lines(uninterrupted)[1:]
     ]
 
 
-def test_interrupted_finish_is_finished_by_the_next_attempt(tmp_path, tiny_toy, toy_sets, uninterrupted, monkeypatch):
+def test_interrupted_finish_is_finished_by_the_next_attempt(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Snakemake deletes declared outputs of a failed job; weights and state must be enough to make them again."""
     run = tmp_path / "run"
     from softtok.training import train as module
@@ -416,7 +474,9 @@ def test_interrupted_finish_is_finished_by_the_next_attempt(tmp_path, tiny_toy, 
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "choices", "base"])
-def test_inputs_that_are_not_there_are_one_line(command: str, tmp_path: Path, capsys) -> None:
+def test_inputs_that_are_not_there_are_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     there = {"spec": "{}", "runtime": "{}", "data": str(tmp_path), "out": str(tmp_path / "out")}
     needs = {"train": "model", "evaluate": "run", "choices": "run", "base": "model"}[command]
     names = ["spec", *(["runtime", "data"] if command != "base" else []), "out"]
@@ -425,7 +485,7 @@ def test_inputs_that_are_not_there_are_one_line(command: str, tmp_path: Path, ca
     assert capsys.readouterr().err == f"softtok: error: {tmp_path / 'gone'} is not there; snakemake makes it\n"
 
 
-def test_content_hash_ignores_key_order():
+def test_content_hash_ignores_key_order() -> None:
     assert (
         content_hash({"a": 1, "b": [1, 2]})
         == content_hash({"b": [1, 2], "a": 1})
@@ -433,19 +493,21 @@ def test_content_hash_ignores_key_order():
     )
 
 
-def test_hard_mode_runs_through_the_same_loop(tmp_path, tiny_toy, toy_sets):
+def test_hard_mode_runs_through_the_same_loop(tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]) -> None:
     train(spec(HARD, steps=2), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     assert "noise_check" not in lines(tmp_path / "run")[-1]
     shutil.rmtree(tmp_path / "run")
 
 
-def test_the_suite_s_toy_is_sometimes_right(uninterrupted):
+def test_the_suite_s_toy_is_sometimes_right(uninterrupted: Path) -> None:
     """Else the gradients above would be of nothing."""
     assert all(0 < line["reward"] < 100 for line in lines(uninterrupted)[1:])
     assert all(line["gradient_norm"] > 0 for line in lines(uninterrupted)[1:])
 
 
-def test_outputs_that_are_deleted_come_back_without_a_step(uninterrupted, tmp_path, tiny_toy, toy_sets, monkeypatch):
+def test_outputs_that_are_deleted_come_back_without_a_step(
+    uninterrupted: Path, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Snakemake deletes them when it did not see the end of the job that made them."""
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)

@@ -1,18 +1,23 @@
-"""A training step by its numbers: who is rolled out how, which reward goes to which answer, what is logged; and what a
-run that starts again may go on from.
+"""A training step by its numbers: who is rolled out how, which reward goes to which answer, what is logged.
+
+And what a run that starts again may go on from.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from softtok.config.schema import RuntimeSettings
+from softtok.config.settings import RuntimeSettings
 from softtok.method.objectives import leave_one_out
+from softtok.problems.reward import Answer
 from softtok.storage.files import read_json, write_json
 from softtok.training import optimizer
 from softtok.training.train import Trainer, prompts_of_step, train
@@ -20,14 +25,17 @@ from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
 
 SEED = 5
+Calls = list[tuple[tuple[Any, ...], Any]]
+Steps = tuple[Trainer, list[SimpleNamespace]]
+Diverged = tuple[Path, Callable[[], None]]
 
 
-def watched(monkeypatch, owner, name):
+def watched(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> Calls:
     """(arguments, result) of each call of a method from now on."""
-    calls = []
+    calls: Calls = []
     method = getattr(owner, name)
 
-    def noted(*arguments):
+    def noted(*arguments: Any) -> Any:
         result = method(*arguments)
         calls.append((arguments, result))
         return result
@@ -37,9 +45,11 @@ def watched(monkeypatch, owner, name):
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory, tiny_toy, toy_sets):
-    """Three steps of two prompts with eight samples each, both terms logged apart: the trainer, and for each step its
-    line of the log, what was judged with its verdicts, and the passes and the updates that were made.
+def steps(tmp_path_factory: pytest.TempPathFactory, tiny_toy: Path, toy_sets: dict[str, Path]) -> Steps:
+    """Three steps of two prompts with eight samples each, both terms logged apart.
+
+    Returns the trainer, and for each step its line of the log, what was judged with its verdicts, and the passes and
+    the updates that were made.
     """
     settings = spec(SOFT, reward_boxed=3.0, learning_rate=1e-3, warmup_steps=4, validate_every=1)
     made = []
@@ -63,17 +73,19 @@ def steps(tmp_path_factory, tiny_toy, toy_sets):
     return trainer, made
 
 
-def test_an_answer_is_judged_by_the_gold_of_its_own_prompt(steps):
+def test_an_answer_is_judged_by_the_gold_of_its_own_prompt(steps: Steps) -> None:
     trainer, made = steps
     for step in made:
         out = step.passes[0][0].rollout
         problems = prompts_of_step(step.number, trainer.problems, trainer.settings, trainer.seed)
         assert problems[0].golds != problems[1].golds
         texts = [trainer.policy.rules.answer_text(out.prefill(row), out.answers[row]) for row in range(16)]
-        assert step.items == [(text, problems[row // 8].golds) for row, text in enumerate(texts)]
+        assert [(answer.text, answer.golds) for answer in step.items] == [
+            (text, problems[row // 8].golds) for row, text in enumerate(texts)
+        ]
 
 
-def test_an_answer_is_credited_with_its_own_reward_against_its_own_group(steps):
+def test_an_answer_is_credited_with_its_own_reward_against_its_own_group(steps: Steps) -> None:
     _, made = steps
     for step in made:
         rewards = torch.tensor([verdict.reward for verdict in step.verdicts])
@@ -85,7 +97,7 @@ def test_an_answer_is_credited_with_its_own_reward_against_its_own_group(steps):
     assert {3.0, 100.0} <= {verdict.reward for step in made for verdict in step.verdicts}
 
 
-def test_shares_of_right_and_of_boxed_answers_are_told_apart(steps):
+def test_shares_of_right_and_of_boxed_answers_are_told_apart(steps: Steps) -> None:
     _, made = steps
     for step in made:
         verdicts = step.verdicts
@@ -94,7 +106,7 @@ def test_shares_of_right_and_of_boxed_answers_are_told_apart(steps):
     assert any(0 < step.line["correct"] < step.line["boxed"] for step in made)
 
 
-def test_each_term_has_a_gradient_norm_of_its_own_and_both_make_one_update(steps):
+def test_each_term_has_a_gradient_norm_of_its_own_and_both_make_one_update(steps: Steps) -> None:
     _, made = steps
     for step in made:
         assert [terms for _, terms in step.passes] == [("cot",), ("answer",), ("cot", "answer")]
@@ -102,14 +114,16 @@ def test_each_term_has_a_gradient_norm_of_its_own_and_both_make_one_update(steps
 
 
 @pytest.mark.parametrize("mode", [HARD, SOFT], ids=["hard", "soft"])
-def test_training_samples_and_validation_is_greedy(mode, tmp_path, tiny_toy, toy_sets, rollouts):
+def test_training_samples_and_validation_is_greedy(
+    mode: TokenMode, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], rollouts: list[SimpleNamespace]
+) -> None:
     trainer = Trainer(spec(mode, answer_temperature=1.3), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
     with trainer.judge:
         line = trainer.take_step(1)
         trainer.validate()
     training, *validation = rollouts
     assert (training.tokens.mode.temperature, training.tokens.mode.noise_scale, training.limits.answer_temperature) == (
-        mode.temperature, mode["noise_scale"], 1.3,
+        mode.temperature, mode.noise_scale, 1.3,
     )  # fmt: skip
     assert training.record
     assert line["entropy"] == 2.0, "the mean over thinking steps alone"
@@ -120,12 +134,16 @@ def test_training_samples_and_validation_is_greedy(mode, tmp_path, tiny_toy, toy
 
 
 def test_validation_is_the_percentage_of_held_out_problems_that_are_solved(
-    tmp_path, tiny_toy, toy_sets, rollouts, monkeypatch
-):
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    rollouts: list[SimpleNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trainer = Trainer(spec(), RuntimeSettings(rollout_rows=3), tiny_toy, toy_sets["train"], tmp_path)
-    judged = []
+    judged: list[Answer] = []
 
-    def six_are_right(items):
+    def six_are_right(items: list[Answer]) -> list[SimpleNamespace]:
         judged.extend(items)
         return [SimpleNamespace(correct=place < 6) for place in range(len(judged) - len(items), len(judged))]
 
@@ -133,15 +151,19 @@ def test_validation_is_the_percentage_of_held_out_problems_that_are_solved(
     assert trainer.validate() == 75.0
     golds = {tuple(problem.prompt): problem.golds for problem in trainer.validation}
     prompts = [prompt for asked in rollouts for prompt in asked.prompts]
-    assert [gold for _, gold in judged] == [golds[tuple(prompt)] for prompt in prompts], "each by its own gold"
+    assert [answer.golds for answer in judged] == [golds[tuple(prompt)] for prompt in prompts], "each by its own gold"
     assert len(golds) == len(prompts) == 8
 
 
-def test_no_two_samples_of_training_draw_the_same_noise(tmp_path, tiny_toy, toy_sets, rollouts):
+def test_no_two_samples_of_training_draw_the_same_noise(
+    tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], rollouts: list[SimpleNamespace]
+) -> None:
     """Over samples, steps, epochs and seeds."""
     for seed in (0, 1):
         settings = spec(HARD, prompts_per_step=1, samples_per_prompt=2, max_cot_tokens=2, max_answer_tokens=1)
-        trainer = Trainer(settings | {"seed": seed}, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
+        trainer = Trainer(
+            settings.model_copy(update={"seed": seed}), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path
+        )
         trainer.problems = trainer.problems[:2]
         with trainer.judge:
             for step in (1, 2, 3, 4):
@@ -151,7 +173,9 @@ def test_no_two_samples_of_training_draw_the_same_noise(tmp_path, tiny_toy, toy_
 
 
 @pytest.mark.parametrize("changed", ["data", "model"])
-def test_state_of_other_data_or_another_model_is_not_resumed(changed, tmp_path, tiny_toy, toy_sets, capsys):
+def test_state_of_other_data_or_another_model_is_not_resumed(
+    changed: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Though their paths are the same."""
     data, model, run = tmp_path / "train.parquet", tmp_path / "model", tmp_path / "run"
     settings = spec(steps=1, validation_problems=2)
@@ -167,24 +191,26 @@ def test_state_of_other_data_or_another_model_is_not_resumed(changed, tmp_path, 
 
 
 @pytest.fixture
-def diverged(tmp_path, tiny_toy, toy_sets, monkeypatch):
+def diverged(tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Diverged:
     """A run that diverged in its first step, and what makes it again."""
     run = tmp_path / "run"
     monkeypatch.setattr(optimizer.MasterAdamW, "gradient_norm", lambda self: float("nan"))
 
-    def again():
+    def again() -> None:
         train(spec(seed=SEED), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
 
     again()
     return run, again
 
 
-def test_a_checkpoint_says_the_seed_that_its_evaluation_draws_by(diverged):
+def test_a_checkpoint_says_the_seed_that_its_evaluation_draws_by(diverged: Diverged) -> None:
     run, _ = diverged
     assert read_json(run / "checkpoint" / "checkpoint.json")["seed"] == SEED
 
 
-def test_a_diverged_run_takes_no_step_when_its_outputs_are_made_again(diverged, monkeypatch):
+def test_a_diverged_run_takes_no_step_when_its_outputs_are_made_again(
+    diverged: Diverged, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, again = diverged
     manifest = read_json(run / "manifest.json")
     assert manifest["diverged"]["step"] == 1

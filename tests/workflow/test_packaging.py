@@ -16,7 +16,7 @@ def normal(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def project() -> dict:
+def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -31,13 +31,13 @@ def names(requirements: list[str]) -> set[str]:
     return {normal(re.match(r"[A-Za-z0-9._-]+", text)[0]) for text in requirements}
 
 
-def test_every_direct_dependency_is_pinned(project, pins):
+def test_every_direct_dependency_is_pinned(project: dict[str, Any], pins: dict[str, str]) -> None:
     extras = project["optional-dependencies"]
     assert names(project["dependencies"]) | names(extras["dev"]) | names(extras["tokenizers"]) <= pins.keys()
     assert pins["torch"] == "2.13.0"
 
 
-def test_conda_environment_has_the_same_packages(project, pins):
+def test_conda_environment_has_the_same_packages(project: dict[str, Any], pins: dict[str, str]) -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert {normal(name): version for name, version in (line.split("==") for line in pip)} == {
@@ -45,7 +45,7 @@ def test_conda_environment_has_the_same_packages(project, pins):
     }
 
 
-def test_installed_versions_are_the_pinned_ones(project, pins):
+def test_installed_versions_are_the_pinned_ones(project: dict[str, Any], pins: dict[str, str]) -> None:
     from importlib.metadata import version
 
     wanted = names(project["dependencies"]) | names(project["optional-dependencies"]["tokenizers"])
@@ -53,7 +53,7 @@ def test_installed_versions_are_the_pinned_ones(project, pins):
     assert installed == {name: pins[name] for name in installed}
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_says_that_it_is_typed() -> None:
     from importlib.resources import files
 
     assert (files("softtok") / "py.typed").is_file()
@@ -61,7 +61,7 @@ def test_the_package_says_that_it_is_typed():
     assert "py.typed" in patterns
 
 
-def test_no_large_or_generated_file_is_tracked():
+def test_no_large_or_generated_file_is_tracked() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -70,7 +70,7 @@ def test_no_large_or_generated_file_is_tracked():
     assert not [path for path in tracked if path.relative_to(ROOT).parts[0] in ("results", ".snakemake", ".venv")]
 
 
-def test_every_file_that_the_readme_names_is_there():
+def test_every_file_that_the_readme_names_is_there() -> None:
     """Paths in backquotes or blocks that begin with a folder of the repository; not those with a placeholder."""
     folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "results")
     named = set(re.findall(rf"(?<![\w/.])(?:{folders})/[\w./-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
