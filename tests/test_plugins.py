@@ -295,12 +295,15 @@ class TestBlame:
 
         write("mine.py", GOOD)
         plugin = plugins.read(located("mine.py:f"))
-        for value in (1, 1.0, np.float32(1), np.int64(1), torch.tensor(1.0), np.array([1.0])):
+        numbers: list[object] = [1, 1.0, np.float32(1), np.int64(1), torch.tensor(1.0), np.array([1.0])]
+        truths: list[object] = [True, np.bool_(True), torch.tensor(True)]
+        others: list[object] = [None, "1", float("nan"), float("inf"), np.array([1.0, 2.0]), [1.0], 1j]
+        for value in numbers:
             number = plugins.number(plugin, value, "")
             assert (number, type(number)) == (1.0, float)
-        for value in (True, np.bool_(True), torch.tensor(True)):
+        for value in truths:
             assert plugins.number(plugin, value, "") is True
-        for value in (None, "1", float("nan"), float("inf"), np.array([1.0, 2.0]), [1.0], 1j):
+        for value in others:
             with pytest.raises(UserError, match=r"mine\.py, line 1: f returns "):
                 plugins.number(plugin, value, "")
 

@@ -1,5 +1,6 @@
-"""The shipped studies of the paper: the jobs that one counts by hand, what they share, and every number of the paper in
-reach.
+"""The shipped studies of the paper: the jobs that one counts by hand, and what they share.
+
+Every number of the paper is in reach.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def test_the_papers_cells_are_all_in_reach(grid: Grid) -> None:
 def in_reach(study: Study) -> set[tuple[str, ...]]:
     """(model, train set, training mode, test or choice set, inference mode) by the paper's names; "" for none."""
     spec, paper = study.spec, study.spec.paper
-    cells = set()
+    cells: set[tuple[str, ...]] = set()
     for run in spec.runs:
         names = paper["training_modes"] | {"base": "base"}
         place = (paper["models"][run.model], paper["train_sets"].get(run.train_set, ""), names[run.training_mode])

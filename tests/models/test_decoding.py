@@ -1,4 +1,6 @@
-"""Recorded decode steps. A tape of PyTorch's operations stands in for a CUDA graph: it, too, keeps what Python said at
+"""Recorded decode steps.
+
+A tape of PyTorch's operations stands in for a CUDA graph: it, too, keeps what Python said at
 the recording and reads from step to step nothing but tensors.
 """
 
@@ -31,8 +33,8 @@ class Tape(TorchDispatchMode):
     """Writes down every operation and repeats them on call, on the memory that they had."""
 
     def __init__(self, once: Callable[[], torch.Tensor]):
-        super().__init__()
-        self.done: list[tuple[Any, tuple, dict, Any]] = []
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.done: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         with self:
             self.out = once()
 

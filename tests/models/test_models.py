@@ -208,7 +208,7 @@ def test_decoding_from_the_row_cache_is_the_uncached_forward(name: str) -> None:
                 text = torch.tensor([PROMPTS[row // 2] + steps[row, : step + 1].tolist()])
                 wanted = lm.model.base_model(input_ids=text).last_hidden_state[0, -1]
                 torch.testing.assert_close(
-                    hidden[i, 0], wanted, rtol=0, atol=2e-5, msg=lambda m, r=row: f"row {r}: {m}"
+                    hidden[i, 0], wanted, rtol=0, atol=2e-5, msg=f"row {row}"
                 )
 
 
@@ -365,7 +365,7 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     weights.write_text("weights")
     manifest = tmp_path / "made/model.json"
     manifest.parent.mkdir()
-    manifest.write_text(json.dumps(_referred({"path": str(weights.parent)})))
+    manifest.write_text(json.dumps(_referred(FolderSource(path=str(weights.parent)))))
     os.utime(weights, (1, 1))
     assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
     weights.write_text("changed")  # as long as before
@@ -393,7 +393,7 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
     assert resolve(mine) == (str(tmp_path / "elsewhere"), None)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/model.safetensors").write_text("weights")
-    theirs = write("of-theirs/model.json", _referred({"path": str(tmp_path / "theirs")}))
+    theirs = write("of-theirs/model.json", _referred(FolderSource(path=str(tmp_path / "theirs"))))
     assert resolve(theirs) == (str(tmp_path / "theirs"), None)
     trained = write("trained/checkpoint/checkpoint.json", {"reference": None, "sha256": "0"})
     assert resolve(trained) == (str(trained), None)

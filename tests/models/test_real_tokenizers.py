@@ -1,6 +1,7 @@
-"""The real vocabularies of Llama 3 and Qwen 2.5 on random bodies of both architectures: prompts, the stop phrase in
-every way that tokens can spell it, prefill, boxes and ends of a text, and trajectories that training recomputes, the
-vocabulary a tile at a time.
+"""The real vocabularies of Llama 3 and Qwen 2.5 on random bodies of both architectures.
+
+Prompts, the stop phrase in every way that tokens can spell it, prefill, boxes and ends of a text; and trajectories that
+training recomputes, the vocabulary a tile at a time.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +76,8 @@ def tokenizer(name: str) -> Any:
 @pytest.fixture(scope="module")
 def toy(name: str, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """A random body made, saved and loaded as the workflow does it."""
-    settings = ToySettings(
-        width=16, layers=1, heads=2, mlp_width=32, tokenizer=name, architecture=FAMILY[name], steps=0, threads=1
-    )
+    body = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "steps": 0, "threads": 1}
+    settings = ToySettings.model_validate({**body, "tokenizer": name, "architecture": FAMILY[name]})
     folder = tmp_path_factory.mktemp("models") / name
     make_model(toy_model(PROMPT, **settings.model_dump()), RuntimeSettings(), folder, None)
     return load(folder, RuntimeSettings())
@@ -149,8 +150,9 @@ def spellings(text: str, ids_of: dict[bytes, int]) -> Iterator[list[int]]:
 
 
 def test_the_stop_phrase_is_found_however_tokens_spell_it(name: str, rules: TextRules) -> None:
-    """All 22,080 ways from the first letter on, more with a space or newline before: found at the last token, and at
-    none before.
+    """Takes all 22,080 ways from the first letter on, and more with a space or newline before.
+
+    The phrase is found at the last token, and at none before.
     """
     ids_of = read_ranks(vocabulary_file(name))
     ways = 0
@@ -160,8 +162,8 @@ def test_the_stop_phrase_is_found_however_tokens_spell_it(name: str, rules: Text
             ways += 1
             assert rules.stop(np.array(ids)) == "phrase", ids
             before.add(tuple(ids[:-1]))
-        for ids in random.Random(0).sample(sorted(before), 500):
-            assert not any(rules.stop(np.array(ids[:end])) for end in range(1, len(ids) + 1)), ids
+        for start in random.Random(0).sample(sorted(before), 500):
+            assert not any(rules.stop(np.array(start[:end])) for end in range(1, len(start) + 1)), start
     assert ways == 22_080 + 44_160 + 22_080
 
 
@@ -197,7 +199,8 @@ def test_rows_without_a_token_have_no_text(name: str, toy: LanguageModel, rules:
 
 def test_prefilled_words_are_spelled_as_the_tokenizer_would(name: str, toy: LanguageModel, rules: TextRules) -> None:
     def encode(text: str) -> list[int]:
-        return toy.tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = toy.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     assert decode(toy.tokenizer, rules.prefill_after_phrase) == PREFILL_AFTER_STOP
     assert decode(toy.tokenizer, rules.prefill_after_cut) == PREFILL_AFTER_CUT
@@ -209,8 +212,9 @@ def test_prefilled_words_are_spelled_as_the_tokenizer_would(name: str, toy: Lang
 
 
 def test_a_box_closes_in_whichever_token_its_brace_is(name: str, toy: LanguageModel, rules: TextRules) -> None:
-    """Every token with a closing brace, inside a number, a fraction and behind a backslash; and what the reward then
-    reads.
+    """Takes every token with a closing brace, inside a number, a fraction and behind a backslash.
+
+    The reward then reads the same.
     """
     texts = {i: decode(toy.tokenizer, [i]) for i in range(ROWS[name])}
     closing = {i for i, text in texts.items() if "}" in text}
@@ -256,7 +260,9 @@ SAMPLES, TILE, WIDTH = 6, 16, 16
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer: Any, rules: Any, tied: bool) -> None:
-    """Hard, soft and fuzzy. The states of a plain forward pass over what was fed give the recorded h, and so does the
+    """Hard, soft and fuzzy.
+
+    The states of a plain forward pass over what was fed give the recorded h, and so does the
     objective's own pass (its gap), which never holds more of the vocabulary than a tile of tokens.
     """
     lm = tiny_model(FAMILY[name], vocabulary=ROWS[name], width=WIDTH, tied=tied)
@@ -294,8 +300,9 @@ def test_training_recomputes_the_rollout_at_full_vocabulary(name: str, tokenizer
 
 @torch.no_grad()
 def clear_rows(lm: LanguageModel, out: Rollout, mode: TokenMode, sigma: float) -> np.ndarray:
-    """Which rows have no step at which rounding of logits, divided by the temperature, shifts the mixture (N,); all
-    rows' recorded mixtures are checked against transformers' own forward: no cache, no padding, nothing shared.
+    """Returns which rows have no step at which rounding of logits, over the temperature, shifts the mixture (N,).
+
+    All rows' recorded mixtures are checked against transformers' own forward: no cache, no padding, nothing shared.
     """
     clear = []
     for row in range(len(out.answers)):

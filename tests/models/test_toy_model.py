@@ -239,7 +239,7 @@ class TestMake:
         model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
         assert isinstance(model, LlamaForCausalLM)
         assert model.num_parameters() == facts["parameters"]
-        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert model.get_input_embeddings().weight is model.lm_head.weight
         assert len(tokenizer) == facts["vocabulary"] == len(words) == model.config.vocab_size
         assert (tokenizer.bos_token_id, tokenizer.unk_token) == (None, words.unk_token)
         assert tokenizer.eos_token_id == model.generation_config.eos_token_id == model.config.eos_token_id
@@ -271,7 +271,7 @@ class TestMake:
 
         make(SMALL.model_copy(update={"tied": False, "steps": 2}), tmp_path, None, TEMPLATE)
         model = AutoModelForCausalLM.from_pretrained(tmp_path)
-        assert not torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        assert not torch.equal(model.model.embed_tokens.weight, model.lm_head.weight)
 
     def test_real_text_with_a_bpe_tokenizer(self, tmp_path: Path) -> None:
         from transformers import AutoTokenizer

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +15,12 @@ import pytest
 from softtok.errors import UserError
 from softtok.problems.prepare import prepare
 from softtok.problems.prompt import normalise
+from softtok.problems.spec import Kind
 from softtok.problems.toy import OPTIONS
 from tests.support.specs import data_spec
 
 Row = dict[str, Any]
-PLAIN = {"question": "q", "gold": {"field": "a"}}
+PLAIN: Row = {"question": "q", "gold": {"field": "a"}}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 
 def prepared(
-    kind: str, source: Row, out: Path | str = "out/set.parquet", exclude: dict[str, Path] | None = None, **spec: Any
+    kind: Kind, source: Row, out: Path | str = "out/set.parquet", exclude: dict[str, Path] | None = None, **spec: Any
 ) -> tuple[list[Row], Row]:
     """(rows, manifest) of a prepared set."""
     out = Path(out)
@@ -51,7 +52,7 @@ def prepared(
     return pq.read_table(out).to_pylist(), json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def from_rows(kind: str, rows: list[Row], name: str = "rows.jsonl", **spec: Any) -> tuple[list[Row], Row]:
+def from_rows(kind: Kind, rows: list[Row], name: str = "rows.jsonl", **spec: Any) -> tuple[list[Row], Row]:
     return prepared(kind, {"file": {"path": str(write(Path(name), rows))}}, out=f"out/{name}.parquet", **spec)
 
 
@@ -159,14 +160,14 @@ class TestGold:
 
 
 class TestFaults:
-    ROWS = [  # noqa: RUF012
+    ROWS: ClassVar[list[Row]] = [
         {"q": "good", "a": "#### 1"},
         {"q": "no marker", "a": "2"},
         {"q": " ", "a": "#### 3"},
         {"q": "Good ", "a": "#### 4"},
         {"q": "unreadable", "a": "#### ( ,"},
     ]
-    RULE = {"question": "q", "gold": {"field": "a", "after": "####"}}  # noqa: RUF012
+    RULE: ClassVar[Row] = {"question": "q", "gold": {"field": "a", "after": "####"}}
 
     def test_a_train_set_drops_what_it_cannot_use(self) -> None:
         problems, manifest = from_rows("train", self.ROWS, **self.RULE)
@@ -314,7 +315,7 @@ class TestHub:
         import datasets
         import huggingface_hub
 
-        fetched = {}
+        fetched: Row = {}
 
         def load_dataset(path: str, name: str | None, **options: Any) -> Any:
             fetched.update(options, path=path, name=name)

@@ -16,8 +16,10 @@ from softtok.config.load import load
 from softtok.problems import reward
 from softtok.problems.prepare import prepare, sha256_of
 from softtok.problems.prompt import normalise
+from softtok.problems.spec import FileRows, Kind
 from softtok.storage.files import file_sha256
 from tests.support.project import shipped
+from tests.support.specs import data_spec
 
 Row = dict[str, Any]
 
@@ -66,7 +68,7 @@ class Prepared:
         return out
 
     def __call__(self, kind: str, name: str) -> tuple[list[Row], Row]:
-        """(problems, manifest)"""
+        """Returns (problems, manifest)."""
         path = self.path(kind, name)
         return pq.read_table(path).to_pylist(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
@@ -98,7 +100,9 @@ def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[R
     assert {row["id"] for row in flagged} <= set(ids)
     assert all(problem["question"].strip() == problem["question"] != "" for problem in problems)
     assert manifest["sha256"] == file_sha256(sets.path(kind, name))
+    assert isinstance(data.spec.source, FileRows)
     digests = data.spec.source.sha256
+    assert digests is not None
     assert manifest["source_sha256"] == (digests[0] if len(digests) == 1 else sha256_of(digests))
     return problems, dropped, flagged
 
@@ -195,8 +199,9 @@ def test_all_golds_of_deepscaler_are_judged(prepared: Prepared) -> None:
     ],
 )
 def test_the_other_published_layouts_load(real_data: Path, tmp_path: Path, path: str, mapping: Row, rows: int) -> None:
-    kind = "choice" if "choices" in mapping else "train"
-    file = {"path": path} | ({"columns": ["q", *"ABCD", "r"]} if path.endswith("csv") else {})
-    prepare({"kind": kind, "source": {"file": file}, "limit": 60, **mapping}, tmp_path / "set.parquet", {}, real_data)
+    kind: Kind = "choice" if "choices" in mapping else "train"
+    file: Row = {"path": path} | ({"columns": ["q", *"ABCD", "r"]} if path.endswith("csv") else {})
+    spec = data_spec(kind, {"file": file}, limit=60, **mapping)
+    prepare(spec, tmp_path / "set.parquet", {}, real_data)
     manifest = json.loads((tmp_path / "set.json").read_text(encoding="utf-8"))
     assert (manifest["source_rows"], manifest["rows"], manifest["dropped"]) == (rows, 60, [])

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -22,8 +23,10 @@ from hypothesis import strategies as st
 from softtok.problems import math_reward, reward
 from softtok.problems.math_reward import quick_status
 from softtok.problems.reward import Answer, Judge
-from softtok.problems.verdict import STATUSES
+from softtok.problems.verdict import STATUSES, Verdict
 from tests.support.answers import bare, box
+
+T = TypeVar("T")
 
 HOSTILE = {  # answer -> what the shortcuts make of it
     "9^{9^{9^9}}": "refused",
@@ -57,7 +60,7 @@ def workers() -> list[psutil.Process]:
     return [one for one in found if one.pid not in ELSEWHERE and one.status() != psutil.STATUS_ZOMBIE]
 
 
-def until(condition, seconds: float = 30.0):
+def until(condition: Callable[[], T], seconds: float = 30.0) -> T:
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -67,7 +70,7 @@ def until(condition, seconds: float = 30.0):
 
 
 @contextmanager
-def watching(report: dict) -> Iterator[None]:
+def watching(report: dict[str, int]) -> Iterator[None]:
     """Notes the highest resident memory of any worker, in bytes, as report["rss"]."""
     done = threading.Event()
 
@@ -405,7 +408,7 @@ def test_a_worker_stuck_in_one_c_call_is_killed() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, needs RLIMIT_AS")
 def test_memory_is_limited_and_running_out_of_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_reward, "_blows_up", lambda latex: False)
-    report: dict = {}
+    report: dict[str, int] = {}
     with watching(report), Judge(timeout_s=20, memory_mb=256) as judge:
         verdicts = judge.grade([(box("x^{1000000}-(x-1)^{1000000}"), ["42"]), (box(r"\frac{84}{2}"), ["42"])])
     assert [verdict.status for verdict in verdicts] == ["error", "correct"]
@@ -416,7 +419,7 @@ def test_a_killed_worker_costs_its_item_nothing() -> None:
     items = [(box(rf"\frac{{{2 * n}}}{{14}} + x"), [rf"\frac{{{n}}}{{{7 + n % 2}}} + x"]) for n in range(1, 150)]
     with Judge(workers=2) as judge:
         judge.grade([(box("1/2"), ["3"])])
-        verdicts: list = []
+        verdicts: list[Verdict] = []
         thread = threading.Thread(target=lambda: verdicts.extend(judge.grade(items)))
         thread.start()
         killed = 0
@@ -449,7 +452,9 @@ def test_a_pool_without_a_sign_of_life_is_replaced() -> None:
     with Judge(timeout_s=1) as judge:
         assert judge.grade([(box(r"\frac{84}{2}"), ["42"])])[0].correct
         assert judge._workers.pool is not None
-        lock = judge._workers.pool._pool_manager.worker_manager.workers_channel.mutex
+        channel = judge._workers.pool._pool_manager.worker_manager.workers_channel
+        assert channel is not None
+        lock = channel.mutex
         assert lock.acquire(timeout=10), "as a worker leaves it that was killed at the wrong moment"
         silent = judge._workers.pool
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct
@@ -461,7 +466,7 @@ def test_it_works_in_another_thread() -> None:
         with Judge(timeout_s=1) as judge:
             verdicts.extend(judge.grade([(box(r"\frac{84}{2}"), ["42"]), (box(SLOW), ["42"])]))
 
-    verdicts: list = []
+    verdicts: list[Verdict] = []
     thread = threading.Thread(target=grade)
     thread.start()
     thread.join()
@@ -542,7 +547,7 @@ def real_golds() -> dict[str, list[str]]:
     if not folder:
         pytest.skip("SOFTTOK_TEST_DATA, the folder of the real data sets, is not set")
 
-    def rows(name: str) -> list[dict]:
+    def rows(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (Path(folder) / name).read_text(encoding="utf-8").splitlines()]
 
     return {
@@ -554,7 +559,7 @@ def real_golds() -> dict[str, list[str]]:
 
 def test_on_real_answers_the_verdict_is_math_verifys(judge: Judge) -> None:
     rng = random.Random(0)
-    rewritings = [
+    rewritings: list[Callable[[str, list[str]], str]] = [
         lambda gold, golds: gold,
         lambda gold, golds: rng.choice(golds),
         lambda gold, golds: gold.replace(r"\frac", r"\dfrac"),

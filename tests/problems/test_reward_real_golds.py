@@ -1,5 +1,7 @@
-"""The reward on the golds of every real set is neither blind nor loose: golds rewritten as a model might write them are
-right, golds perturbed or exchanged are wrong, and the verdict is always bare Math-Verify's. Counts are printed, a line
+"""The reward on the golds of every real set is neither blind nor loose.
+
+Golds rewritten as a model might write them are right, golds perturbed or exchanged are wrong, and the verdict is always
+bare Math-Verify's. Counts are printed, a line
 per set (`pytest -s`).
 """
 
@@ -235,8 +237,9 @@ WRONG: dict[str, Rewriting] = {
 
 
 def exchanges(golds: list[str], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Golds of two problems whose plain values differ, or of which only one has a plain value and the other a
-    variable.
+    """Yields golds of two problems whose plain values differ.
+
+    Or only one of them has a plain value, and the other a variable.
     """
     found = 0
     while found < EXCHANGES_PER_SET:

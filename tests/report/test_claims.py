@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pandas._libs.missing import NAType
 
 from softtok.report import claims
 from softtok.report.claims import (
@@ -46,6 +47,7 @@ from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
 MAIN = ("hard", "soft", "fuzzy")
 LLAMA_8B, GSM8K = "llama-3.1-8b-instruct", "gsm8k"
+Cell = tuple[str, str, str, str, str, str]
 Truth = Callable[[str, str, str, str, str, str], tuple[float, float]]
 
 
@@ -61,8 +63,9 @@ class World:
         return study_of(self.spec)
 
     def metrics(self, z: np.ndarray | float | None = None) -> pd.DataFrame:
-        """Tidy metrics; `z` (one per row) are deviations from the mean in standard deviations; none: small ones, which
-        are not the same for all seeds.
+        """Returns tidy metrics; `z` (one per row) are deviations from the mean in standard deviations.
+
+        Without `z` they are small, and not the same for all seeds.
         """
         if z is None:
             z = 0.01 * self.cells["seed"].to_numpy()
@@ -87,8 +90,10 @@ def world(
     choice_sets: Sequence[str] = ("arc_challenge", "mmlu"),
     entropy: bool = True,
 ) -> World:
-    """A study whose entries have names of their own ("my-...") and the paper's under `paper:`. `truth` gives mean and
-    standard deviation of (model, train set, mode, test set, inference mode, metric); a base has train set "".
+    """A study whose entries have names of their own ("my-...") and the paper's under `paper:`.
+
+    `truth` gives mean and standard deviation of (model, train set, mode, test set, inference mode, metric); a base has
+    train set "".
     """
     models, train_sets = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     sections = {
@@ -98,10 +103,10 @@ def world(
     runs, rows = [], []
     plan = [(model, "", "base", 0) for model in models]
     plan += [(*pair, mode, seed) for pair, mode, seed in product(pairs, modes, range(seeds))]
-    measures = [("hard-greedy", "pass@k", 1, pd.NA)]
+    measures: list[tuple[str, str, int | NAType, int | NAType]] = [("hard-greedy", "pass@k", 1, pd.NA)]
     measures += [(mode, "pass@k", 32, pd.NA) for mode in ("hard-sample", "soft-sample", "fuzzy-sample")]
     measures += [("hard-sample", "entropy", pd.NA, index) for index in range(3)] * entropy
-    of_choices = [("", "nll_per_token", pd.NA, pd.NA)]
+    of_choices: list[tuple[str, str, int | NAType, int | NAType]] = [("", "nll_per_token", pd.NA, pd.NA)]
     for model, train_set, mode, seed in plan:
         own = ("my-" + model, "my-" + train_set if train_set else "none", "my-" + mode if train_set else "base")
         runs.append({"model": own[0], "train_set": own[1], "mode": own[2], "seed": seed, "path": ""})
@@ -153,8 +158,9 @@ def noise(metric: str) -> float:
 
 
 def test_nothing_is_supported_by_chance_nor_too_rarely_noticed() -> None:
-    """400 studies in which all modes equal the base: every p is at most 0.05 in 5 % of them, and no more than half of
-    those, on the side of the claim, can be support.
+    """All modes equal the base in 400 studies: every p is at most 0.05 in 5 % of them.
+
+    No more than half of those, on the side of the claim, can be support.
     """
     same = world(lambda *cell: (50.0, noise(cell[5])), modes=ALL_MODES)
     rng = np.random.default_rng(1)
@@ -205,8 +211,8 @@ def as_claimed(model: str, train_set: str, mode: str, tested: str, inference: st
     return mean, noise(metric) / 10
 
 
-def flipped(*cell: str) -> tuple[float, float]:
-    mean, std = as_claimed(*cell)  # type: ignore[arg-type]
+def flipped(*cell: *Cell) -> tuple[float, float]:
+    mean, std = as_claimed(*cell)
     return 100 - mean, std
 
 
@@ -225,8 +231,8 @@ def test_what_is_true_is_supported_and_its_mirror_image_contradicted() -> None:
 
 
 def test_equality_far_outside_its_margin_is_contradicted() -> None:
-    def apart(*cell: str) -> tuple[float, float]:
-        mean, std = at_the_margin(*cell)  # type: ignore[arg-type]
+    def apart(*cell: *Cell) -> tuple[float, float]:
+        mean, std = at_the_margin(*cell)
         return 50 + 3 * (mean - 50), std / 20
 
     for verdict in world(apart).draw(np.random.default_rng(4)):
@@ -277,7 +283,7 @@ def test_a_run_on_fewer_test_sets_is_averaged_over_those() -> None:
     metrics = made.metrics()
     metrics = metrics[(metrics["seed"] < 2) | (metrics["test_set"] != "my-math500")]
     of_soft = next(one for one in verdicts(made.study, metrics) if one.contrast.claim == "C2")
-    assert (of_soft.n, of_soft.effect) == (3, pytest.approx((5 + 5 + 12) / 3))
+    assert of_soft.n == 3 and of_soft.effect == pytest.approx((5 + 5 + 12) / 3)
 
 
 # the paper's own numbers
@@ -320,8 +326,9 @@ def test_names_of_the_paper_are_spelt_as_in_its_tables() -> None:
 
 
 def test_the_papers_grid_gives_the_verdicts_worked_out_by_hand() -> None:
-    """Means of the five (model, train set) pairs in the order of `PAIRS`, each the mean of three sets; between them
-    lies nearly all of the spread s, whose interval over n = 15 runs is effect +- 2.145 s / sqrt(15).
+    """Means of the five (model, train set) pairs in the order of `PAIRS`, each the mean of three sets.
+
+    Between them lies nearly all of the spread s, whose interval over n = 15 runs is effect +- 2.145 s / sqrt(15).
 
     C1 soft - hard, greedy: GSM8K-trained 3B (77.2 - 75.9 + 43.5 - 34.6 + 18.9 - 10.6) / 3 = 6.2; then -3.8, -3.0, 13.3
        (MATH-500 alone: 44.7 - 20.2), -3.5. Mean 1.9, s = 7.1: 1.9 +- 3.9, reaches out of +-2 on both sides.
@@ -335,8 +342,13 @@ def test_the_papers_grid_gives_the_verdicts_worked_out_by_hand() -> None:
        (Qwen on ARC 5.49 - 4.67): 0.08 +- 0.09. hard: 0.13, 0.14, 0.14, 0.12, 0.43: 0.19 +- 0.07, above 0.
     C6 the paper prints no entropies. C7 is about other studies.
     """
-    sets = {"test_sets": ("gsm8k", "math500", "olympiadbench"), "choice_sets": ("arc_challenge", "hellaswag", "mmlu")}
-    study = world(printed(1, 2, 3, 4, 5), PAIRS, entropy=False, **sets)
+    study = world(
+        printed(1, 2, 3, 4, 5),
+        PAIRS,
+        entropy=False,
+        test_sets=("gsm8k", "math500", "olympiadbench"),
+        choice_sets=("arc_challenge", "hellaswag", "mmlu"),
+    )
     expected = {
         ("C1", "soft"): (1.9, INCONCLUSIVE), ("C1", "fuzzy"): (2.9, INCONCLUSIVE),
         ("C2", "soft"): (8.9, SUPPORTED), ("C2", "fuzzy"): (8.6, SUPPORTED),
@@ -356,8 +368,8 @@ def test_the_papers_grid_gives_the_verdicts_worked_out_by_hand() -> None:
         assert counts[verdict] >= 0.95 * counts.total(), (claim, run, counts)
     for claim in ("C6", "C7"):
         assert set(found(exact, claim)) == {NOT_RUN}
-    interval = next((one.low, one.high) for one in exact if one.contrast.claim == "C2")
-    assert interval == (pytest.approx(8.9 - 5.8, abs=0.2), pytest.approx(8.9 + 5.8, abs=0.2))
+    of_soft = next(one for one in exact if one.contrast.claim == "C2")
+    assert of_soft.low == pytest.approx(8.9 - 5.8, abs=0.2) and of_soft.high == pytest.approx(8.9 + 5.8, abs=0.2)
 
 
 ABLATION = (
@@ -376,7 +388,9 @@ def placement(seeds: int) -> list[Verdict]:
 
 
 def test_two_seeds_of_the_papers_ablations_decide_nothing() -> None:
-    """With one degree of freedom p = 1 - 2/pi atan(t), t = |effect| sqrt(2) / std. Against the base's 71.0: soft 6.2
+    """With one degree of freedom p = 1 - 2/pi atan(t), t = |effect| sqrt(2) / std.
+
+    Against the base's 71.0: soft 6.2
     with 0.9 has t = 9.74, p = 0.065. The least two: top-5, 1.8 with 0.1, t = 25.5, p = 0.0250, by Holm times 8 = 0.200;
     top-50, 3.2 with 0.2, t = 22.6, p = 0.0281, by Holm times 7 = 0.197, which must not end below 0.200.
     """
@@ -385,7 +399,7 @@ def test_two_seeds_of_the_papers_ablations_decide_nothing() -> None:
     assert c7.pop("fuzzy noise_scale=3.0").verdict == NOT_RUN
     assert {one.verdict for one in c7.values()} == {INCONCLUSIVE}
     soft, top50 = c7["soft"], c7[NOISE_THAT_FAILS[5]]
-    assert (soft.n, soft.effect) == (2, pytest.approx(6.2))
+    assert soft.n == 2 and soft.effect == pytest.approx(6.2)
     assert soft.p == pytest.approx(1 - 2 / math.pi * math.atan(6.2 * math.sqrt(2) / 0.9))
     assert top50.p == pytest.approx(1 - 2 / math.pi * math.atan(3.2 * math.sqrt(2) / 0.2))
     assert top50.p_holm == c7[NOISE_THAT_FAILS[4]].p_holm == pytest.approx(0.200, abs=0.0005)
@@ -398,7 +412,9 @@ def test_two_seeds_of_the_papers_ablations_decide_nothing() -> None:
 
 
 def test_thirty_seeds_of_the_papers_ablations_would_decide_all() -> None:
-    """Least t: noise on the logits after soft, (60.0 - 71.0) / (14.3 / sqrt(30)) = -4.2. Below the base is what the
+    """Least t: noise on the logits after soft, (60.0 - 71.0) / (14.3 / sqrt(30)) = -4.2.
+
+    Below the base is what the
     claim says of noise off the embedding; the two top-k rows, 72.8 and 74.2, are above it.
     """
     exact = placement(30)
@@ -470,8 +486,9 @@ def test_p_is_at_most_one_in_twenty_where_the_interval_decides(
 @pytest.mark.parametrize("runs", [2, 3])
 @pytest.mark.parametrize(("problems", "rate"), [(100, 0.7), (100, 0.97), (1319, 0.97)])
 def test_runs_that_agree_by_chance_decide_nothing(problems: int, rate: float, runs: int) -> None:
-    """Few runs often solve equally many problems. Training that changes nothing must not be called better, or worse, in
-    more than one of twenty studies.
+    """Few runs often solve equally many problems.
+
+    Training that changes nothing must not be called better, or worse, in more than one of twenty studies.
     """
     rng, studies = np.random.default_rng(0), 3000
     solved = rng.binomial(problems, rate, (studies, 3, runs))  # hard, soft and fuzzy
@@ -501,7 +518,7 @@ def test_the_least_spread_is_one_problem_in_each_test_set() -> None:
     metrics.loc[metrics["test_set"] == "my-gsm8k", "n_problems"] = 1000
     metrics.loc[metrics["test_set"] == "my-math500", "n_problems"] = 500
     judged = next(one for one in verdicts(made.study, metrics) if one.contrast.claim == "C2")
-    assert judged.n == 3
+    assert judged.n == 3 and judged.effect is not None and judged.low is not None
     assert judged.effect - judged.low == pytest.approx(4.30265273 * 0.15 / 3**0.5)
 
 
@@ -658,8 +675,8 @@ def test_the_report_tells_claims_and_counts_diverged_runs(tmp_path: Path) -> Non
     profiles = profiles.set_index(["training_mode", "seed", "test_set", "index"])[["value", "n_samples"]].sort_index()
     apart = []
     for place in product(range(3), ("sums", "long-sums")):
-        both = profiles.loc[("hard", *place)].join(
-            profiles.loc["base", 0, place[1]], how="inner", suffixes=("", "_base")
+        both = profiles.xs(("hard", *place)).join(
+            profiles.xs(("base", 0, place[1])), how="inner", suffixes=("", "_base")
         )
         thinking = both[["n_samples", "n_samples_base"]].min(axis=1)
         apart.append(((both["value"] - both["value_base"]) * thinking).sum() / thinking.sum())

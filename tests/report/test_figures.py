@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from softtok.report import figures, palette, panels
 from softtok.report.collect import collect
-from softtok.report.figures import Plot
+from softtok.report.panels import Plot
+from tests.support.figures import left_title
 from tests.support.report_specs import study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
@@ -45,7 +46,7 @@ def test_ticks_stand_below_the_points_and_their_numbers_apart(
     for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
         (axes,) = plots[name].figure.axes
         plots[name].figure.draw_without_rendering()
-        (points,) = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
+        (points,) = {tuple(np.asarray(line.get_xdata())) for line in axes.lines if line.get_marker() == "o"}
         assert tuple(axes.get_xticks()) == points
         labels = axes.get_xticklabels()
         assert [label.get_text() for label in labels] == texts
@@ -65,7 +66,7 @@ def test_a_legend_lies_within_its_figure_and_above_its_panels(
         (legend,) = plot.figure.legends
         box, page = legend.get_window_extent(), plot.figure.bbox
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1, name
-        assert box.y0 > max(axes._left_title.get_window_extent().y1 for axes in plot.figure.axes), name
+        assert box.y0 > max(title.get_window_extent().y1 for title in map(left_title, plot.figure.axes)), name
 
 
 @pytest.mark.parametrize(

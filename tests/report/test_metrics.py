@@ -125,7 +125,8 @@ def vote(answers: list[int], correct: list[bool]) -> float:
 def test_majority_equals_counting_the_votes_of_each_problem(problems: list[list[tuple[int, bool]]]) -> None:
     samples = [(place, *sample) for place, of_problem in enumerate(problems) for sample in of_problem]
     order = np.random.default_rng(0).permutation(len(samples))
-    found = majority(*np.array(samples)[order].T, problems=len(problems))
+    of_problem_S, votes_S, correct_S = np.array(samples)[order].T
+    found = majority(of_problem_S, votes_S, correct_S, len(problems))
     for value, of_problem in zip(found, problems, strict=True):
         assert value == pytest.approx(vote(*map(list, zip(*of_problem, strict=True))))
 

@@ -26,6 +26,7 @@ from softtok.report import figures, palette, panels
 from softtok.report.collect import METRIC_COLUMNS, Results, collect
 from softtok.report.metrics import pass_at_k
 from softtok.report.page import make_report
+from softtok.report.panels import Plot
 from softtok.report.study import Family, Row, Study
 from softtok.report.tables import Table, escape_tex, make_tables, to_csv, to_latex, to_markdown
 from softtok.report.terminal import show
@@ -82,7 +83,7 @@ def test_metrics_are_what_the_files_say(made: Made) -> None:
         for mode, of_mode in rows.groupby("inference_mode"):
             cell = here[(here["test_set"] == "long-sums") & (here["inference_mode"] == mode)]
             curve = cell[cell["metric"] == "pass@k"]
-            samples = INFERENCE_MODES[mode]["samples"]
+            samples = INFERENCE_MODES[str(mode)]["samples"]
             assert curve["k"].tolist() == (["1", "2", "4", "8", "16", "32"] if samples == 32 else ["1"])
             assert set(curve["n_samples"]) == {samples}
             assert set(curve["n_problems"]) == {40}
@@ -172,7 +173,8 @@ def in_memory(values: dict[str, list[float]], problems: int = 10) -> tuple[Study
         }
     )  # fmt: skip
     frame = pd.DataFrame(runs).rename(columns={"mode": "training_mode"})
-    frame = frame.assign(test_set="t", inference_mode="hard-greedy", metric="pass@k", k=1, index=pd.NA)
+    frame = frame.assign(test_set="t", inference_mode="hard-greedy", metric="pass@k", k=1)
+    frame["index"] = pd.NA
     return study, frame.assign(value=[*itertools.chain(*values.values())], n_problems=problems, n_samples=1)
 
 
@@ -182,7 +184,7 @@ def test_the_seed_is_the_unit_and_not_the_problem(problems: int) -> None:
     table = make_tables(study, metrics)["hard-inference"]
     column = table.columns[0]
     hard = table.cells[Row("m", "t", "hard"), column]
-    assert (hard.n, hard.mean, hard.std) == (2, 50, pytest.approx(np.sqrt(200)))
+    assert (hard.n, hard.mean) == (2, 50) and hard.std == pytest.approx(np.sqrt(200))
     base = table.cells[Row("m", "none", "base"), column]
     assert (base.n, base.mean, base.std) == (1, 30, None)
     assert "| base | 1 | 30.0 |" in to_markdown(table)
@@ -271,15 +273,16 @@ def test_markdown_cells_cannot_break_their_row() -> None:
 
 
 def test_intervals_cover_known_rates_at_the_nominal_rate() -> None:
-    """1,500 models with the same known rates per problem, 3 seeds each, 8 samples: how often is the truth inside?"""
+    """1,500 models have the same known rates per problem, 3 seeds each, 8 samples; the truth is counted where inside."""
     rng = np.random.default_rng(0)
     known = rates("soft", "hard-sample", "sums", 200)
     seeds = [(f"m{model}", seed) for model in range(1500) for seed in range(3)]
     correct = rng.binomial(8, known, size=(len(seeds), 200))
     frame = pd.DataFrame(seeds, columns=["model", "seed"]).assign(
-        train_set="t", training_mode="soft", test_set="t", inference_mode="hard-sample", metric="pass@k", index=pd.NA,
+        train_set="t", training_mode="soft", test_set="t", inference_mode="hard-sample", metric="pass@k",
         n_problems=200, n_samples=8,
     )  # fmt: skip
+    frame["index"] = pd.NA
     metrics = pd.concat([frame.assign(k=k, value=100 * pass_at_k(correct, 8, k).mean(axis=1)) for k in (1, 8)])
     spec = {
         "runs": [{"model": model, "train_set": "t", "mode": "soft", "seed": seed} for model, seed in seeds],
@@ -394,11 +397,11 @@ def test_a_mode_that_a_test_set_is_not_met_in_has_no_column_there(tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def plots(made: Made, results: Results) -> list[figures.Plot]:
+def plots(made: Made, results: Results) -> list[Plot]:
     return list(figures.draw_all(study_of(made[1]), results.metrics, results.training))
 
 
-def test_all_figures_are_drawn(plots: list[figures.Plot], made: Made) -> None:
+def test_all_figures_are_drawn(plots: list[Plot], made: Made) -> None:
     names = ["pass-at-k-hard", "pass-at-k--toy--sums", "training--toy--sums"]
     names += ["entropy--toy--sums--sums", "entropy--toy--sums--long-sums"]
     assert [plot.name for plot in plots] == names
@@ -406,7 +409,7 @@ def test_all_figures_are_drawn(plots: list[figures.Plot], made: Made) -> None:
     assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
 
 
-def test_no_text_is_clipped_and_no_names_collide(plots: list[figures.Plot]) -> None:
+def test_no_text_is_clipped_and_no_names_collide(plots: list[Plot]) -> None:
     for plot in plots:
         plot.figure.draw_without_rendering()
         page = plot.figure.bbox
@@ -421,7 +424,7 @@ def test_no_text_is_clipped_and_no_names_collide(plots: list[figures.Plot]) -> N
                 assert min(one.y1, other.y1) - max(one.y0, other.y0) < 1, plot.name  # pixels
 
 
-def test_every_mode_has_its_name_and_its_one_colour_in_every_panel(plots: list[figures.Plot]) -> None:
+def test_every_mode_has_its_name_and_its_one_colour_in_every_panel(plots: list[Plot]) -> None:
     expected = {mode: look.colour for mode, look in palette.looks(["base", *MODES]).items()}
     assert len(set(expected.values())) == len(expected)
     for plot in plots:
@@ -432,7 +435,7 @@ def test_every_mode_has_its_name_and_its_one_colour_in_every_panel(plots: list[f
             assert set(found.values()) <= {line.get_color() for line in axes.lines}
 
 
-def test_the_hard_figure_draws_the_means(plots: list[figures.Plot], results: Results) -> None:
+def test_the_hard_figure_draws_the_means(plots: list[Plot], results: Results) -> None:
     metrics = results.metrics[(results.metrics["metric"] == "pass@k") & (results.metrics["training_mode"] == "soft")]
     axes = plots[0].figure.axes[0]
     colour = palette.looks([])["soft"].colour
@@ -455,7 +458,7 @@ def test_the_hard_figure_draws_the_means(plots: list[figures.Plot], results: Res
         assert (heights.min(), heights.max()) == (values.min(), values.max())
 
 
-def test_a_mean_ends_where_its_first_seed_ends(plots: list[figures.Plot]) -> None:
+def test_a_mean_ends_where_its_first_seed_ends(plots: list[Plot]) -> None:
     axes = plots[2].figure.axes[0]
     colour = palette.looks(MODES)["soft_noise1"].colour
     mean = next(line for line in axes.lines if line.get_color() == colour and line.get_linewidth() == 2)
@@ -783,8 +786,13 @@ def test_a_report_needs_no_torch_and_show_no_pandas(made: Made) -> None:
 import sys
 from pathlib import Path
 from softtok.config.specs import ReportSpec, parse
+<<<<<<< HEAD
 from softtok.report.page import make_report
 from softtok.report.terminal import show
+=======
+from softtok.report.page import make_report, show
+from softtok.report.panels import Plot
+>>>>>>> 8c26a5d (Annotate the tests of the report, models and problems)
 root = Path(sys.argv[1])
 show(root / "results", "demo")
 assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn", "rich"} & set(sys.modules)

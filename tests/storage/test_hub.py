@@ -184,7 +184,7 @@ def shipped() -> dict[tuple[str, str], Data]:
     grid = Grid(config)
     for kind in ("train", "test", "choice"):
         for name in getattr(config, f"{kind}_sets"):
-            grid._data(kind, name)  # type: ignore[arg-type]
+            grid._data(kind, name)
     return {(data.kind, data.name): data for data in grid.data.values()}
 
 
@@ -219,6 +219,7 @@ def test_a_shipped_set_is_read_from_the_hubs_layout_and_locked(
     prepare(data.spec, Path("set.parquet"), {}, None)
     manifest = read_json(Path("set.json"))
     assert pq.read_table("set.parquet").to_pylist() == EXPECTED[kind, name]
+    assert isinstance(data.spec.source, HubRows)
     assert hub == [(data.spec.source.path, COMMIT)]
     assert manifest["revision"] == COMMIT
     assert len(manifest["source_sha256"]) == 64
@@ -350,7 +351,7 @@ def test_a_hub_model_stays_at_its_locked_commit_when_main_moves_on(repository: P
     moved = shutil.copytree(repository / "snapshots" / COMMIT, repository / "snapshots" / COMMIT[::-1])
     model = AutoModelForCausalLM.from_pretrained(moved)
     with torch.no_grad():
-        model.get_input_embeddings().weight.add_(1.0)
+        model.model.embed_tokens.weight.add_(1.0)
     model.save_pretrained(moved, max_shard_size="40KB")
     (repository / "refs/main").write_text(COMMIT[::-1])
 
@@ -391,7 +392,8 @@ def test_what_left_the_cache_is_fetched_at_its_commit_again(
 
     def download(name: str, revision: str | None = None, **options: Any) -> str:
         if options.get("local_files_only"):
-            return known(name, revision=revision, **options)
+            path: str = known(name, revision=revision, **options)
+            return path
         assert (name, revision) == ("org/tiny", COMMIT)
         away.rename(snapshot)
         return str(snapshot)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 
+def left_title(axes: Axes) -> Text:
+    """Returns the title at the left of a panel, which matplotlib keeps to itself."""
+    title: Text = axes._left_title  # type: ignore[attr-defined]
+    return title
+
+
 def visible_texts(figure: Figure) -> Iterator[Text]:
     """Yields titles, labels, annotations, tick labels and legend entries that can be seen."""
-    axes: Any  # titles at the left are private
     for axes in (axes for axes in figure.axes if axes.get_visible()):
-        yield from (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts)
+        yield from (axes.title, left_title(axes), axes.xaxis.label, axes.yaxis.label, *axes.texts)
         for axis in (axes.xaxis, axes.yaxis):
             low, high = axis.get_view_interval()
             ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]

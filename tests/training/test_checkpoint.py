@@ -69,7 +69,7 @@ def flipped(content: bytes) -> bytes:
     "damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"\0" * 999, flipped]
 )
 def test_a_damaged_save_is_put_aside_and_the_run_starts_afresh(
-    damage,
+    damage: Callable[[bytes], bytes],
     stopped: Path,
     finished: Path,
     tmp_path: Path,
@@ -138,7 +138,7 @@ def test_weights_damaged_in_place_are_not_taken_for_the_checkpoint(
 
 @pytest.mark.parametrize("damage", ["gone", "half", "no object"])
 def test_a_model_without_its_manifest_is_one_line(
-    damage, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    damage: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_toy, model)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from softtok.config.settings import RuntimeSettings
+from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.method.objectives import leave_one_out
 from softtok.problems.reward import Answer
 from softtok.storage.files import read_json, write_json

@@ -1,6 +1,7 @@
-"""The workflow with the real `softtok`: a still smaller demo from nothing to its report, a killed run that goes on, the
-real GSM8K files through the same rules, and the small rehearsal of the paper's grid. A bare `snakemake` in a copy of
-the project, as a user runs it.
+"""The workflow with the real `softtok`: a bare `snakemake` in a copy of the project, as a user runs it.
+
+A still smaller demo goes from nothing to its report, a killed run goes on, the real GSM8K files take the same rules,
+and so does the small rehearsal of the paper's grid.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.support.project import Project, shipped
 
@@ -87,7 +89,8 @@ def test_a_checkpoint_is_a_plain_hugging_face_folder(finished: Project) -> None:
     (checkpoint,) = finished.folder.glob("results/runs/toy/sums/soft/seed0-*/checkpoint")
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer.get_vocab())
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, torch.Tensor) and embedding.shape[0] >= len(tokenizer.get_vocab())
 
 
 def test_a_second_run_has_nothing_to_do(finished: Project) -> None:
@@ -97,7 +100,7 @@ def test_a_second_run_has_nothing_to_do(finished: Project) -> None:
 def test_a_new_inference_mode_generates_itself_alone(finished: Project, small: dict[str, Any], tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     folder = project.folder
-    (shard,) = folder.glob("results/runs/toy/none/base/*/.state/shards") or [None]
+    (shard,) = folder.glob("results/runs/toy/none/base/*/.state/shards")
     before = {path: path.read_bytes() for path in shard.iterdir()}
     config = json.loads(json.dumps(small))
     config["inference_modes"]["hard-warm"] = {"like": "hard-sample", "temperature": 1.5}

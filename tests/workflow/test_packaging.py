@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,8 @@ def normal(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def pins() -> dict[str, str]:
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {normal(re.match(r"[A-Za-z0-9._-]+", text)[0]) for text in requirements}
+    return {normal(re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0]) for text in requirements}
 
 
 def test_every_direct_dependency_is_pinned(project: dict[str, Any], pins: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
-"""The workflow as Snakemake runs it, with a stand-in for `softtok` that writes its outputs at once: which jobs a
-configuration means, and which jobs an edit causes. `snakemake` is always the bare command, so that profiles/default is
+"""The workflow as Snakemake runs it: which jobs a configuration means, and which jobs an edit causes.
+
+A stand-in for `softtok` writes its outputs at once. `snakemake` is always the bare command, so that profiles/default is
 part of what is tested.
 """
 
@@ -108,8 +109,9 @@ class StandInProject(Project):
     """A project whose jobs are done by the stand-in."""
 
     def jobs(self, *words: str) -> set[str]:
-        """What runs, as "command path" without hashes. All must go well, run once, and leave finished things as they
-        are.
+        """What runs, as "command path" without hashes.
+
+        All must go well, run once, and leave finished things as they are.
         """
         (self.folder / "calls.txt").unlink(missing_ok=True)
         before = self.finished()
@@ -464,7 +466,10 @@ def test_profiles_agree_on_what_reruns_and_give_a_reason_for_every_line(name: st
 
 
 def test_a_study_of_a_thousand_runs_is_expanded_and_its_report_reads_the_spec_from_a_file(tmp_path: Path) -> None:
-    """Some 375 runs were once the most: a command line holds no more. (The dry run takes some 5 s of a CPU.)"""
+    """Some 375 runs were once the most: a command line holds no more.
+
+    The dry run takes some 5 s of a CPU.
+    """
     project = StandInProject.create(tmp_path / "project", yaml.safe_load(TINY), **ENVIRONMENT)
     project.edit(lambda config: config["studies"]["second"].update(seeds=list(range(500))))
     listed = project.snakemake("-n", "--quiet", "rules", "--", "second")
