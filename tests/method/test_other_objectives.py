@@ -1,5 +1,6 @@
-"""The other objectives: GRPO and PPO-clip are the published losses, bonus and KL term are what they say, and nothing of
-it moves what RLOO makes.
+"""The other objectives: GRPO and PPO-clip are the published losses, bonus and KL term are what they say.
+
+Nothing of it moves what RLOO makes.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def naive(lm: LanguageModel, loss: Callable[[LanguageModel], torch.Tensor]) -> d
 def test_advantages_of_grpo_are_standardised_within_a_group() -> None:
     rewards = torch.tensor([[100.0, 0.0, 10.0, 10.0], [10.0, 10.0, 10.0, 10.0]])
     advantages = group_advantages(rewards, objective_of(settings(objective="grpo")))
-    wanted = (rewards[0].double() - 30) / (np.std([100, 0, 10, 10], ddof=1) + 1e-4)
+    wanted = (rewards[0].double() - 30) / (float(np.std([100, 0, 10, 10], ddof=1)) + 1e-4)
     torch.testing.assert_close(advantages[0].double(), wanted, rtol=1e-5, atol=0)
     assert torch.equal(advantages[1], torch.zeros(4))
     for name in ("rloo", "ppo-clip"):
@@ -139,12 +140,14 @@ def test_entropy_bonus_is_that_of_the_cot_tokens(mode: str, objective: str) -> N
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_kl_is_that_of_the_policies(mode: str, tied: bool) -> None:
-    """Hard tokens and answers: of the distributions that they are sampled from, by torch's own formula. Soft ones: of
-    the two Gaussians, the base's around its own mixture of its own E. No gradient reaches the reference.
+    """The KL of hard tokens and answers is of the distributions that they are sampled from, by torch's own formula.
+
+    That of soft ones is of the two Gaussians, the base's around its own mixture of its own E. No gradient reaches the
+    reference.
     """
     lm, tokens, out, advantages = make_case(mode, tied=tied)
     reference, mode_ = moved(lm, 0.02), MODES[mode]
-    kls = []
+    kls: list[torch.Tensor] = []
 
     def mixture(of: LanguageModel, logits: torch.Tensor) -> torch.Tensor:
         kept = logits >= logits.topk(mode_.top_k or logits.shape[1]).values[:, -1:]
@@ -155,12 +158,11 @@ def test_kl_is_that_of_the_policies(mode: str, tied: bool) -> None:
         for row in range(len(out.answers)):
             pairs = list(zip(row_logits(exact, tokens, out, row), row_logits(base, tokens, out, row), strict=True))
             for part, (mine, theirs) in zip(("cot", "answer"), pairs, strict=True):
+                p: torch.distributions.Distribution
+                q: torch.distributions.Distribution
                 if part == "cot" and isinstance(tokens, SoftTokens):
-                    p, q = (
-                        torch.distributions.Normal(mixture(*pair), tokens.noise_std)
-                        for pair in ((exact, mine), (base, theirs.detach()))
-                    )
-                    q = torch.distributions.Normal(q.loc.detach(), tokens.noise_std)
+                    p = torch.distributions.Normal(mixture(exact, mine), tokens.noise_std)
+                    q = torch.distributions.Normal(mixture(base, theirs).detach(), tokens.noise_std)
                     kls.append(torch.distributions.kl_divergence(p, q).sum(-1))
                 else:
                     tau = 1.3 if part == "answer" else mode_.temperature
@@ -215,8 +217,10 @@ def sampled_log_probs(lm: LanguageModel, tokens: CotTokens, out: Rollout, row: i
 
 @pytest.mark.parametrize("objective", ["ppo-clip", "grpo"])
 def test_second_update_has_the_clipped_loss(objective: str) -> None:
-    """First pass: ratios of 1, the plain policy gradient. Then, with other weights, the published loss with the first
-    pass's log-probabilities, token by token, in fp64; and so in a third.
+    """The first pass has ratios of 1, the plain policy gradient.
+
+    Then, with other weights, it is the published loss with the first pass's log-probabilities, token by token, in fp64;
+    and so in a third.
     """
     lm, tokens, out, advantages = make_case("hard", tied=False)
     changed = settings(objective=objective, updates_per_step=3, clip_range=0.15)
@@ -229,9 +233,9 @@ def test_second_update_has_the_clipped_loss(objective: str) -> None:
     before = in_double(lm)
     for seed in (1, 2):
         after = moved(lm, 0.03, seed)
-        clips = []
+        clips: list[bool] = []
 
-        def loss(exact: LanguageModel, clips: list[float] = clips) -> torch.Tensor:
+        def loss(exact: LanguageModel, clips: list[bool] = clips) -> torch.Tensor:
             total = torch.zeros((), dtype=torch.float64)
             for row, advantage in enumerate(advantages):
                 new = sampled_log_probs(exact, tokens, out, row)
@@ -278,7 +282,11 @@ def test_grpo_equals_trl(drift: float, tmp_path: Path) -> None:
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    def no_reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [0.0] * len(completions)
 
     lm = tiny_model(tied=False)
     tokens = token_mode(lm, TokenMode(tokens="hard", temperature=1.3))
@@ -291,7 +299,7 @@ def test_grpo_equals_trl(drift: float, tmp_path: Path) -> None:
 
     words = Tokenizer(models.WordLevel({str(i): i for i in range(64)}, unk_token="0"))
     trainer: Any = GRPOTrainer(
-        model=copy.deepcopy(after.model), reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        model=copy.deepcopy(after.model), reward_funcs=no_reward,
         args=GRPOConfig(
             output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, beta=0.0, epsilon=0.2,
             loss_type="grpo", per_device_train_batch_size=2, num_generations=2, temperature=1.3, report_to="none",
@@ -327,7 +335,7 @@ def test_grpo_equals_trl(drift: float, tmp_path: Path) -> None:
 # In the loop
 
 
-LOOPS = {
+LOOPS: dict[str, tuple[TokenMode, dict[str, Any]]] = {
     "ppo-clip": (HARD, {"objective": "ppo-clip", "updates_per_step": 2}),
     "grpo": (HARD, {"objective": "grpo", "entropy_bonus": 0.1}),
     "kl": (SOFT, {"kl_coefficient": 0.1}),
@@ -368,9 +376,11 @@ def test_each_update_of_a_step_is_one_of_the_optimizer(
     tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the log-probabilities before the first are what the ratios of the others are to."""
-    settings_ = {"objective": "ppo-clip", "updates_per_step": 3}
-    trainer = Trainer(spec(HARD, **settings_), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
-    accumulate, passes = trainer.accumulate, []
+    trainer = Trainer(
+        spec(HARD, objective="ppo-clip", updates_per_step=3), RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path
+    )
+    accumulate = trainer.accumulate
+    passes: list[tuple[torch.Tensor | None, PassStatistics]] = []
 
     def noted(experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
         passes.append((experience.old_log_prob_NL, accumulate(experience, terms)))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from softtok.models.language_model import LanguageModel
 from tests.support.expected_reward import (
     COT_CAP,
     PARTS,
@@ -58,7 +59,8 @@ def hard_reward(problem: Problem) -> torch.Tensor:
                 p_V = torch.softmax(logits_V / problem.tokens.mode.temperature, -1)
                 grown += [([*ids, token], weight * p_V[token]) for token in range(VOCABULARY)]
             unfinished = []
-            stopped, cut = [], []
+            stopped: list[tuple[list[int], torch.Tensor]] = []
+            cut: list[tuple[list[int], torch.Tensor]] = []
             for ids, weight in grown:
                 group = stopped if ids[-1] in rules.phrase else cut if step + 1 == COT_CAP else unfinished
                 group.append((ids, weight))
@@ -71,8 +73,9 @@ def hard_reward(problem: Problem) -> torch.Tensor:
 
 
 def soft_reward(problem: Problem, eps_nTD: torch.Tensor, decide: Decide) -> torch.Tensor:
-    """The expected reward of soft trajectories given their noise, shape (n,). `decide` says whose token may end the
-    CoT.
+    """The expected reward of soft trajectories given their noise, shape (n,).
+
+    `decide` says whose token may end the CoT.
     """
     lm, rules, tokens = problem.lm, problem.rules, problem.tokens
     total = torch.zeros(len(eps_nTD))
@@ -100,12 +103,14 @@ def shadow(prompt: list[int], x_ntD: torch.Tensor, logits_nV: torch.Tensor) -> t
     return logits_nV.argmax(-1)
 
 
-def frozen_shadow(model: torch.nn.Module, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """The shadow token of a model that stays as it is: a function of x alone, which agrees with the paper's stop
-    before any step.
+def frozen_shadow(lm: LanguageModel, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """The shadow token of a model that stays as it is: a function of x alone.
+
+    It agrees with the paper's stop before any step.
     """
-    asked = model.get_input_embeddings().weight[torch.tensor(prompt)].expand(len(x_ntD), -1, -1)
-    return model(inputs_embeds=torch.cat([asked, x_ntD[:, :-1]], 1)).logits[:, -1].argmax(-1)
+    asked = lm.embedding_VD[torch.tensor(prompt)].expand(len(x_ntD), -1, -1)
+    logits: torch.Tensor = lm.model(inputs_embeds=torch.cat([asked, x_ntD[:, :-1]], 1)).logits
+    return logits[:, -1].argmax(-1)
 
 
 def nearest(embedding_VD: torch.Tensor, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -127,8 +132,9 @@ def test_hard_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
 
 @pytest.mark.parametrize("stop_on", [None, "nearest"], ids=["fixed-length", "stop-at-nearest"])
 def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | None, noise_nTD: torch.Tensor) -> None:
-    """The E that decides which token is nearest is held fixed in the truth: what it would do to the stop is no part
-    of the estimate.
+    """The E that decides which token is nearest is held fixed in the truth.
+
+    What it would do to the stop is no part of the estimate.
     """
     problem = make_problem("soft", stop_on)
     decide = functools.partial(nearest, problem.lm.embedding_VD.detach().clone())
@@ -138,15 +144,18 @@ def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
 
 
 def test_shadow_stop_biases_the_estimate(noise_nTD: torch.Tensor) -> None:
-    """A property to know: the paper's stop depends on the parameters not only through x, and the
-    estimate does not see it. Against the same stops decided by a frozen copy of the model, hence by x alone, the very
-    same estimates are right.
+    """A property to know: the paper's stop depends on the parameters not only through x.
+
+    The estimate does not see it. Against the same stops decided by a frozen copy of the model, hence by x alone, the
+    very same estimates are right.
     """
     problem = make_problem("soft", "shadow")
     parts = {"embedding": "embed_tokens", "norm": "post_attention_layernorm"}  # where it shows
     along = directions(problem, estimates(problem, "pilot", 4), parts, 0)
     made = estimates(problem, "shadow", 30)
-    frozen = functools.partial(frozen_shadow, copy.deepcopy(problem.lm.model))
+    frozen = functools.partial(
+        frozen_shadow, LanguageModel(copy.deepcopy(problem.lm.model), problem.lm.tokenizer, "frozen")
+    )
     assert_unbiased(problem, made, functools.partial(soft_reward, problem, noise_nTD, frozen), along)
 
     truth = functools.partial(soft_reward, problem, noise_nTD, shadow)

@@ -56,15 +56,17 @@ def naive_gradients(
     case: Case, settings: TrainingSettings = SETTINGS, terms: tuple[str, ...] = TERMS
 ) -> dict[str, torch.Tensor]:
     """In fp64, so that a difference is the rounding of the code under test alone."""
-    lm, *others = case
+    lm, tokens, out, advantages = case
     exact = in_double(lm)
-    naive_loss(exact, *others, settings, terms).backward()
+    naive_loss(exact, tokens, out, advantages, settings, terms).backward()
     return {name: gradient.float() for name, gradient in take_gradients(exact).items()}
 
 
 def tolerance_of(mode: str) -> float:
-    """fp32 logits are good to about 1e-6, which a mixture at temperature tau sees as 1e-6 / tau; at 1e-4 all of them
-    are single rows. At 0.015 there are rows where x rounded differently, by 1e-7, makes this 1e-3 or 2e-2.
+    """Returns the relative difference that rounding may make in a mode.
+
+    fp32 logits are good to about 1e-6, which a mixture at temperature tau sees as 1e-6 / tau; at 1e-4 all of them are
+    single rows. At 0.015 there are rows where x rounded differently, by 1e-7, makes this 1e-3 or 2e-2.
     """
     return {"hard": 1e-5, "soft": 1e-4, "fuzzy": 1e-4, "half-fuzzy": 5e-2}[mode]
 
@@ -126,8 +128,9 @@ def test_without_cot_term_the_answer_alone_teaches(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["soft", "fuzzy"])
 def test_embedding_gradient_switch_takes_away_that_of_the_mixture_alone(mode: str) -> None:
-    """Untied, E is the prompt's and the words' input and the mixture's rows; the switch leaves the first, and all
-    other parameters.
+    """Untied, E is the prompt's and the words' input and the mixture's rows.
+
+    The switch leaves the first, and all other parameters.
     """
     case = make_case(mode, tied=False)
     with_it = gradients(case)
@@ -143,9 +146,10 @@ def test_rows_without_advantage_are_not_run(monkeypatch: pytest.MonkeyPatch) -> 
     """A prompt whose rewards are all equal costs nothing, and the others' gradients are still divided by all rows."""
     lm, tokens, out, advantages = make_case("soft")
     advantages[SAMPLES : 2 * SAMPLES] = 0
-    run, hidden = [], LanguageModel.hidden
+    run: list[int] = []
+    hidden = LanguageModel.hidden
 
-    def counted(self: LanguageModel, embeds_NTD: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+    def counted(self: LanguageModel, embeds_NTD: torch.Tensor, *args: Any) -> torch.Tensor:
         run.append(len(embeds_NTD))
         return hidden(self, embeds_NTD, *args)
 
@@ -178,7 +182,7 @@ def test_x_is_an_action_and_gets_no_gradient() -> None:
     x = torch.zeros(2, 3, requires_grad=True)
     h = torch.ones(2, 3, requires_grad=True)
     gaussian_log_density(x, h, 0.5).sum().backward()
-    assert x.grad is None
+    assert x.grad is None and h.grad is not None
     assert torch.equal(h.grad, torch.full((2, 3), -1 / 0.25))
 
 
@@ -231,11 +235,10 @@ def test_the_prompts_are_part_of_what_a_micro_batch_may_hold(
 ) -> None:
     """Their graph lives as long as the pass does; but they leave half to the rows."""
     budgets = []
-    split = policy_gradient.micro_batches
 
     def noted(lengths: np.ndarray, rows: np.ndarray, width: int, budget: int) -> list[np.ndarray]:
         budgets.append((width, budget))
-        return split(lengths, rows, width, budget)
+        return micro_batches(lengths, rows, width, budget)
 
     monkeypatch.setattr(policy_gradient, "micro_batches", noted)
     gradients(make_case("hard"), tiling=Tiling(tokens, TILING.tile_tokens))
@@ -245,18 +248,23 @@ def test_the_prompts_are_part_of_what_a_micro_batch_may_hold(
 # TRL as the oracle for hard tokens
 
 
-def make_trl(model: torch.nn.Module, temperature: float, folder: str) -> Any:
-    """TRL's trainer around a model, on CPU, without anything on top of its loss."""
+def no_reward(completions: list[str], **_: Any) -> list[float | None]:
+    return [0.0] * len(completions)
+
+
+def make_trl(lm: LanguageModel, temperature: float, folder: str) -> Any:
+    """TRL's trainer around a copy of a model, on CPU, without anything on top of its loss."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    from trl import RLOOConfig, RLOOTrainer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
 
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(lm.embedding_VD.shape[0])}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return RLOOTrainer(
-        model=model,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        model=copy.deepcopy(lm.model),
+        reward_funcs=no_reward,
         args=RLOOConfig(
             output_dir=folder,
             use_cpu=True,
@@ -300,12 +308,15 @@ def trl_loss(
             length,
         )
     inputs["old_logps"] = (log_probs * inputs["completion_mask"]).sum(1)
-    return trainer.compute_loss(trainer.model, inputs)
+    loss: torch.Tensor = trainer.compute_loss(trainer.model, inputs)
+    return loss
 
 
 def test_hard_gradients_equal_trl(tmp_path: Path) -> None:
-    """TRL has no mask for words that were not sampled. So it sees each trajectory twice: the CoT as the completion of
-    the prompt, and the answer as the completion of all before it; the prefilled words are then part of a prompt.
+    """TRL has no mask for words that were not sampled, so it sees each trajectory twice.
+
+    The CoT is the completion of the prompt, and the answer the completion of all before it; the prefilled words are
+    then part of a prompt.
     """
     lm = tiny_model(tied=False)
     tokens = token_mode(lm, TokenMode(tokens="hard", temperature=SETTINGS.answer_temperature))
@@ -313,7 +324,7 @@ def test_hard_gradients_equal_trl(tmp_path: Path) -> None:
     rewards = torch.tensor([sum(answer) % 7 / 7 for answer in out.answers]).view(len(PROMPTS), SAMPLES)
     advantages = leave_one_out(rewards).flatten().numpy()
 
-    trainer = make_trl(copy.deepcopy(lm.model), SETTINGS.answer_temperature, str(tmp_path))
+    trainer = make_trl(lm, SETTINGS.answer_temperature, str(tmp_path))
     rows = range(len(out.answers))
     prompts = [out.prompts[row // SAMPLES] for row in rows]
     thoughts = [out.cot(row) for row in rows]

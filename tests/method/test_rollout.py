@@ -57,17 +57,20 @@ class Trajectory:
 def by_hand(
     lm: LanguageModel, rules: TokenRules, tokens: CotTokens, prompt: list[int], key: str, limits: Limits
 ) -> Trajectory:
-    """One trajectory, as the paper describes it: one row, no cache, no padding, the model's own forward over the
-    whole text at every step, fp64 where the vocabulary appears.
+    """One trajectory, as the paper describes it: one row, no cache, no padding.
+
+    The model's own forward runs over the whole text at every step, in fp64 where the vocabulary appears.
     """
     made, embedding, soft = Trajectory(), lm.embedding_VD.detach(), isinstance(tokens, SoftTokens)
     inputs = [embedding[i] for i in prompt]
     cot_draws = Draws([key], "cot", tokens.draw_kind, embedding.shape[1] if soft else 1, lm.device)
     answer_draws = Draws([key], "answer", "uniform", limits.max_answer_tokens, lm.device, block=1).at(0, np.arange(1))
+    assert answer_draws is not None
 
     def next_logits() -> torch.Tensor:
         with torch.no_grad():
-            return lm.model(inputs_embeds=torch.stack(inputs)[None]).logits[0, -1].double()
+            logits: torch.Tensor = lm.model(inputs_embeds=torch.stack(inputs)[None]).logits
+        return logits[0, -1].double()
 
     def choose(logits: torch.Tensor, temperature: float, u: float | None) -> int:
         if temperature == 0 or u is None:
@@ -167,8 +170,9 @@ def test_near_ties_are_counted(mode: str) -> None:
 
 
 def assert_same_rows(a: Rollout, rows_a: list[int], b: Rollout, rows_b: list[int], tolerance: float) -> int:
-    """Rows are equal, what they are fed up to `tolerance`; returns how many part and are excused because the rollout
-    itself counted a near-tie in them.
+    """Asserts that rows are equal, what they are fed up to `tolerance`.
+
+    Returns how many part and are excused because the rollout itself counted a near-tie in them.
     """
     parted = 0
     for i, j in zip(rows_a, rows_b, strict=True):
@@ -293,15 +297,16 @@ def naive_logits(lm: LanguageModel, tokens: CotTokens, out: Rollout, row: int) -
     prompt, length = out.prompts[row // out.samples], out.cot_lengths[row]
     thought = fed(out)[row, :length] if isinstance(tokens, SoftTokens) else embedding[out.cot(row)]
     rest = embedding[out.prefill(row) + out.answers[row]]
-    logits = lm.model(inputs_embeds=torch.cat([embedding[prompt], thought, rest])[None]).logits[0]
+    logits: torch.Tensor = lm.model(inputs_embeds=torch.cat([embedding[prompt], thought, rest])[None]).logits[0]
     return logits[len(prompt) - 1 : -1]
 
 
 @pytest.mark.parametrize("mode", ["soft", "fuzzy"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str) -> None:
-    """h of the teacher-forced pass, and of a naive forward, equals the rollout's to 1e-3 sigma, early stops included;
-    noise has the length its density assumes. Rows with a fuzzy near-tie are taken out and counted.
+    """h of the teacher-forced pass, and of a naive forward, equals the rollout's to 1e-3 sigma, early stops included.
+
+    Noise has the length its density assumes. Rows with a fuzzy near-tie are taken out and counted.
     """
     lm = tiny_model(family, seed=2)
     tokens, out = token_mode(lm, MODES[mode]), roll(lm, mode)
@@ -309,7 +314,7 @@ def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str)
     advantages = np.random.default_rng(0).normal(size=len(KEYS))
     if mode == "fuzzy":
         assert zero_near_ties(lm, tokens, out, advantages) <= len(KEYS) // 4
-    rows = np.flatnonzero(advantages)
+    rows = np.flatnonzero(advantages).tolist()
 
     squares, embedding = [], lm.embedding_VD.detach().double()
     for row in rows:
@@ -331,8 +336,9 @@ def test_training_recomputes_the_mixtures_of_the_rollout(family: str, mode: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hard_log_probs_of_training_are_those_of_sampling(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pass's log-probabilities, CoT and answer, are the log-softmax of the naive forward at the temperature that
-    was sampled with; nothing else enters the loss: prefilled words carry none.
+    """The pass's log-probabilities are the log-softmax of the naive forward at the temperature that was sampled with.
+
+    So it is for CoT and answer. Nothing else enters the loss: prefilled words carry none.
     """
     lm = tiny_model(family, tied=False)
     tokens = token_mode(lm, TokenMode(tokens="hard", temperature=0.8))
@@ -381,8 +387,9 @@ def test_tokens_are_drawn_from_the_probabilities_that_training_uses() -> None:
 
 
 def test_completions_are_laid_out_as_they_were_fed() -> None:
-    """[CoT | prefill | answer]: the masks mark what was sampled, also where the id is 0 (a real token); prefill and
-    padding carry none.
+    """[CoT | prefill | answer]: the masks mark what was sampled, also where the id is 0 (a real token).
+
+    Prefill and padding carry none.
     """
     out = Rollout(
         prompts=[[1]], samples=3, cot_ids=np.array([[0, 3, 0], [4, 9, 9], [6, 6, 6]]), cot_lengths=np.array([3, 1, 2]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ ALMOST_ONE = 1 - 2.0**-24  # the largest uniform that a 24-bit generator draws
 @pytest.mark.parametrize("vocabulary", [50, 3 * sampling.RUN])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_evenly_spread_uniforms_give_every_token_its_share(temperature: float, vocabulary: int) -> None:
-    """Inverse CDF at u = 1/2n, 3/2n, ... hits a token of probability p between np - 1 and np + 1 times: no sampling
-    error to hide in.
+    """Inverse CDF at u = 1/2n, 3/2n, ... hits a token of probability p between np - 1 and np + 1 times.
+
+    There is no sampling error to hide in.
     """
     count, logits = 100_000, random_logits(1, vocabulary)
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
@@ -62,8 +64,9 @@ def test_frequencies_of_sampled_tokens_are_the_softmax(temperature: float) -> No
 
 
 def test_uniforms_at_the_edges_never_give_an_impossible_token() -> None:
-    """Tokens of probability zero stand first, last and in the middle; u is 0, almost 1, and each step of the CDF from
-    both sides.
+    """Tokens of probability zero stand first, last and in the middle.
+
+    u is 0, almost 1, and each step of the CDF from both sides.
     """
     probabilities = torch.tensor([0, 0.25, 0, 0, 0.5, 0.125, 0, 0.125, 0, 0])
     possible = {1, 4, 5, 7}
@@ -150,8 +153,9 @@ def test_the_mixture_is_the_whole_product(temperature: float) -> None:
 
 
 def constructed_ties(vocabulary: int) -> torch.Tensor:
-    """Rows whose runner-up, or all others, trail the best by 0, half a temperature, ... up to far beyond the shortcut's
-    threshold.
+    """Rows whose runner-up, or all others, trail the best by 0, half a temperature, ... and so on.
+
+    The last are far beyond the shortcut's threshold.
     """
     gaps = FUZZY * torch.tensor([0, 0.5, 1, 3, 8, 20, 29, 30, 33, 35, 40, 60, 1e3, 1e4])
     runner_up = torch.full((len(gaps), vocabulary), -5.0)
@@ -175,7 +179,7 @@ def test_the_shortcut_of_fuzzy_mixtures_equals_the_whole_product() -> None:
         for got, wanted, name in zip(*results, ("value", "gradient in logits", "gradient in E"), strict=True):
             # d softmax(z / tau) / dz is of the order of 1 / tau.
             scale = 1 / FUZZY if name == "gradient in logits" else 1.0
-            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6 * scale, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("most", [1, 16, 40])
@@ -236,8 +240,8 @@ def test_the_lead_is_that_over_the_second_of_all(vocabulary: int) -> None:
     places = [0, 1, vocabulary // 2, vocabulary - 2, vocabulary - 1]
     pairs = [(a, b) for a in places for b in places if a != b]
     logits = random_logits(2 * len(pairs), vocabulary)
-    for row, (best, second) in enumerate(pairs):
-        logits[row, best], logits[row, second] = 1000.0, 998.0
+    for row, (first, second) in enumerate(pairs):
+        logits[row, first], logits[row, second] = 1000.0, 998.0
     logits[-1] = -math.inf  # as `top_k` leaves it: one token has all the weight
     logits[-1, vocabulary // 2] = 3.0
     best, lead = sampling.top_gap(logits)

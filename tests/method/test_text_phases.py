@@ -24,8 +24,9 @@ from tests.support.tiny_models import token_mode
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """Byte-level BPE, words with the space in front, and punctuation glued to the line break behind it, as Llama 3 and
-    Qwen split.
+    """Byte-level BPE that splits as Llama 3 and Qwen do.
+
+    Words have the space in front, and punctuation is glued to the line break behind it.
     """
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), behavior="isolated")
     core = Tokenizer(models.BPE())
@@ -94,8 +95,10 @@ class ScriptedModel:
 
 @dataclass(frozen=True)
 class Case:
-    """What the model would write, in pieces that are encoded apart (so that token boundaries fall between them), and
-    what is made of it: of the CoT all but the last `unread` pieces, of the answer the first `answered` tokens.
+    """What the model would write, and what is made of it.
+
+    It is in pieces that are encoded apart, so that token boundaries fall between them. Of the CoT all but the last
+    `unread` pieces are read, of the answer the first `answered` tokens.
     """
 
     cot: tuple[str, ...]

@@ -1,5 +1,7 @@
-"""Noise before the mixture, Gumbel noise, top-k, Mixture of Inputs, Soft Thinking: densities are densities, training
-recomputes what was fed, the estimate is the gradient of the expected reward, and limits lead back to known modes.
+"""Noise before the mixture, Gumbel noise, top-k, Mixture of Inputs, Soft Thinking.
+
+Densities are densities, training recomputes what was fed, the estimate is the gradient of the expected reward, and
+limits lead back to known modes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from softtok.method.draws import Draws
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.policy_gradient import Tiling
 from softtok.method.sampling import keep_top
-from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind
+from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind, greedy
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel, left_pad
@@ -84,7 +86,9 @@ def naive_states(lm: LanguageModel, out: Rollout, row: int) -> torch.Tensor:
     embedding, prompt = lm.embedding_VD, out.prompts[row // SAMPLES]
     x = fed(out)[row, : out.cot_lengths[row]].to(embedding)
     rest = embedding[out.prefill(row) + out.answers[row]]
-    states = lm.model.base_model(inputs_embeds=torch.cat([embedding[prompt], x, rest])[None]).last_hidden_state[0]
+    states: torch.Tensor = lm.model.base_model(
+        inputs_embeds=torch.cat([embedding[prompt], x, rest])[None]
+    ).last_hidden_state[0]
     return states[len(prompt) - 1 : -1]
 
 
@@ -135,8 +139,9 @@ def naive_gradients(
 @pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False)])
 def test_gradients_are_the_noise_s_score_times_the_mean_s_gradient(name: str, family: str, tied: bool) -> None:
-    """The pass's densities against scores of the noise, in fp64; the noise of logits is drawn again. Whatever the
-    micro-batch and the tile.
+    """The pass's densities against scores of the noise, in fp64; the noise of logits is drawn again.
+
+    So it is whatever the micro-batch and the tile.
     """
     lm = tiny_model(family, tied=tied, spread=0.15)
     tokens = bound(lm, MODES[name])
@@ -242,8 +247,9 @@ COT = 2
 
 
 def placed_reward(problem: small.Problem, frozen: LanguageModel, noise_nTX: torch.Tensor) -> torch.Tensor:
-    """Expected reward of soft trajectories of COT steps given their noise, shape (n,), reparametrised in the action. A
-    frozen copy of the model says which logits are the top ones and, with its head and E, turns actions into x: what
+    """Expected reward of soft trajectories of COT steps given their noise, shape (n,), reparametrised in the action.
+
+    A frozen copy of the model says which logits are the top ones and, with its head and E, turns actions into x: what
     the parameters would do to that is no part of the estimate.
     """
     mode, sigma, total = problem.tokens.mode, problem.tokens.noise_std, torch.zeros(len(noise_nTX))
@@ -306,7 +312,7 @@ def test_densities_are_those_of_torch_distributions() -> None:
         else:
             mean = logits[used].view(20, -1)
             law, action = torch.distributions.Normal(mean, 0.7), mean.detach() + 0.7 * draw[used].view(20, -1)
-        wanted = law.log_prob(action).sum(-1)
+        wanted = law.log_prob(action).sum(-1)  # type: ignore[no-untyped-call]
         difference = (got - wanted).detach()
         torch.testing.assert_close(difference, difference[:1].expand(20), rtol=0, atol=1e-4)
         found, expected = (torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in (got, wanted))
@@ -433,7 +439,7 @@ def test_soft_thinking_stops_after_so_many_sure_steps_and_not_before() -> None:
 # From the configuration to files
 
 
-IMPOSSIBLE = {
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "temperature: 0": {"tokens": "soft", "temperature": 0.0, "noise": "gumbel"},
     "top_k: 5 does nothing to hard": {"tokens": "hard", "top_k": 5},
     "noise_at: hidden does nothing to hard": {"tokens": "hard", "noise_at": "hidden"},
@@ -455,14 +461,16 @@ def test_impossible_modes_are_refused(message: str) -> None:
 
 def test_gumbel_noise_has_one_spelling() -> None:
     assert TokenMode(tokens="soft", noise="gumbel") == TokenMode(tokens="soft", noise="gumbel", noise_at="logits")
-    assert not GUMBEL.deterministic and GUMBEL.without_noise().deterministic
-    assert GUMBEL.without_noise().temperature == GUMBEL.temperature
+
+    assert not GUMBEL.deterministic and greedy(GUMBEL).deterministic
+    assert greedy(GUMBEL).temperature == GUMBEL.temperature
 
 
 @pytest.mark.parametrize("name", ["hidden", "logits-top", "gumbel"])
 def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]) -> None:
-    """Two steps with save and stop between them equal two steps; the checkpoint keeps the base's RMS, with which other
-    modes are tested.
+    """Two steps with save and stop between them equal two steps.
+
+    The checkpoint keeps the base's RMS, with which other modes are tested.
     """
     spec = train_spec(MODES[name], steps=2, max_cot_tokens=8)
     train(spec, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import transformers
 from transformers.cache_utils import Cache, DynamicCache
 
 from softtok.config.settings import RuntimeSettings
+from softtok.config.specs import FolderSource
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.models.base_model import _referred
@@ -208,7 +210,7 @@ def test_decoding_from_the_row_cache_is_the_uncached_forward(name: str) -> None:
                 text = torch.tensor([PROMPTS[row // 2] + steps[row, : step + 1].tolist()])
                 wanted = lm.model.base_model(input_ids=text).last_hidden_state[0, -1]
                 torch.testing.assert_close(
-                    hidden[i, 0], wanted, rtol=0, atol=2e-5, msg=f"row {row}"
+                    hidden[i, 0], wanted, rtol=0, atol=2e-5, msg=partial("row {}: {}".format, row)
                 )
 
 

@@ -241,7 +241,9 @@ def test_a_box_closes_in_whichever_token_its_brace_is(name: str, toy: LanguageMo
 class Largest(TorchDispatchMode):
     """Notes the elements of the largest tensor that any operation makes."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -442,7 +442,8 @@ def test_an_item_that_always_crashes_its_worker_is_an_error() -> None:
 def test_workers_that_die_idle_are_replaced() -> None:
     with Judge(workers=2) as judge:
         assert judge.grade([(box(r"\frac{84}{2}"), ["42"])])[0].correct
-        for worker in until(lambda: len(workers()) == 2 and workers()):
+        until(lambda: len(workers()) == 2)
+        for worker in workers():
             worker.kill()
         time.sleep(0.5)
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct

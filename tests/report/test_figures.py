@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from softtok.report import figures, palette, panels
 from softtok.report.collect import collect
 from softtok.report.panels import Plot
-from tests.support.figures import left_title
+from tests.support.figures import left_title, points_of
 from tests.support.report_specs import study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
@@ -46,7 +46,7 @@ def test_ticks_stand_below_the_points_and_their_numbers_apart(
     for name in ("pass-at-k-hard", "pass-at-k--toy--sums"):
         (axes,) = plots[name].figure.axes
         plots[name].figure.draw_without_rendering()
-        (points,) = {tuple(np.asarray(line.get_xdata())) for line in axes.lines if line.get_marker() == "o"}
+        (points,) = {tuple(points_of(line)[:, 0]) for line in axes.lines if line.get_marker() == "o"}
         assert tuple(axes.get_xticks()) == points
         labels = axes.get_xticklabels()
         assert [label.get_text() for label in labels] == texts

@@ -177,7 +177,12 @@ def test_reprinted_rows_are_the_main_rows() -> None:
         if mode in paper.REPRINTED:
             main = cells["3", paper.REPRINTED[mode], inference_mode, metric]
             for column in ("mean", "std"):
-                assert float(line[column]) == pytest.approx(float(main[column]), abs=0.11), (number, mode, inference_mode, metric)
+                assert float(line[column]) == pytest.approx(float(main[column]), abs=0.11), (
+                    number,
+                    mode,
+                    inference_mode,
+                    metric,
+                )
             met[mode] += 1
     assert met == dict.fromkeys(paper.REPRINTED, 9)
 

@@ -30,7 +30,7 @@ from softtok.report.panels import Plot
 from softtok.report.study import Family, Row, Study
 from softtok.report.tables import Table, escape_tex, make_tables, to_csv, to_latex, to_markdown
 from softtok.report.terminal import show
-from tests.support.figures import visible_texts
+from tests.support.figures import points_of, visible_texts
 from tests.support.report_specs import report_spec, study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, rates, write_study
 
@@ -273,7 +273,7 @@ def test_markdown_cells_cannot_break_their_row() -> None:
 
 
 def test_intervals_cover_known_rates_at_the_nominal_rate() -> None:
-    """1,500 models have the same known rates per problem, 3 seeds each, 8 samples; the truth is counted where inside."""
+    """Counts how often the truth is inside: 1,500 models with the same known rates, 3 seeds each, 8 samples."""
     rng = np.random.default_rng(0)
     known = rates("soft", "hard-sample", "sums", 200)
     seeds = [(f"m{model}", seed) for model in range(1500) for seed in range(3)]
@@ -440,19 +440,21 @@ def test_the_hard_figure_draws_the_means(plots: list[Plot], results: Results) ->
     axes = plots[0].figure.axes[0]
     colour = palette.looks([])["soft"].colour
     lines = [line for line in axes.lines if line.get_color() == colour]
-    curve = next(line for line in lines if len(line.get_xdata()) == 6)
+    curve = next(line for line in lines if len(points_of(line)) == 6)
     of_set = metrics[metrics["test_set"] == "sums"]
     sampled = of_set[of_set["inference_mode"] == "hard-sample"].groupby("k")["value"]
-    assert curve.get_xdata().tolist() == [1, 2, 4, 8, 16, 32]
-    np.testing.assert_allclose(curve.get_ydata(), sampled.mean())
+    assert points_of(curve)[:, 0].tolist() == [1, 2, 4, 8, 16, 32]
+    np.testing.assert_allclose(points_of(curve)[:, 1], sampled.mean().to_numpy())
     diamond = next(line for line in lines if line.get_marker() == "D")
     greedy = of_set[of_set["inference_mode"] == "hard-greedy"]["value"]
-    np.testing.assert_allclose(diamond.get_ydata(), [greedy.mean()])
-    assert 0 < diamond.get_xdata()[0] < 1
-    of_mode = [drawn for drawn in axes.collections if same_color(drawn.get_edgecolor()[0][:3], colour)]
+    np.testing.assert_allclose(points_of(diamond)[:, 1], [float(greedy.mean())])
+    assert 0 < points_of(diamond)[0, 0] < 1
+    of_mode = [
+        drawn for drawn in axes.collections if same_color(tuple(np.asarray(drawn.get_edgecolor())[0, :3]), colour)
+    ]
     (bar,) = [drawn.get_segments()[0] for drawn in of_mode if isinstance(drawn, LineCollection)]
     assert bar[:, 1].tolist() == [greedy.min(), greedy.max()]
-    (band,) = [drawn.get_paths()[0].vertices for drawn in of_mode if not isinstance(drawn, LineCollection)]
+    (band,) = [np.asarray(drawn.get_paths()[0].vertices) for drawn in of_mode if not isinstance(drawn, LineCollection)]
     for k, values in sampled:
         heights = band[band[:, 0] == k, 1]
         assert (heights.min(), heights.max()) == (values.min(), values.max())
@@ -462,7 +464,7 @@ def test_a_mean_ends_where_its_first_seed_ends(plots: list[Plot]) -> None:
     axes = plots[2].figure.axes[0]
     colour = palette.looks(MODES)["soft_noise1"].colour
     mean = next(line for line in axes.lines if line.get_color() == colour and line.get_linewidth() == 2)
-    assert max(mean.get_xdata()) <= 30  # of 60 steps
+    assert points_of(mean)[:, 0].max() <= 30  # of 60 steps
 
 
 def test_svg_text_is_text_and_drawing_leaves_matplotlib_alone(made: Made) -> None:
@@ -786,13 +788,8 @@ def test_a_report_needs_no_torch_and_show_no_pandas(made: Made) -> None:
 import sys
 from pathlib import Path
 from softtok.config.specs import ReportSpec, parse
-<<<<<<< HEAD
-from softtok.report.page import make_report
 from softtok.report.terminal import show
-=======
-from softtok.report.page import make_report, show
-from softtok.report.panels import Plot
->>>>>>> 8c26a5d (Annotate the tests of the report, models and problems)
+from tests.support.figures import points_of, visible_texts
 root = Path(sys.argv[1])
 show(root / "results", "demo")
 assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn", "rich"} & set(sys.modules)

@@ -36,6 +36,7 @@ from softtok.errors import UserError
 from softtok.models.base_model import base_run, make_model
 from softtok.models.loading import load
 from softtok.problems.prepare import prepare
+from softtok.problems.spec import HubRows
 from softtok.storage.files import read_json
 from tests.support.project import ROOT
 from tests.support.specs import base_spec, data_spec, hub_model

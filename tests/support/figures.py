@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 
@@ -13,6 +15,11 @@ def left_title(axes: Axes) -> Text:
     """Returns the title at the left of a panel, which matplotlib keeps to itself."""
     title: Text = axes._left_title  # type: ignore[attr-defined]
     return title
+
+
+def points_of(line: Line2D) -> np.ndarray:
+    """Returns the points of a line, shape (points, 2)."""
+    return np.asarray(line.get_xydata())
 
 
 def visible_texts(figure: Figure) -> Iterator[Text]:

@@ -245,7 +245,5 @@ def test_saved_state_goes_on_as_if_nothing_had_happened(dtype: torch.dtype) -> N
     for steps in (range(0), range(11, 31)):
         train(layer, optimizer, steps)
         train(fresh, resumed, steps)
-        for a, b in zip(layer.parameters(), fresh.parameters(), strict=True):
-            assert torch.equal(a, b)
-        for a, b in zip(optimizer.masters, resumed.masters, strict=True):
-            assert torch.equal(a, b)
+        held, found = [*layer.parameters(), *optimizer.masters], [*fresh.parameters(), *resumed.masters]
+        assert all(torch.equal(a, b) for a, b in zip(held, found, strict=True))
