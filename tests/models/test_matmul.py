@@ -186,7 +186,7 @@ def test_gradients_add_up_slice_by_slice(taken: Taken | None, monkeypatch: pytes
     free, of_hidden, of_p = (tensor.detach().double().requires_grad_() for tensor in (matrix, hidden, p))
     ((of_hidden @ free.mT).square().sum() + (of_p @ free).square().sum()).backward()
     assert free.grad is not None and of_hidden.grad is not None and of_p.grad is not None
-    assert hidden.grad is not None and p.grad is not None
+    assert hidden.grad is not None and p.grad is not None and summed.gradient_VD is not None
     torch.testing.assert_close(summed.gradient_VD.double(), held + free.grad, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(hidden.grad.double(), of_hidden.grad, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(p.grad.double(), of_p.grad, rtol=1e-5, atol=1e-4)
