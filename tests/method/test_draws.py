@@ -12,8 +12,14 @@ from scipy import stats
 from softtok.method.draws import DRAW_BLOCK, Draws
 
 
+def at(draws: Draws, step: int, rows: list[int]) -> torch.Tensor:
+    drawn = draws.at(step, np.array(rows))
+    assert drawn is not None
+    return drawn
+
+
 def every(draws: Draws, steps: int, rows: list[int]) -> torch.Tensor:
-    return torch.stack([draws.at(step, np.array(rows)).clone() for step in range(steps)], 1)  # type: ignore[union-attr]
+    return torch.stack([at(draws, step, rows).clone() for step in range(steps)], 1)
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
@@ -27,7 +33,7 @@ def test_draws_depend_on_key_purpose_and_step_alone(kind: str) -> None:
     leaving = Draws(keys, "cot", kind, 16, cpu)
     for step in range(steps):
         rows = [0, 1, 2, 3] if step < 3 else [1, 3] if step < DRAW_BLOCK + 2 else [3]
-        assert torch.equal(leaving.at(step, np.array(rows)), all_rows[rows, step])  # type: ignore[arg-type]
+        assert torch.equal(at(leaving, step, rows), all_rows[rows, step])
     # Everything else gives other numbers.
     flat = all_rows.reshape(4 * steps, 16)
     assert len(flat.unique(dim=0)) == 4 * steps, "no row repeats another, no block repeats the one before"

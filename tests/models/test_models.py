@@ -230,7 +230,8 @@ def test_grouped_attention_is_attention_over_copied_prompts(key_heads: int) -> N
     groups = Groups(mask, 4)
     layer = RowLayer(keys, values, groups, length=12)
     keys, values, mask = (x.repeat_interleave(4, 0) for x in (keys, values, mask))
-    place = layer.keys.data_ptr()  # type: ignore[union-attr]
+    assert layer.keys is not None
+    place = layer.keys.data_ptr()
     assert (layer.get_seq_length(), layer.get_max_length()) == (5, 17)
     for drop in ([], [], [1, 5, 6], [], [0], [3, 4], [], [0, 1]):
         if drop:
@@ -248,7 +249,7 @@ def test_grouped_attention_is_attention_over_copied_prompts(key_heads: int) -> N
             query, keys, values, attn_mask=seen[:, None, None], enable_gqa=True
         )
         torch.testing.assert_close(got, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)
-        assert layer.keys.data_ptr() == place  # type: ignore[union-attr]
+        assert layer.keys.data_ptr() == place
     assert layer.get_seq_length() == 13
     assert len(keys) == 4
 

@@ -34,6 +34,12 @@ def demonstrations(count: int) -> list[toy.Demonstration]:
     return list(islice(toy.demonstrations(TEMPLATE, wrong=0.35, unboxed=0.2, seed=0), count))
 
 
+def parts(pattern: re.Pattern[str], text: str) -> tuple[str | Any, ...]:
+    found = pattern.fullmatch(text)
+    assert found is not None, text
+    return found.groups()
+
+
 class TestProblems:
     @pytest.mark.parametrize("steps", [(2, 4), (5, 6), (1, 1)])
     def test_solutions_are_right_and_of_the_length_asked_for(self, steps: tuple[int, int]) -> None:
@@ -41,7 +47,7 @@ class TestProblems:
         assert {len(problem.steps) for problem in problems} == set(range(steps[0], steps[1] + 1))
         for problem in problems:
             for text, result in zip(problem.steps, problem.results, strict=True):
-                left, operator, right, shown = STEP.fullmatch(text).groups()  # type: ignore[union-attr]
+                left, operator, right, shown = parts(STEP, text)
                 exact = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__truediv__}[operator](
                     int(left), int(right)
                 )
@@ -52,7 +58,7 @@ class TestProblems:
         for problem in toy.problems((2, 6), "train", 500):
             known = {int(number) for number in re.findall(r"\d+", problem.question)} | {2}  # 2: doubles, half
             for text, result in zip(problem.steps, problem.results, strict=True):
-                left, _, right, _ = STEP.fullmatch(text).groups()  # type: ignore[union-attr]
+                left, _, right, _ = parts(STEP, text)
                 assert {int(left), int(right)} <= known, problem
                 known.add(result)
 
@@ -111,7 +117,7 @@ class TestDemonstrations:
         counts: Counter[str] = Counter()
         rng = random.Random(0)
         for problem in toy.problems((2, 4), "train", 4000):
-            shown, boxed, plain = WORKED.fullmatch(toy.solution(rng, problem, 0.35, 0.2)).groups()  # type: ignore[union-attr]
+            shown, boxed, plain = parts(WORKED, toy.solution(rng, problem, 0.35, 0.2))
             results = [int(step[3]) for step in STEP.findall(shown)]
             assert results == list(problem.results[: len(results)])
             early = len(results) < len(problem.results)

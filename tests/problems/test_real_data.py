@@ -23,7 +23,7 @@ from tests.support.specs import data_spec
 
 Row = dict[str, Any]
 
-SOURCE_ROWS = {
+SOURCE_ROWS: dict[tuple[Kind, str], int] = {
     ("test", "gsm8k"): 1319,
     ("test", "math500"): 500,
     ("test", "olympiadbench"): 675,
@@ -57,17 +57,17 @@ class Prepared:
         self.grid = Grid(load(raw | {"data_root": str(data_root)}))
         self.data_root, self.folder = data_root, folder
 
-    def data(self, kind: str, name: str) -> Data:
-        return self.grid._data(kind, name)  # type: ignore[arg-type]
+    def data(self, kind: Kind, name: str) -> Data:
+        return self.grid._data(kind, name)
 
-    def path(self, kind: str, name: str) -> Path:
+    def path(self, kind: Kind, name: str) -> Path:
         data, out = self.data(kind, name), self.folder / kind / f"{name}.parquet"
         if not out.exists():
             exclude = {test_set.name: self.path("test", test_set.name) for test_set in data.exclude}
             prepare(data.spec, out, exclude, self.data_root)
         return out
 
-    def __call__(self, kind: str, name: str) -> tuple[list[Row], Row]:
+    def __call__(self, kind: Kind, name: str) -> tuple[list[Row], Row]:
         """Returns (problems, manifest)."""
         path = self.path(kind, name)
         return pq.read_table(path).to_pylist(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def unjudged(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return sets
 
 
-def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[Row], list[Row]]:
+def check_books(sets: Prepared, kind: Kind, name: str) -> tuple[list[Row], list[Row], list[Row]]:
     """(problems, dropped, flagged), after checking what holds for every set."""
     problems, manifest = sets(kind, name)
     data, ids = sets.data(kind, name), [problem["id"] for problem in problems]
@@ -108,7 +108,7 @@ def check_books(sets: Prepared, kind: str, name: str) -> tuple[list[Row], list[R
 
 
 @pytest.mark.parametrize(("kind", "name"), [key for key in SOURCE_ROWS if key[0] != "train"])
-def test_a_test_or_choice_set_keeps_every_problem(prepared: Prepared, kind: str, name: str) -> None:
+def test_a_test_or_choice_set_keeps_every_problem(prepared: Prepared, kind: Kind, name: str) -> None:
     problems, dropped, flagged = check_books(prepared, kind, name)
     assert dropped == []
     assert flagged == FLAGGED.get((kind, name), [])

@@ -21,6 +21,7 @@ from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.own_reward import DOOR
 from softtok.problems.prepare import prepare
 from softtok.problems.reward import Grading
+from softtok.problems.spec import Kind
 from softtok.training.train import train
 from tests.support.specs import HARD, base_spec, data_spec, evaluation_spec, toy_model, train_spec
 
@@ -38,10 +39,11 @@ def graded(code: str, file: Path) -> Grading:
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, Path]:
     """A train and a test set with the columns that a reward of the user's own gets."""
-    for kind, count in (("train", 40), ("test", 6)):
-        spec = data_spec(kind, {"toy": {"task": "sums", "problems": count}})  # type: ignore[arg-type]
+    counts: dict[Kind, int] = {"train": 40, "test": 6}
+    for kind, count in counts.items():
+        spec = data_spec(kind, {"toy": {"task": "sums", "problems": count}})
         prepare(spec.model_copy(update={"columns": True}), tmp_path / f"{kind}.parquet", {}, None)
-    return {kind: tmp_path / f"{kind}.parquet" for kind in ("train", "test")}
+    return {kind: tmp_path / f"{kind}.parquet" for kind in counts}
 
 
 TRL = """
