@@ -680,7 +680,8 @@ def test_the_report_tells_claims_and_counts_diverged_runs(tmp_path: Path) -> Non
     profiles = profiles.set_index(["training_mode", "seed", "test_set", "index"])[["value", "n_samples"]].sort_index()
     apart = []
     for place in product(range(3), ("sums", "long-sums")):
-        both = profiles.xs(("hard", *place)).join(profiles.xs(("base", 0, place[1])), how="inner", rsuffix="_base")
+        ours, base = profiles.xs(("hard", *place)), profiles.xs(("base", 0, place[1]))
+        both = ours.merge(base, left_index=True, right_index=True, suffixes=("", "_base"))
         thinking = both[["n_samples", "n_samples_base"]].min(axis=1)
         apart.append(((both["value"] - both["value_base"]) * thinking).sum() / thinking.sum())
     assert float(lines[17]["effect"]) == pytest.approx(np.mean(apart), abs=1e-5)
