@@ -461,7 +461,6 @@ def test_impossible_modes_are_refused(message: str) -> None:
 
 def test_gumbel_noise_has_one_spelling() -> None:
     assert TokenMode(tokens="soft", noise="gumbel") == TokenMode(tokens="soft", noise="gumbel", noise_at="logits")
-
     assert not GUMBEL.deterministic and greedy(GUMBEL).deterministic
     assert greedy(GUMBEL).temperature == GUMBEL.temperature
 

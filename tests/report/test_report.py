@@ -788,8 +788,8 @@ def test_a_report_needs_no_torch_and_show_no_pandas(made: Made) -> None:
 import sys
 from pathlib import Path
 from softtok.config.specs import ReportSpec, parse
+from softtok.report.page import make_report
 from softtok.report.terminal import show
-from tests.support.figures import points_of, visible_texts
 root = Path(sys.argv[1])
 show(root / "results", "demo")
 assert not {"torch", "transformers", "pandas", "matplotlib", "seaborn", "rich"} & set(sys.modules)
