@@ -8,7 +8,7 @@ In config.yaml:
 The number is the training reward. pass@k counts an answer as solved from `solved_at` on, 1.0 if none is given.
 """
 
-COLOURS = {"red", "green", "blue", "yellow", "black", "white", "brown", "grey"}
+COLOURS = {"red", "green", "blue", "black", "white", "yellow"}
 
 
 def colour(answer: str, gold: str) -> float:
