@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method.noise_units import embedding_rms
-from softtok.method.objectives import group_advantages
+from softtok.method.objectives import group_advantages, objective_of
 from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.sampling import log_prob, mix
@@ -183,7 +183,7 @@ class Ours:
             prompts_per_step=load.prompts,
             samples_per_prompt=load.samples,
         )
-        self.loss = Loss(settings, Tiling.of(RuntimeSettings(**runtime)))
+        self.loss = Loss(settings, objective_of(settings), Tiling.of(RuntimeSettings(**runtime)))
         self.optimizer = MasterAdamW(model, settings)
         rms = {"embedding": embedding_rms(self.lm.embedding_VD)}
         self.tokens = {name: bind(mode, rms) for name, mode in MODES.items()}

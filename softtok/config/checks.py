@@ -204,8 +204,13 @@ def own_code(config: Config) -> None:
         for name, entry in getattr(config, section).items():
             doors.locate(doors.OBJECTIVE, entry.training.objective, config, at(section, name, "training", "objective"))
     for name, study in config.studies.items():
+        drawn: set[str] = set()
         for place, choice in enumerate(study.figures):
-            doors.locate(doors.FIGURES, choice, config, at("studies", name, "figures", place))
+            where = at("studies", name, "figures", place)
+            figure = doors.reference(doors.FIGURES, choice, config, where)
+            if figure is not None and figure.name in drawn:
+                raise config_error(where, f"two figures are named {figure.name!r}, as their files would be; rename one")
+            drawn |= {figure.name} if figure is not None else set()
 
 
 def paths(config: Config, requested: Sequence[str]) -> None:

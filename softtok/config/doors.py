@@ -29,9 +29,9 @@ def locate(door: Door, choice: str | Reference | None, config: Config, where: st
         raise config_error(where or door.key, str(error).removeprefix(f"{door.key}: ")) from None
 
 
-def reference(door: Door, choice: str | None, config: Config) -> Reference | None:
-    """Returns the user's code that a choice names; None for a built-in name, or no choice."""
-    found = locate(door, choice, config)
+def reference(door: Door, choice: str | None, config: Config, where: str = "") -> Reference | None:
+    """Returns the user's code that a choice names; None for a built-in name, or no choice. Errors as in `locate`."""
+    found = locate(door, choice, config, where)
     return found if isinstance(found, Reference) else None
 
 

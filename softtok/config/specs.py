@@ -1,7 +1,7 @@
 """The specs of jobs, one record for each kind of job, and the manifest of a run.
 
 The grid builds a spec and the job parses it; between them it is JSON (`as_json` and `parse`). A spec holds everything
-that decides a result. It holds no name, no machine setting and no path, except for the report's spec.
+that decides a result, and no machine setting. Names of runs and paths of results are in the report's spec alone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from softtok import plugins
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.objectives import Objective, objective_of
 from softtok.method.steps import Predictions
-from softtok.method.token_modes import CotTokens, SoftTokens, bind, class_of, greedy
+from softtok.method.token_modes import CotTokens, LogitNoise, SoftTokens, bind, class_of, greedy
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.plugins import Plugin, Reference, blaming
 
@@ -31,6 +31,7 @@ def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = No
     for mode in modes:
         if isinstance(mode.tokens, Reference):
             plugin = plugins.read(mode.tokens)
+            _refuse_incomplete(mode, plugin)
             for tried in (mode, greedy(mode)):
                 with blaming(plugin, DOING):
                     _try_tokens(bind(tried, UNIT), plugin)
@@ -43,6 +44,15 @@ def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = No
             _try_objective(objective_of(training), plugin)
         _refuse_ratios(objective_of(training), training, modes, plugin)
         yield f"objective {training.objective}"
+
+
+def _refuse_incomplete(mode: TokenMode, plugin: Plugin) -> None:
+    """Raises UserError for a class that lacks a method or an attribute which every mode has."""
+    tokens = class_of(mode)
+    missing = [name for name in ("mixes", "without_noise") if not hasattr(tokens, name)]
+    missing += sorted(tokens.__abstractmethods__)
+    if missing:
+        raise plugin.fault(f"has no {', '.join(missing)}; define what CotTokens asks for, or derive it from SoftTokens")
 
 
 def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
@@ -89,10 +99,16 @@ def _refuse_untrainable(mode: TokenMode, training: TrainingSettings, plugin: Plu
             " noise_scale, or training: {cot_term: false}"
         )
     tokens = class_of(mode)
-    if not issubclass(tokens, SoftTokens) or training.kl_coefficient == 0 or tokens.kl is not SoftTokens.kl:
+    if not issubclass(tokens, SoftTokens) or training.kl_coefficient == 0:
+        return
+    if tokens.kl is LogitNoise.kl:
+        raise plugin.fault("has noise on the logits and no kl; define kl, or set kl_coefficient: 0")
+    if tokens.kl is not SoftTokens.kl:
         return
     if tokens.log_density is not SoftTokens.log_density:
         raise plugin.fault("has a log_density of its own and no kl; define kl, or set kl_coefficient: 0")
+    if mode.noise_scale == 0:
+        raise plugin.fault("has no noise, so its KL to the base is infinite; set a noise_scale, or kl_coefficient: 0")
 
 
 def _try_objective(objective: Objective, plugin: Plugin) -> None:

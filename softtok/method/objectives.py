@@ -1,4 +1,4 @@
-"""Policy-gradient objectives: advantages, what a token counts, and what it is worth after an update.
+"""Policy-gradient objectives: the advantages, the weight of a token, and its loss after an update.
 
 With N = B G rows, A the advantages, r_t = pi(token) / pi_old(token) the ratios of a row's sampled tokens and |o| their
 number (prefilled words are not among them):
@@ -39,7 +39,7 @@ class Objective:
         return leave_one_out(rewards_BG)
 
     def normaliser(self, tokens_BG: np.ndarray, advantages_BG: np.ndarray) -> np.ndarray:
-        """Returns by what a row's tokens are divided, shape (B, G); `tokens_BG` counts the sampled ones."""
+        """Returns the divisor of each row's token losses, shape (B, G); `tokens_BG` counts its sampled tokens."""
         return np.full(tokens_BG.shape, tokens_BG.size)
 
     def surrogate(
@@ -47,6 +47,7 @@ class Objective:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns each token's loss, and whether its ratio is beyond the clip range, both (M,).
 
+        It is called where a step has several updates; with one, the loss is `weights_M` times the log-probabilities.
         `old_M` are the log-probabilities before the first update, `weights_M` are -A / normaliser.
         """
         raise NotImplementedError(f"{type(self).__name__} has no ratios to correct a second update by")

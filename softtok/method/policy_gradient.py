@@ -7,7 +7,7 @@ The paper's objective is RLOO:
 
 Other objectives (`objectives.py`) have other advantages, other weights and, for hard tokens, clipped ratios in the
 place of log-probabilities. Two terms may be added: minus `entropy_bonus` times the entropy at CoT tokens (temperature
-1), plus `kl_coefficient` times the KL to the base at all sampled tokens. Each counts a token as the objective does.
+1), plus `kl_coefficient` times the KL to the base at all sampled tokens. Both divide by the objective's normaliser.
 
 The recorded x is a constant: there is no back-propagation through time. The vocabulary exists for a tile of tokens at a
 time: the gradient of a tile is formed at once and the tile forgotten. Rows without an advantage contribute nothing and,
@@ -21,14 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 
 from softtok.config.settings import SizeSettings, TrainingSettings
 from softtok.method.densities import hard_kl
-from softtok.method.objectives import Objective, objective_of
+from softtok.method.objectives import Objective
 from softtok.method.sampling import entropy, log_prob
 from softtok.method.steps import Predictions, Scores
 from softtok.method.teacher_forcing import Completions, SharedPrompts, completion_inputs, lay_out, micro_batches
@@ -58,12 +57,9 @@ class Loss:
     """What a pass minimises: the settings of its terms and, for a KL term, the frozen base model."""
 
     settings: TrainingSettings
+    objective: Objective
     tiling: Tiling
     reference: LanguageModel | None = None
-
-    @cached_property
-    def objective(self) -> Objective:
-        return objective_of(self.settings)
 
 
 @dataclass(frozen=True)
@@ -316,7 +312,7 @@ class TiledTerms:
 def token_weights(
     experience: Experience, completions: Completions, objective: Objective
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the log-probability of a row's sampled tokens weighs in the loss, and what a token counts, (N,)."""
+    """Returns the weights of each row's tokens, (N,): -A / normaliser for log-probabilities, else 1 / normaliser."""
     advantages_BG = experience.advantages_N.reshape(-1, experience.rollout.samples)
     tokens_N = completions.cot_NL.sum(1) + completions.answer_NL.sum(1)
     normaliser_N = objective.normaliser(tokens_N.reshape(advantages_BG.shape), advantages_BG).flatten()

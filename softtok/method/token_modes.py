@@ -239,7 +239,8 @@ class HiddenNoise(SoftTokens):
     """Noise on the hidden state: a = s + sigma eps, x = softmax(head a / tau) E; log pi = -|a - s|^2 / (2 sigma^2)."""
 
     def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
-        assert draw is not None, "a mode with noise on the hidden state has noise"
+        if draw is None:
+            return super().step(predicted, draw)
         mean = predicted.hidden_ND.float()
         action = mean + self.noise(draw)
         kept_NV = keep_top(predicted.vocabulary.logits(action), self.mode.top_k)
@@ -257,6 +258,8 @@ class HiddenNoise(SoftTokens):
         return predicted.vocabulary.logits(action_MD.detach()).detach().argmax(-1)
 
     def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
+        if self.draw_kind == "none":
+            return super().new_record(steps, embedding_VD, draws)
         count, width = len(draws.seeds), embedding_VD.shape[1]
         action_NTD = torch.zeros(count, steps, width, device=embedding_VD.device)
         return HiddenRecord(*self.empty(count, steps, embedding_VD, width), action_NTD)
@@ -275,7 +278,8 @@ class LogitNoise(SoftTokens):
         return embedding_VD.shape[0]
 
     def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
-        assert draw is not None, "a mode with noise on the logits has noise"
+        if draw is None:
+            return super().step(predicted, draw)
         vocabulary = predicted.vocabulary
         kept_NV = self.with_noise(keep_top(predicted.logits_NV, self.mode.top_k), draw)
         mixture, ids, near_tie = self.mixture(kept_NV, vocabulary)
@@ -315,9 +319,11 @@ class LogitNoise(SoftTokens):
         )
 
     def kl(self, own: Predictions, base: Predictions, mean_MD: torch.Tensor | None) -> torch.Tensor:
-        raise NotImplementedError("the configuration refuses a KL term beside noise on the logits")
+        raise NotImplementedError("the configuration and the dry check refuse a KL term beside noise on the logits")
 
     def new_record(self, steps: int, embedding_VD: torch.Tensor, draws: Draws) -> Record:
+        if self.draw_kind == "none":
+            return super().new_record(steps, embedding_VD, draws)
         kept_logits = min(embedding_VD.shape)  # D of them tell whether the pass sees the rollout's
         return LogitRecord(*self.empty(len(draws.seeds), steps, embedding_VD, kept_logits), draws)
 
@@ -330,7 +336,7 @@ class GumbelNoise(LogitNoise):
 
     @property
     def draw_kind(self) -> DrawKind:
-        return "uniform"
+        return "uniform" if self.mode.noise == "gumbel" else "none"
 
     def with_noise(self, kept_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
         return torch.log_softmax(kept_NV, -1) + gumbel(draw_NV)

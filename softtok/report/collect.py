@@ -30,7 +30,7 @@ from softtok.report.run_files import (
     read_training,
 )
 from softtok.report.study import Row, Study, row_of
-from softtok.storage import files as state
+from softtok.storage.files import atomic
 
 # `n_samples` is samples per problem; for entropy, the generations that are still in their CoT at `index`.
 METRIC_COLUMNS = (
@@ -204,7 +204,7 @@ def _overlaps(study: Study, root: Path, tolerant: bool) -> list[Overlap]:
 
 def write_metrics(metrics: pd.DataFrame, path: Path) -> None:
     """Writes metrics.csv with 6 decimals and empty cells for what does not apply; equal metrics give equal bytes."""
-    with state.atomic(path) as temporary:
+    with atomic(path) as temporary:
         metrics.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n", encoding="utf-8")
 
 

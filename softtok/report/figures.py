@@ -40,7 +40,7 @@ from softtok.report.panels import (
     subject,
 )
 from softtok.report.study import Family, Study
-from softtok.storage import files as state
+from softtok.storage.files import atomic, write_text
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # model, train set
@@ -154,11 +154,11 @@ def save(plot: Plot, folder: Path) -> str:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
         buffer = io.StringIO()
         plot.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": plot.title})
-        with state.atomic(folder / f"{plot.name}.png") as temporary:
+        with atomic(folder / f"{plot.name}.png") as temporary:
             plot.figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
     # Verdana has the widths of DejaVu Sans, where a viewer lacks that.
     text = buffer.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    state.write_text(folder / f"{plot.name}.svg", text)
+    write_text(folder / f"{plot.name}.svg", text)
     return text
 
 

@@ -16,7 +16,7 @@ import yaml
 from softtok.config.specs import ReportSpec, ToySource
 from softtok.report import palette
 from softtok.report.palette import DIVERGED_MARK
-from softtok.storage import files as state
+from softtok.storage.files import write_text
 
 if TYPE_CHECKING:
     from softtok.report.claims import Claim, Verdict
@@ -56,14 +56,14 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     verdicts = claims.verdicts(study, results.metrics)
     own = list(own_figures.draw_own(study.spec.figures, results.metrics, results.training))
     collect.write_metrics(results.metrics, out / "metrics.csv")
-    state.write_text(out / "claims.csv", claims.to_csv(verdicts))
+    write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = set()
     for table in tables.values():
         for suffix, render in FORMATS.items():
-            state.write_text(out / "tables" / f"{table.name}.{suffix}", render(table))
+            write_text(out / "tables" / f"{table.name}.{suffix}", render(table))
             made.add(f"{table.name}.{suffix}")
     if "hard-inference" in tables:
-        state.write_text(out / "tables" / HEADLINE, headline(study.spec.study, tables["hard-inference"]))
+        write_text(out / "tables" / HEADLINE, headline(study.spec.study, tables["hard-inference"]))
         made.add(HEADLINE)
     plots = []
     for plot in (*own, *figures.draw_all(study, results.metrics, results.training)):
@@ -73,7 +73,7 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     for path in [*out.glob("tables/*"), *out.glob("figures/*")]:
         if path.name not in made:
             path.unlink()
-    state.write_text(out / "report.html", _page(study, results, tables, plots, claims.by_claim(verdicts)))
+    write_text(out / "report.html", _page(study, results, tables, plots, claims.by_claim(verdicts)))
 
 
 def _page(

@@ -23,7 +23,7 @@ from softtok.report.page import mixture, notes
 from softtok.report.run_files import MissingError
 from softtok.report.study import Study, row_of
 from softtok.report.tables import FORMATS, Table, make_tables
-from softtok.storage import files as state
+from softtok.storage.files import write_text
 from softtok.storage.provenance import attempts
 
 LONGEST_ERROR = 200  # characters of a job's last error
@@ -90,8 +90,8 @@ def write(made: PartialTables, out: Path, results: Path) -> None:
         raise UserError(f"--out {out} lies in {reports}, which holds finished reports; choose another folder")
     for table in made.tables.values():
         for suffix, render in FORMATS.items():
-            state.write_text(out / f"{table.name}.{suffix}", render(table))
-    state.write_text(out / "tables.md", made.text)
+            write_text(out / f"{table.name}.{suffix}", render(table))
+    write_text(out / "tables.md", made.text)
 
 
 def _runs_of(table: Table, runs: Sequence[Run], metrics: Any) -> list[Run]:

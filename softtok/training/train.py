@@ -23,7 +23,7 @@ from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts, shuffled
 from softtok.method.dry_check import dry_check
 from softtok.method.noise_units import embedding_rms, state_rms
-from softtok.method.objectives import group_advantages
+from softtok.method.objectives import group_advantages, objective_of
 from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
@@ -107,6 +107,7 @@ class Trainer:
         longest = max(len(problem.prompt) for problem in problems) + self.policy.most_steps
         refuse_longer(self.lm, longest, f"train set {data}")
         self.tiling = Tiling.of(runtime)
+        self.objective = objective_of(self.settings)  # once: an edit of a user's file does not end a running job
         self.problems, self.validation = split(problems, self.settings, f"train set {data}")
         masters_on = None if runtime.optimizer_device == "same" else runtime.optimizer_device
         self.optimizer = MasterAdamW(self.lm.model, self.settings, masters_on)
@@ -152,7 +153,7 @@ class Trainer:
         times.append(time.perf_counter())
 
         rewards_BG = torch.tensor([verdict.reward for verdict in verdicts]).view(len(problems), -1)
-        advantages_N = group_advantages(rewards_BG, self.loss.objective).flatten().numpy()
+        advantages_N = group_advantages(rewards_BG, self.objective).flatten().numpy()
         experience = Experience(out, advantages_N)
 
         norms = self.norms_by_term(experience) if step % self.settings.validate_every == 0 else {}
@@ -207,7 +208,7 @@ class Trainer:
 
     @property
     def loss(self) -> Loss:
-        return Loss(self.settings, self.tiling, self.reference)
+        return Loss(self.settings, self.objective, self.tiling, self.reference)
 
     def accumulate(self, experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
         """Computes the gradient of these terms of the loss on one rollout.

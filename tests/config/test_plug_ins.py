@@ -178,3 +178,10 @@ class TestCheck:
         Path("config.yaml").write_text(yaml.safe_dump(basic()), encoding="utf-8")
         assert main(["check", "frist"]) == 1
         assert "there is no study 'frist'" in capsys.readouterr().err
+
+
+def test_two_figures_of_one_name_would_share_a_file() -> None:
+    for name in ("one.py", "two.py"):
+        Path(name).write_text("def f(metrics, training):\n    return None\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"studies\.first\.figures\[1\]: two figures are named 'f'"):
+        grid(put("studies/first/figures", ["one.py:f", "two.py:f"]))

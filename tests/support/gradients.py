@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
+from softtok.method.objectives import objective_of
 from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.token_modes import CotTokens, SoftTokens
@@ -62,7 +63,8 @@ def run_pass(
 ) -> PassStatistics:
     """Runs the pass of the code under test over a case, which adds to `.grad`."""
     lm, tokens, out, advantages = case
-    loss, experience = Loss(settings, tiling, reference), Experience(out, advantages, old_log_prob_NL)
+    loss = Loss(settings, objective_of(settings), tiling, reference)
+    experience = Experience(out, advantages, old_log_prob_NL)
     return accumulate_gradients(lm, tokens, experience, loss, terms)
 
 

@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 from softtok.config.settings import TrainingSettings
 from softtok.method import policy_gradient
 from softtok.method import rollout as rollout_module
+from softtok.method.objectives import objective_of
 from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
 from softtok.models.language_model import LanguageModel, in_fp32
 from softtok.training.optimizer import MasterAdamW, learning_rate
@@ -145,7 +146,7 @@ def test_bf16_model_hands_over_the_whole_gradient() -> None:
     advantages = make_advantages(len(out.answers))
     optimizer = MasterAdamW(lm.model, SETTINGS)
     optimizer.zero_grad()
-    loss = Loss(TrainingSettings(), Tiling(40, TILING.tile_tokens))
+    loss = Loss(TrainingSettings(), objective_of(TrainingSettings()), Tiling(40, TILING.tile_tokens))
     accumulate_gradients(lm, tokens, Experience(out, advantages), loss, gradients=optimizer.gradients)
 
     exact = tiny_model(spread=0.1)
@@ -195,7 +196,8 @@ def test_gradients_of_head_and_embedding_are_never_rounded_to_bf16(tied: bool) -
         out = make_rollout(lm, tokens)
         optimizer = MasterAdamW(lm.model, SETTINGS)
         optimizer.zero_grad()
-        experience, loss = Experience(out, make_advantages(len(out.answers))), Loss(TrainingSettings(), TILING)
+        experience, settings = Experience(out, make_advantages(len(out.answers))), TrainingSettings()
+        loss = Loss(settings, objective_of(settings), TILING)
         accumulate_gradients(lm, tokens, experience, loss, gradients=optimizer.gradients if own else None)
         found.append([optimizer.gradients[parameter] for parameter in (lm.head_VD, lm.embedding_VD)])
     for summed, handed_over in zip(*found, strict=True):
