@@ -132,10 +132,7 @@ def accumulate_gradients(
     # 1. The prompts, once, and the matrices of the vocabulary.
     prompts = SharedPrompts(lm, rollout, rows)
     own, sums = trained_vocabulary(lm, tokens.mixes, settings.embedding_gradient, gradients or {})
-    base = None
-    if settings.kl_coefficient > 0:
-        assert loss.reference is not None, "a KL term needs the model to stay close to"
-        base = FrozenBase(loss.reference, rollout, rows, tokens.mixes)
+    base = FrozenBase.of(loss, rollout, rows, tokens.mixes)
     tiles = TiledTerms(tokens, experience, completions, loss, own, base.vocabulary if base else None)
 
     # 2. The completions, a micro-batch at a time. The graph of the prompts exists all the while; where they are long,
@@ -186,6 +183,14 @@ class FrozenBase:
         self.lm = lm
         self.prompts = SharedPrompts(lm, rollout, rows)
         self.vocabulary = Vocabulary(*in_fp32(lm, mixtures))
+
+    @classmethod
+    def of(cls, loss: Loss, rollout: Rollout, rows: np.ndarray, mixtures: bool) -> FrozenBase | None:
+        """Returns the base model of a KL term; None for a loss without one."""
+        if loss.settings.kl_coefficient == 0:
+            return None
+        assert loss.reference is not None, "a KL term needs the model to stay close to"
+        return cls(loss.reference, rollout, rows, mixtures)
 
     @torch.no_grad()
     def predictors(self, rollout: Rollout, completions: Completions, batch: np.ndarray, fed: int) -> torch.Tensor:
