@@ -154,9 +154,10 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _tag(model: type[BaseModel]) -> Any:
-    """Returns the value of `kind`, which distinguishes a model from the others of its union."""
-    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+def _tag(member: Any) -> Any:
+    """Returns the value of `kind`, which distinguishes a model from the others of its union; None for other types."""
+    fields = getattr(member, "model_fields", {})
+    return fields["kind"].default if "kind" in fields else None
 
 
 def refuse_repeated_keys(path: Path) -> None:

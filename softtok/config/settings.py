@@ -37,7 +37,7 @@ ObjectiveName = Annotated[
 def known(choice: str | Reference, names: tuple[str, ...]) -> str | Reference:
     """Returns a choice that is a built-in name or a user's code. Raises ValueError for any other."""
     if isinstance(choice, str) and choice not in names and not is_plugin(choice):
-        raise ValueError(f"{choice!r} is not possible{nearest(choice, names)}, or code of your own as FILE.py:NAME")
+        raise ValueError(f"{choice!r} is not possible{nearest(choice, names)} (code of your own: FILE.py:NAME)")
     return choice
 
 

@@ -117,7 +117,7 @@ def locate(choice: str, door: Door, folders: Sequence[Path] = (Path(),)) -> str 
             return choice
         near = get_close_matches(choice, door.built_in, 1)
         known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(door.built_in) or 'none'}"
-        raise UserError(f"{door.key}: {choice!r} is not possible; {known}, or code of your own as FILE.py:NAME")
+        raise UserError(f"{door.key}: {choice!r} is not possible; {known} (code of your own: FILE.py:NAME)")
     parts = CHOICE.fullmatch(choice)
     if parts is None:
         raise UserError(f"{door.key}: {choice!r} is not FILE.py:NAME or package.module:NAME")

@@ -125,6 +125,14 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         "test_sets.local.gold: has no use beside `adapter`",
     ),
     "threshold of a built-in": (evaluated("solved_at", 0.5), "test_sets.sums.solved_at: has no use with reward: math"),
+    "tokens null": (
+        put("training_modes/soft/tokens", None),
+        "training_modes.soft.tokens: the value should be a valid string, not None",
+    ),
+    "objective as a list": (
+        put("training", {"objective": ["a"]}),
+        "training.objective: the value should be a valid string",
+    ),
     "reward of a choice set": (put("choice_sets/words/reward", "exact"), "choice_sets.words.reward: unknown key"),
     "format": (evaluated("answer_format", {"extract": "al"}), "test_sets.sums.answer_format.extract: 'al' is not"),
     "format's key": (evaluated("answer_format", {"stop": "x"}), "answer_format.stop: unknown key"),
