@@ -18,6 +18,7 @@ from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, OpenSet
 from softtok.config.settings import RuntimeSettings
 from softtok.config.study_checks import check_study
 from softtok.errors import UserError
+from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward
 from softtok.problems.spec import Kind
 
@@ -198,11 +199,11 @@ def own_code(config: Config) -> None:
     """A user's token modes, objectives and figures must exist, with the right methods or arguments."""
     for section in ("training_modes", "inference_modes"):
         for name, mode in getattr(config, section).items():
-            doors.locate(doors.TOKENS, mode.tokens, config, at(section, name, "tokens"))
-    doors.locate(doors.OBJECTIVE, config.training.objective, config, "training.objective")
+            written(doors.TOKENS, mode.tokens, config, at(section, name, "tokens"))
+    written(doors.OBJECTIVE, config.training.objective, config, "training.objective")
     for section in ("models", "train_sets", "training_modes"):
         for name, entry in getattr(config, section).items():
-            doors.locate(doors.OBJECTIVE, entry.training.objective, config, at(section, name, "training", "objective"))
+            written(doors.OBJECTIVE, entry.training.objective, config, at(section, name, "training", "objective"))
     for name, study in config.studies.items():
         drawn: set[str] = set()
         for place, choice in enumerate(study.figures):
@@ -211,6 +212,13 @@ def own_code(config: Config) -> None:
             if figure is not None and figure.name in drawn:
                 raise config_error(where, f"two figures are named {figure.name!r}, as their files would be; rename one")
             drawn |= {figure.name} if figure is not None else set()
+
+
+def written(door: Door, choice: str | Reference, config: Config, where: str) -> None:
+    """Refuses code that is not written as FILE.py:NAME, and so was never looked at; then looks at it."""
+    if isinstance(choice, Reference):
+        raise config_error(where, "takes a built-in name, FILE.py:NAME or package.module:NAME, not a mapping")
+    doors.locate(door, choice, config, where)
 
 
 def paths(config: Config, requested: Sequence[str]) -> None:

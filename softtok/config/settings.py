@@ -74,7 +74,9 @@ class TokenMode(Settings):
         " before the head, or the logits, in units of theirs where the CoT begins",
     )
     top_k: int | None = Field(
-        default=None, ge=2, description="soft only: all but the k largest logits are left out, before the noise"
+        default=None,
+        ge=2,
+        description="soft only: the k largest logits count (chosen before noise on them, behind noise on the state)",
     )
     inputs_beta: Number | None = Field(
         default=None, ge=0, description="Mixture of Inputs: sampled hard tokens, fed mixed with p E (inference only)"

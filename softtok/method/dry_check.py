@@ -132,14 +132,12 @@ def _refuse_ratios(
     objective: Objective, training: TrainingSettings, modes: Iterable[TokenMode], plugin: Plugin
 ) -> None:
     """Raises UserError where several updates need ratios that the objective or the tokens do not have."""
-    if training.updates_per_step == 1:
-        return
-    if not objective.has_ratios:
+    if training.updates_per_step > 1 and not objective.has_ratios:
         raise plugin.fault("has no ratios to correct a second update by (has_ratios); set updates_per_step: 1")
-    if training.cot_term and not all(class_of(mode).has_ratios for mode in modes):
+    if objective.has_ratios and training.cot_term and not all(class_of(mode).has_ratios for mode in modes):
         raise plugin.fault(
-            "forms importance ratios, and those of soft CoT tokens are unsound; set updates_per_step: 1,"
-            " tokens: hard or cot_term: false"
+            "forms importance ratios (has_ratios), and those of soft CoT tokens are unsound; set tokens: hard or"
+            " training: {cot_term: false}"
         )
 
 

@@ -47,7 +47,8 @@ class Objective:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns each token's loss, and whether its ratio is beyond the clip range, both (M,).
 
-        It is called where a step has several updates; with one, the loss is `weights_M` times the log-probabilities.
+        It is called for a user's objective with ratios, and for a built-in one if a step has several updates. Else the
+        loss is `weights_M` times the log-probabilities.
         `old_M` are the log-probabilities before the first update, `weights_M` are -A / normaliser.
         """
         raise NotImplementedError(f"{type(self).__name__} has no ratios to correct a second update by")

@@ -35,6 +35,7 @@ from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Rollout
 from softtok.method.vocabulary_products import Summed, Vocabulary
 from softtok.models.language_model import LanguageModel, in_fp32
+from softtok.plugins import Reference
 
 TERMS = ("cot", "answer")
 
@@ -60,6 +61,16 @@ class Loss:
     objective: Objective
     tiling: Tiling
     reference: LanguageModel | None = None
+
+    @property
+    def has_ratios(self) -> bool:
+        """Whether a token's loss is formed of ratios: in the first of several updates they are all 1.
+
+        With a single update the built-in objectives go without, for the gradient is the same. One of the user's own is
+        always asked, since its loss may differ where ratios are 1.
+        """
+        own = isinstance(self.settings.objective, Reference)
+        return self.settings.updates_per_step > 1 or (own and self.objective.has_ratios)
 
 
 @dataclass(frozen=True)
@@ -220,7 +231,7 @@ class TiledTerms:
         weights_N, shares_N = token_weights(experience, completions, loss.objective)
         self.weights_N = torch.as_tensor(weights_N, dtype=torch.float32, device=self.device)
         self.shares_N = torch.as_tensor(shares_N, dtype=torch.float32, device=self.device)
-        if loss.settings.updates_per_step > 1:
+        if loss.has_ratios:
             self.statistics.log_prob_NL = torch.full(completions.ids_NL.shape, torch.nan, device=self.device)
 
     def back_propagate(

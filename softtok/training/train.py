@@ -214,6 +214,8 @@ class Trainer:
         """Computes the gradient of these terms of the loss on one rollout.
 
         If a micro-batch does not fit into a GPU's memory, its size is halved from then on. The gradient stays the same.
+        (accelerate's find_executable_batch_size empties the GPU's cache at every call, also takes failures of cuDNN for
+        a lack of memory, and ends at 0 with an error of its own.)
         """
         while True:
             self.optimizer.zero_grad()

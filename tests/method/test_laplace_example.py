@@ -24,7 +24,8 @@ STD, COT = 0.7, 2
 
 def laplace(uniform: np.ndarray, std: float) -> np.ndarray:
     """Returns the quantiles of a Laplace distribution with this standard deviation."""
-    return stats.laplace(scale=std / np.sqrt(2)).ppf(uniform)
+    quantiles: np.ndarray = stats.laplace(scale=std / np.sqrt(2)).ppf(uniform)
+    return quantiles
 
 
 def test_noise_is_laplace_noise_of_the_wanted_size() -> None:
