@@ -32,7 +32,10 @@ def gains(metrics: pd.DataFrame, training: pd.DataFrame) -> Figure:
     left.barh([f"{label} ({mode})" for label, mode in zip(labels, gain.index.get_level_values(-1), strict=True)], gain)
     left.set_xlabel("percentage points")
     for (_, train_set, mode), run in training.groupby(RUN):
-        right.plot(*run.groupby("step", as_index=False).reward.mean()[["step", "reward"]].to_numpy().T, label=f"{train_set}, {mode}")
+        right.plot(
+            *run.groupby("step", as_index=False).reward.mean()[["step", "reward"]].to_numpy().T,
+            label=f"{train_set}, {mode}",
+        )
     right.set(xlabel="step", ylabel="reward")
     right.legend()
     return figure
