@@ -23,7 +23,9 @@ class DAPO(GRPO):
 
     clip_below, clip_above = 0.2, 0.28
 
-    def normaliser(self, tokens_BG: npt.NDArray[np.int64], advantages_BG: npt.NDArray[np.float32]) -> npt.NDArray:
+    def normaliser(
+        self, tokens_BG: npt.NDArray[np.int64], advantages_BG: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64]:
         signal_B1 = (advantages_BG != 0).any(1, keepdims=True)
         return np.full(tokens_BG.shape, max(1, (tokens_BG * signal_B1).sum()))
 
