@@ -1,4 +1,4 @@
-"""A figure of one's own: what training adds to pass@1, beside the rewards that it saw.
+"""A figure of one's own: pass@1 of the base and after training, beside the rewards that training saw.
 
 In config.yaml:
 
@@ -11,29 +11,27 @@ The first line of the function's docstring is the figure's title, the rest its c
 import pandas as pd
 from matplotlib.figure import Figure
 
-RUN = ["model", "train_set", "training_mode"]
-TEST = ["test_set", "inference_mode"]
-
 
 def gains(metrics: pd.DataFrame, training: pd.DataFrame) -> Figure:
     """What training adds to pass@1.
 
-    Left: pass@1 of the trained models minus that of their base, by test set and inference mode, as means over seeds.
+    Left: pass@1 of the base (grey) and of the trained models (blue), as means over inference modes and seeds.
     Right: the mean reward of each training step.
     """
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     first = metrics[(metrics.metric == "pass@k") & (metrics.k == 1)]
-    means = first.groupby([*RUN, *TEST], as_index=False, dropna=False).value.mean()
-    base = means[means.training_mode == "base"].set_index(["model", *TEST]).value
-    trained = means[means.training_mode != "base"].set_index(["model", *TEST])
-    gain = trained.value - base.reindex(trained.index)
-    labels = trained.train_set + ", " + trained.training_mode + " on " + trained.index.get_level_values("test_set")
-    left.barh([f"{label} ({mode})" for label, mode in zip(labels, gain.index.get_level_values(-1), strict=True)], gain)
-    left.set_xlabel("percentage points")
-    for (_, train_set, mode), run in training.groupby(RUN):
+    base = first[first.training_mode == "base"].groupby("test_set").value.mean()
+    trained = first[first.training_mode != "base"].groupby(["training_mode", "test_set"]).value.mean()
+    for row, ((_, test_set), value) in enumerate(trained.items()):
+        left.plot([base[test_set], value], [row, row], color="lightgrey")
+        left.plot(base[test_set], row, "o", color="grey")
+        left.plot(value, row, "o", color="tab:blue")
+    left.set_yticks(range(len(trained)), [f"{mode} on {test_set}" for mode, test_set in trained.index])
+    left.set_xlabel("pass@1 [%]")
+    for (train_set, mode), run in training.groupby(["train_set", "training_mode"]):
         rewards = run.groupby("step").reward.mean()
-        right.plot(rewards.index, rewards, label=f"{train_set}, {mode}")
+        right.plot(rewards.index, rewards, label=f"{mode} on {train_set}")
     right.set(xlabel="step", ylabel="reward")
     right.legend()
     return figure
