@@ -22,12 +22,12 @@ def gains(metrics: pd.DataFrame, training: pd.DataFrame) -> Figure:
     left, right = figure.subplots(1, 2)
     first = metrics[(metrics.metric == "pass@k") & (metrics.k == 1)]
     base = first[first.training_mode == "base"].groupby("test_set").value.mean()
-    trained = first[first.training_mode != "base"].groupby(["training_mode", "test_set"]).value.mean()
-    for row, ((_, test_set), value) in enumerate(trained.items()):
-        left.plot([base[test_set], value], [row, row], color="lightgrey")
-        left.plot(base[test_set], row, "o", color="grey")
-        left.plot(value, row, "o", color="tab:blue")
-    left.set_yticks(range(len(trained)), [f"{mode} on {test_set}" for mode, test_set in trained.index])
+    trained = first[first.training_mode != "base"].groupby(["training_mode", "test_set"], as_index=False).value.mean()
+    rows = trained.training_mode + " on " + trained.test_set
+    start = trained.test_set.map(base)
+    left.hlines(rows, start, trained.value, color="lightgrey")
+    left.plot(start, rows, "o", color="grey")
+    left.plot(trained.value, rows, "o", color="tab:blue")
     left.set_xlabel("pass@1 [%]")
     for (train_set, mode), run in training.groupby(["train_set", "training_mode"]):
         rewards = run.groupby("step").reward.mean()
