@@ -377,7 +377,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved(
     (whole, wanted), (halved, found) = runs
     assert whole == 16384 and halved in (256, 512)
     less = f"micro_batch_tokens: {halved}, tile_tokens: {halved // 8}"
-    assert f"out of memory in step 1; going on with {less}" in capsys.readouterr().out
+    assert f"out of memory in step 1; continuing with {less}" in capsys.readouterr().out
     assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(wanted, found, strict=True))
     room[0], runs = 1, []
     with trainer.judge, pytest.raises(torch.OutOfMemoryError):
