@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small: dict[str, Any]) ->
 def test_every_output_is_there(finished: Project) -> None:
     report = finished.results / "reports/demo"
     # Snakemake leaves a hidden time stamp in folders that are outputs.
-    assert {path.suffix for path in (report / "tables").glob("[!.]*")} == {".md", ".csv", ".tex"}
+    assert {path.suffix for path in (report / "tables").glob("[!.]*")} == {".md", ".csv", ".tex", ".txt"}
     assert {path.suffix for path in (report / "figures").glob("[!.]*")} == {".svg", ".png"}
     page = (report / "report.html").read_text()
     assert "<svg" in page

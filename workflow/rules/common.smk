@@ -26,7 +26,7 @@ try:
 except UserError as error:
     sys.exit(f"softtok: error: {error}")
 
-# Rules call the `softtok` of the environment that Snakemake runs in, even if that is not activated and the rule has a `conda:` line.
+# Rules call the `softtok` of the environment that Snakemake runs in, even if that is not activated, whatever a `conda:` line says.
 # They `exec` it. A waiting shell would be killed by the signal at which softtok saves its state, and the job would end too early.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
