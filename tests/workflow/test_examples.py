@@ -136,7 +136,7 @@ def test_the_own_reward_is_learnt(finished: Project) -> None:
     ("file", "jobs"),
     [
         ("rewards.py", {"train": 3, "evaluate": 4}),
-        ("adapter.py", {"data": 2, "train": 1, "evaluate": 2}),
+        ("adapter.py", {"dataset": 2, "train": 1, "evaluate": 2}),
         ("dapo.py", {"train": 1, "evaluate": 1}),
         ("figure.py", {}),
     ],
