@@ -13,7 +13,7 @@ import pytest
 from softtok.__main__ import main
 from tests.support.project import ROOT, Project, counts, shipped
 
-WORDS = ("--configfile", "examples/config.yaml", "--", "examples")
+WORDS = ("--configfile", "examples/config.yaml")
 PLUG_INS = [
     "adapter examples/adapter.py:story (train set stories)",
     "adapter examples/adapter.py:story (test set stories)",
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check() -> int:
     """Runs `softtok check` on the examples of the working folder."""
-    return main(["check", "--config", "config.yaml", "examples/config.yaml", "--", "examples"])
+    return main(["check", "--config", "config.yaml", "examples/config.yaml"])
 
 
 @pytest.mark.usefixtures("folder")
@@ -136,7 +136,7 @@ def test_the_own_reward_is_learnt(finished: Project) -> None:
     ("file", "jobs"),
     [
         ("rewards.py", {"train": 3, "evaluate": 4}),
-        ("adapter.py", {"data": 2, "train": 1, "evaluate": 2}),
+        ("adapter.py", {"dataset": 2, "train": 1, "evaluate": 2}),
         ("dapo.py", {"train": 1, "evaluate": 1}),
         ("figure.py", {}),
     ],
@@ -146,7 +146,7 @@ def test_an_edit_causes_the_jobs_that_depend_on_it(file: str, jobs: dict[str, in
     before = edited.read_bytes()
     try:
         edited.write_bytes(before + b"\n# edited\n")
-        report = {"report_spec": 1, "report": 1, "examples": 1}  # the last is the study's target
+        report = {"report_spec": 1, "report": 1, "all": 1}  # the last is the target
         assert counts(finished.snakemake("-n", *WORDS)) == jobs | report
     finally:
         edited.write_bytes(before)
