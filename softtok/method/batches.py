@@ -26,7 +26,7 @@ class Problem:
     prompt: list[int]
     golds: list[str]
     text: str = ""  # of the prompt
-    columns: str = "{}"  # others of the data set, a JSON object, where a reward of the user's own gets them
+    columns: str = "{}"  # others of the data set, a JSON object, where a user's reward gets them
 
 
 def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = False) -> list[Problem]:

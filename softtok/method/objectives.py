@@ -10,7 +10,7 @@ number (prefilled words are not among them):
 where clip(r) cuts r to [1 - clip_range, 1 + clip_range] (PPO: arXiv 1707.06347; GRPO: 2402.03300; std with ddof 1 and
 1e-4 as in TRL). pi_old is the policy that the rollout was made with: in the first update of a step all ratios are 1.
 
-An objective of one's own is a subclass of `Objective`: see `examples/dapo.py`.
+Your own objective is a subclass of `Objective`: see `examples/dapo.py`.
 
 Shapes: B prompts, G samples, N = B * G rows, M tokens of a tile.
 """
@@ -80,7 +80,7 @@ OBJECTIVES: dict[str, type[Objective]] = {"rloo": Objective, "ppo-clip": PPOClip
 
 
 def objective_of(settings: TrainingSettings) -> Objective:
-    """Returns the objective that the settings name, built in or the user's own."""
+    """Returns the objective that the settings name, built in or a user's."""
     chosen = settings.objective
     return (load_class(chosen, Objective) if isinstance(chosen, Reference) else OBJECTIVES[chosen])(settings)
 
