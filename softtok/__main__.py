@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--exclude", action="append", default=[], metavar="NAME=PATH", help="prepared test set to keep out"
     )
-    data.add_argument("--data-root", type=Path, metavar="PATH", help="folder of local data files")
+    data.add_argument("--data-root", type=_folder, metavar="PATH", help="folder of local data files")
     add("base", _base, "the run of the untouched model", "spec", "model", "out")
     add("train", _train, "train one run", "spec", "runtime", "model", "data", "out")
     add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out")
@@ -109,11 +109,20 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help="of several, a later one overrides an earlier one, as in `snakemake --configfile`",
         )
-        command.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
+        command.add_argument(
+            "--data-root", type=_folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`"
+        )
     for command in (tables, rest):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
+
+
+def _folder(text: str) -> Path:
+    """Returns the folder that an option names; an empty name would mean the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a folder, or leave the option out")
+    return Path(text)
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def noise_rms(
     """
     rms = {"embedding": checkpoint.embedding_rms or embedding_rms(lm.embedding_VD)}
     rms |= checkpoint.state_rms
-    if any(mode.noise_scale > 0 and mode.noise_at not in rms for mode in modes):
+    if {mode.noise_place for mode in modes} - {None, *rms}:
         rms |= state_rms(lm, rms_prompts(problems))
     return rms
 

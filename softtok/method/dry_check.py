@@ -108,7 +108,7 @@ def _refuse_untrainable(mode: TokenMode, training: TrainingSettings, plugin: Plu
         return
     if tokens.log_density is not SoftTokens.log_density:
         raise plugin.fault("has a log_density of its own and no kl; define kl, or set kl_coefficient: 0")
-    if mode.noise_scale == 0:
+    if mode.noise_place is None:
         raise plugin.fault("has no noise, so its KL to the base is infinite; set a noise_scale, or kl_coefficient: 0")
 
 

@@ -371,9 +371,9 @@ def class_of(mode: TokenMode) -> type[CotTokens]:
 
 
 def bind(mode: TokenMode, rms: Mapping[str, float]) -> CotTokens:
-    """Returns the mode with its noise, in units of the base model's RMS by place (`TokenMode.noise_at`)."""
-    noise_std = mode.noise_scale * rms[mode.noise_at] if mode.noise_scale > 0 else 0.0
-    return class_of(mode)(mode, noise_std)
+    """Returns the mode with its noise, in units of the base model's RMS by place (`TokenMode.noise_place`)."""
+    place = mode.noise_place
+    return class_of(mode)(mode, 0.0 if place is None else mode.noise_scale * rms[place])
 
 
 def greedy(mode: TokenMode) -> TokenMode:

@@ -398,14 +398,10 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
         return (tmp_path / name).parent
 
     def checkpoint(reference: FolderReference | None) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "sha256": "0",
-            "embedding_rms": None,
-            "state_rms": {},
-            "prompt": "{question}",
-            "seed": 0,
-        }
-        return {**facts, "reference": reference and reference.model_dump()}
+        made = CheckpointManifest(
+            reference=reference, sha256="0", embedding_rms=None, state_rms={}, prompt="{question}", seed=0
+        )
+        return made.model_dump(mode="json")
 
     hub_reference = HubReference(hub="someone/model", revision="abc")
     hub = write("hub/model.json", model_manifest((hub_reference, "0")))

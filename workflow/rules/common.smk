@@ -28,7 +28,11 @@ except UserError as error:
 
 # Rules call the `softtok` of the environment that Snakemake runs in, even if that is not activated, whatever a `conda:` line says.
 # They `exec` it. A waiting shell would be killed by the signal at which softtok saves its state, and the job would end too early.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# Snakemake fills in braces, which the folder's name may hold.
+softtok_bin = shlex.quote(str(Path(sys.executable).parent))
+shell.prefix(
+    f"export PATH={softtok_bin.replace('{', '{{').replace('}', '}}')}:$PATH; "
+)
 
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
