@@ -8,8 +8,9 @@ from typing import Any
 
 from softtok.config.settings import DeviceSettings
 from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunManifest, RunSpec, ToySource
-from softtok.errors import UserError
+from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
+from softtok.problems.prompt import render
 from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, read_manifest, write_json, write_text
 from softtok.storage.hub import fetch
 from softtok.storage.provenance import provenance
@@ -27,8 +28,11 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
         manifest = _toy(spec.source, spec.prompt, out, text)
         made_on = device_name("cpu")
     else:
+        if isinstance(spec.source, FolderSource):
+            folder = Path(spec.source.path).resolve()
+            refuse_folder(str(folder), folder)  # before its weights are hashed, which takes long
         manifest = _referred(spec.source)
-        _probe(manifest, device, out)
+        _probe(manifest, spec.prompt, device, out)
         made_on = None
     facts = {"spec": spec.model_dump(mode="json"), "provenance": provenance(made_on)}
     write_json(out / "model.json", manifest | facts)
@@ -40,27 +44,27 @@ def _referred(source: HubSource | FolderSource) -> dict[str, Any]:
         reference = {"hub": source.hub, "revision": fetch(source.hub, source.revision).name}
         return {"reference": reference, "sha256": content_hash(reference, 64)}
     folder = Path(source.path).resolve()
-    if not any(folder.glob(WEIGHTS)):
-        raise UserError(
-            f"model folder {folder}: holds no {WEIGHTS} file; give a Hugging Face folder with safetensors weights"
-        )
     referred = {"path": str(folder), "weights": weight_stamps(folder)}
     return {"reference": referred, "sha256": folder_sha256(folder, WEIGHTS)}
 
 
-def _probe(manifest: dict[str, Any], device: DeviceSettings, out: Path) -> None:
-    """Loads the model that a manifest refers to, so that an unsupported family is refused now, not hours later.
+def _probe(manifest: dict[str, Any], prompt: str, device: DeviceSettings, out: Path) -> None:
+    """Loads the model that a manifest refers to, so that one that cannot be used is refused now, not hours later.
 
     It needs no GPU: models can be fetched on a machine that has only a network.
     """
-    from softtok.models.loading import load
+    from softtok.models.loading import load, refuse_unfaithful_copy
+    from softtok.models.tokenizer_checks import QUESTION, encode, refuse_other_reading
 
     if device.gpus or device.device.startswith("cuda"):
         device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:
         write_json(Path(trial) / "model.json", manifest)
-        load(Path(trial), device)
+        lm = load(Path(trial), device)
+        refuse_other_reading(lm.name, lm.tokenizer)
+        encode(lm, [render(prompt, QUESTION)])
+        refuse_unfaithful_copy(lm, Path(trial) / "copy", [render(prompt, QUESTION), QUESTION])
 
 
 def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, Any]:
