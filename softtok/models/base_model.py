@@ -15,8 +15,9 @@ from softtok.config.manifests import (
 )
 from softtok.config.settings import DeviceSettings
 from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunSpec, ToySource
-from softtok.errors import UserError
+from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
+from softtok.problems.prompt import render
 from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, write_json, write_text
 from softtok.storage.hub import fetch
 from softtok.storage.provenance import provenance
@@ -36,6 +37,9 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
         facts = _toy(spec.source, spec.prompt, out, text)
         sha256 = folder_sha256(out, WEIGHTS)
     else:
+        if isinstance(spec.source, FolderSource):
+            folder = Path(spec.source.path).resolve()
+            refuse_folder(str(folder), folder)  # before its weights are hashed, which takes long
         reference, sha256 = _referred(spec.source)
     made_on = device_name("cpu") if reference is None else None
     manifest = ModelManifest(spec=spec, reference=reference, sha256=sha256, facts=facts, provenance=provenance(made_on))
@@ -53,26 +57,26 @@ def _referred(source: HubSource | FolderSource) -> tuple[HubReference | FolderRe
         locked = HubReference(hub=source.hub, revision=fetch(source.hub, source.revision).name)
         return locked, content_hash(locked.model_dump(), 64)
     folder = Path(source.path).resolve()
-    if not any(folder.glob(WEIGHTS)):
-        raise UserError(
-            f"model folder {folder}: holds no {WEIGHTS} file; give a Hugging Face folder with safetensors weights"
-        )
     return FolderReference(path=str(folder), weights=weight_stamps(folder)), folder_sha256(folder, WEIGHTS)
 
 
 def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
-    """Loads the model that a manifest refers to, so that an unsupported family is refused now, not hours later.
+    """Loads the model that a manifest refers to, so that one that cannot be used is refused now, not hours later.
 
     It needs no GPU: models can be fetched on a machine that has only a network.
     """
-    from softtok.models.loading import load
+    from softtok.models.loading import load, refuse_unfaithful_copy
+    from softtok.models.tokenizer_checks import QUESTION, encode, refuse_other_reading
 
     if device.gpus or device.device.startswith("cuda"):
         device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:
         write_json(Path(trial) / "model.json", manifest.model_dump(mode="json"))
-        load(Path(trial), device)
+        lm = load(Path(trial), device)
+        refuse_other_reading(lm.name, lm.tokenizer)
+        encode(lm, [render(manifest.spec.prompt, QUESTION)])
+        refuse_unfaithful_copy(lm, Path(trial) / "copy", [render(manifest.spec.prompt, QUESTION), QUESTION])
 
 
 def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, float | None]:

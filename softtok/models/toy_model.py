@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from softtok.config.settings import ToySettings
 from softtok.models.real_tokenizers import PUBLISHED, real_tokenizer
+from softtok.models.tokenizer_checks import QUESTION, encode_prompts
 from softtok.problems import toy
 from softtok.problems.prompt import PREFILL_AFTER_CUT, render
 from softtok.problems.toy import Demonstration
@@ -96,6 +97,7 @@ def make(
     else:
         sample = islice(shown, BPE_SAMPLE if text is None else len(text))
         tokenizer = bpe_tokenizer([one.prompt + one.answer for one in sample], spec.vocabulary)
+    encode_prompts(out.name, tokenizer, {tokenizer.eos_token_id}, [render(template, QUESTION)])
     with torch.random.fork_rng(devices=[]), _threads(spec.threads):
         torch.manual_seed(spec.seed)
         model = body(spec, tokenizer)
