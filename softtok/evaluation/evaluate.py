@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         "correct": pa.bool_(),
         "boxed": pa.bool_(),
         "status": pa.string(),
+        "other_status": pa.string(),  # of `math` beside `math-strict` or the reverse, where one alone says correct
         "answer": pa.string(),
         "cot": pa.string(),
         "cot_tokens": pa.int64(),
@@ -134,14 +135,21 @@ class Cells:
                 if not made.entropy_NT.isfinite().all():
                     raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
                 verdicts = grade(self.judge, policy.rules, made, part)
-                lines = [_line(policy, made, verdicts, b, problem) for b, problem in enumerate(part)]
+                other = self.judge.other
+                pairs = list(zip(verdicts, grade(other, policy.rules, made, part) if other else verdicts, strict=True))
+                lines = [_line(policy, made, pairs, b, problem) for b, problem in enumerate(part)]
                 shard.append([line | {"made_on": self.made_on} for line in lines])
                 advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))
                 self.interruption.exit_if_asked()
 
 
-def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, problem: Problem) -> dict[str, Any]:
-    """Returns the finished samples of one problem and the sums of its entropy profile."""
+def _line(
+    policy: Policy, made: Rollout, verdicts: list[tuple[Verdict, Verdict]], b: int, problem: Problem
+) -> dict[str, Any]:
+    """Returns the finished samples of one problem and the sums of its entropy profile.
+
+    The second verdict is that of the other reward (`Judge.other`), or the same one again.
+    """
     rows = range(b * made.samples, (b + 1) * made.samples)
     lengths = made.cot_lengths[rows.start : rows.stop]
     longest = int(lengths.max())
@@ -151,9 +159,10 @@ def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, proble
         "problem_id": problem.id,
         "samples": [
             {
-                "correct": verdicts[row].correct,
-                "boxed": verdicts[row].boxed is not None,
-                "status": verdicts[row].status,
+                "correct": verdicts[row][0].correct,
+                "boxed": verdicts[row][0].boxed is not None,
+                "status": verdicts[row][0].status,
+                "other_status": _other_status(*verdicts[row]),
                 "answer": policy.rules.answer_text(made.prefill(row), made.answers[row]),
                 "cot": decode(policy.lm.tokenizer, made.cot(row)),
                 "cot_tokens": len(made.cot(row)),
@@ -165,6 +174,11 @@ def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, proble
         "entropy_sum": [round(float(value), 6) for value in (entropy * thinking).sum(0)],
         "entropy_count": thinking.sum(0).tolist(),
     }
+
+
+def _other_status(verdict: Verdict, other: Verdict) -> str:
+    """Returns the status of the other verdict if one of the two says correct and the other does not; else ""."""
+    return other.status if verdict.correct != other.correct else ""
 
 
 def _write(shards: dict[str, Shard], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Problems of a prepared data set, rendered, tokenized and put into batches."""
+"""Problems of a prepared data set, rendered, tokenized and put into batches; verdicts on their answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from softtok.config.settings import RuntimeSettings
 from softtok.method.noise_units import RMS_PROMPTS
@@ -76,3 +77,19 @@ def grade(judge: Judge, rules: TextRules, out: Rollout, problems: list[Problem])
     texts = [rules.answer_text(out.prefill(row), answer) for row, answer in enumerate(out.answers)]
     asked = [problems[row // out.samples] for row in range(len(texts))]
     return judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])
+
+
+def reward_metrics(verdicts: list[Verdict]) -> dict[str, float | None]:
+    """Returns what a step logs of its verdicts: mean reward, and shares in percent.
+
+    `reward` and `correct` are of the answers with a verdict, and None if there are none. `unjudged` is the share of the
+    others (`timeout` and `error`).
+    """
+    rewards = [verdict.reward for verdict in verdicts if verdict.judged]
+    correct = [verdict.correct for verdict in verdicts if verdict.judged]
+    return {
+        "reward": torch.tensor(rewards).mean().item() if rewards else None,
+        "correct": 100 * float(np.mean(correct)) if correct else None,
+        "boxed": 100 * float(np.mean([verdict.boxed is not None for verdict in verdicts])),
+        "unjudged": 100 * float(np.mean([not verdict.judged for verdict in verdicts])),
+    }

@@ -21,7 +21,7 @@ from softtok.config.manifests import CheckpointManifest, Divergence, ModelManife
 from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.config.specs import RunSpec
 from softtok.errors import UserError
-from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts, shuffled
+from softtok.method.batches import Problem, batches, grade, read_problems, reward_metrics, rms_prompts, shuffled
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages, objective_of
@@ -142,7 +142,10 @@ class Trainer:
         return Limits(s.max_cot_tokens, s.max_answer_tokens, answer_temperature, s.stop_on)
 
     def validate(self) -> float:
-        """Returns the greedy accuracy (percent) on the held-out problems, in the run's own mode without noise."""
+        """Returns the greedy accuracy (percent) on the held-out problems, in the run's own mode without noise.
+
+        A problem without a verdict counts as not solved, as in evaluations.
+        """
         correct, rules = 0, self.greedy.rules
         for part in batches(self.validation, 1, self.greedy.most_steps, self.runtime):
             out = rollout(self.greedy, Batch([p.prompt for p in part], 1, [p.id for p in part]))
@@ -166,7 +169,7 @@ class Trainer:
 
         rewards_BG = torch.tensor([verdict.reward for verdict in verdicts]).view(len(problems), -1)
         advantages_N = group_advantages(rewards_BG, self.objective).flatten().numpy()
-        experience = Experience(out, advantages_N)
+        experience = Experience(out, advantages_N, judged_N=np.array([verdict.judged for verdict in verdicts]))
 
         norms = self.norms_by_term(experience) if step % self.settings.validate_every == 0 else {}
         norm, seen = self.update(step, experience)
@@ -175,9 +178,7 @@ class Trainer:
         rollout_s, reward_s, update_s = np.diff(times).tolist()
         return {
             "step": step,
-            "reward": rewards_BG.mean().item(),
-            "correct": 100 * float(np.mean([verdict.correct for verdict in verdicts])),
-            "boxed": 100 * float(np.mean([verdict.boxed is not None for verdict in verdicts])),
+            **reward_metrics(verdicts),
             "cot_tokens": float(out.cot_lengths.mean()),
             "answer_tokens": float(np.mean([len(answer) for answer in out.answers])),
             "stopped": 100 * float(np.mean(out.stops == STOPS.index("phrase"))),
