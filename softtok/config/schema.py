@@ -216,13 +216,23 @@ class OpenSet(DataSet):
     """A data set whose problems have free answers, and how these are judged."""
 
     reward: str = Field(
-        default="math", description="math, exact (words), choice (a letter), or a function of your own: FILE.py:NAME"
+        default="math-strict",
+        description=(
+            "math-strict, math (bare Math-Verify, the paper's; the default with `paper:`), exact (words),"
+            " choice (a letter), or a function of your own: FILE.py:NAME"
+        ),
     )
     solved_at: Real | None = Field(
         default=None,
         description="from this number on, an answer counts as solved, if the reward is a function; none: 1.0",
     )
     answer_format: AnswerFormat = Field(default=AnswerFormat(), description="stop phrase, prefill, what is the answer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_reward(cls, given: Any) -> Any:
+        """A set that is compared with the paper's numbers has the paper's reward."""
+        return {"reward": "math"} | given if isinstance(given, dict) and given.get("paper") else given
 
 
 class TrainSet(OpenSet):

@@ -29,7 +29,7 @@ from softtok.problems.local_files import local_files
 from softtok.problems.prompt import normalise
 from softtok.problems.spec import ChoiceFields, DataSpec, FileRows, GoldRule, HubRows, OpenFields, OptionsRule, ToyRows
 from softtok.storage.files import atomic, canonical_json, file_sha256, read_columns, write_json
-from softtok.storage.hub import reason, why
+from softtok.storage.hub import patiently, reason, why
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -337,8 +337,8 @@ def read_hub(source: HubRows) -> tuple[list[Row], str | None]:
             # The content of a folder may change, and the usual cache would return the old one.
             with tempfile.TemporaryDirectory() as cache:
                 return datasets.load_dataset(path, name, split=split, cache_dir=cache).to_list(), None
-        commit = HfApi().dataset_info(path, revision=revision).sha
-        return datasets.load_dataset(path, name, split=split, revision=commit).to_list(), commit
+        commit = patiently(lambda: HfApi().dataset_info(path, revision=revision).sha)
+        return patiently(lambda: datasets.load_dataset(path, name, split=split, revision=commit)).to_list(), commit
     except Exception as error:  # network, hub and libraries raise many kinds; all mean that there are no data
         raise UserError(
             f"data set {path} (revision {revision or 'main'}) cannot be fetched: "

@@ -143,7 +143,7 @@ def near(value: Any) -> st.SearchStrategy[Any]:
 def change(data: st.DataObject, config: Any, known: list[tuple[Key, ...]]) -> None:
     """Changes a configuration at one of its places."""
     *way, last = data.draw(st.sampled_from(known))
-    place = value_at(config, way)
+    place: Any = value_at(config, way)
     if (value := value_at(config, (*way, last))) is None or not isinstance(place, dict | list):
         return
     what = data.draw(st.sampled_from(["near", "near", "near", "set", "drop", "rename", "add", "share"]))
@@ -156,7 +156,7 @@ def change(data: st.DataObject, config: Any, known: list[tuple[Key, ...]]) -> No
     elif what == "share":
         place[last] = value_at(config, data.draw(st.sampled_from(known)))  # not a copy: it may hold itself
     elif isinstance(place, list):
-        place.append(place[last])
+        place.append(value_at(config, (*way, last)))
     else:
         place[data.draw(WORDS)] = place.pop(last) if what == "rename" else data.draw(VALUES)
 

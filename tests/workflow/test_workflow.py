@@ -7,6 +7,7 @@ part of what is tested.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -290,9 +291,20 @@ def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandI
     assert asked == ["4000", "5000", "6000"]
 
 
-def test_network_rules_are_tried_again(project: StandInProject) -> None:
-    assert project.snakemake(FAIL="data").returncode == 1
-    assert (project.folder / "calls.txt").read_text().count("data results/data/choice/words") == 3
+def test_what_fails_is_tried_once_and_its_spec_printed_once(project: StandInProject) -> None:
+    """The command asks a busy hub again itself; the rule cannot know what is worth a second try."""
+    failed = project.snakemake("--cores", "1", FAIL="data model")
+    assert failed.returncode == 1
+    calls = (project.folder / "calls.txt").read_text()
+    assert calls.count("data results/data/choice/words") == calls.count("model ") == 1
+    study = project.grid().studies["first"]
+    specs = {run.model.json for run in study.runs.values()}
+    specs |= {test.data.json for tests in study.evaluations.values() for test in tests.values()}
+    specs |= {choice.data.json for choices in study.choices.values() for choice in choices.values()}
+    assert len(specs) == failed.stdout.count("Error in rule") == 3
+    for spec in specs:
+        assert failed.stdout.count(f"--spec {shlex.quote(spec)}") == 1
+    assert failed.stdout.count("its command returned non-zero exit status 1") == 3
 
 
 def test_rules_use_the_python_of_the_environment_without_activation(finished: StandInProject) -> None:
