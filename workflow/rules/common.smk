@@ -21,6 +21,12 @@ from softtok.config.jobs import (
 from softtok.config.load import load
 from softtok.errors import UserError
 
+# Snakemake fills in braces in the paths of environments, and would end in a traceback.
+if set("{}") & set(f"{workflow.basedir}{Path.cwd()}"):
+    sys.exit(
+        f"softtok: error: Snakemake takes braces in a path for wildcards; rename the folder {workflow.basedir}"
+    )
+
 # Snakemake hides errors of input functions if the output exists, so all errors are reported here. A WorkflowError would print a
 # traceback. Snakemake knows its targets only after parsing, so `load` looks for them in the command line.
 try:
