@@ -42,7 +42,7 @@ def refuse_folder(name: str, folder: Path) -> None:
     Looks at the names of files and at the headers of weight files only, so that it takes no time.
     """
     for path in sorted(folder.glob("*")):
-        if path.suffix in {".safetensors", ".json", ".model"} and _starts_with(path, LFS_POINTER):
+        if path.suffix in {".safetensors", ".json", ".model"} and _start(name, path, len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"model {name}: {path.name} is a pointer of Git LFS, not the file; run `git lfs pull`")
     if (folder / "adapter_config.json").exists():
         raise UserError(
@@ -82,11 +82,12 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def _starts_with(path: Path, start: bytes) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(start)) == start
+def _start(name: str, path: Path, size: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:  # no permission, a folder, a link to nothing
+        raise UserError(f"model {name}: {path.name} cannot be read ({error.strerror})") from error
 
 
 def _settings(name: str, path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from softtok.__main__ import main
 from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import make_model
@@ -267,6 +268,11 @@ REFUSED: dict[str, tuple[bool, Edit, str]] = {
         lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, '),
         "generation_config.json cannot be read (",
     ),
+    "a link to nothing": (
+        TIED,
+        lambda folder: (folder / "more.safetensors").symlink_to("nowhere"),
+        "more.safetensors cannot be read (No such file or directory)",
+    ),
     "code of its own": (
         TIED,
         lambda folder: configure(folder, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModel": "own.M"}),
@@ -299,6 +305,17 @@ def test_a_wrong_model_is_refused_in_one_line(
     assert str(later.value) == message
     printed = capfd.readouterr()
     assert not printed.out and not printed.err
+
+
+def test_the_command_prints_one_line_and_fails(
+    saved: dict[bool, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(saved[TIED], tmp_path / "model", lambda folder: configure(folder, tie_word_embeddings=False))
+    spec, runtime = folder_model(folder).as_json(), CPU.model_dump_json()
+    assert main(["model", "--spec", spec, "--runtime", runtime, "--out", str(tmp_path / "made")]) == 1
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"softtok: error: model {folder}: its files do not hold lm_head.weight; ")
 
 
 def only_head(folder: Path) -> None:
