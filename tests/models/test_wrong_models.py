@@ -222,7 +222,12 @@ REFUSED: dict[str, tuple[bool, Edit, str]] = {
     "another width of the MLP": (
         TIED,
         lambda folder: configure(folder, intermediate_size=96),
-        f"{LAYER_0}mlp.down_proj.weight has the shape 32x64, and config.json asks for 32x96; config.json is that of",
+        f"{LAYER_0}mlp.down_proj.weight has the shape 32x64, and config.json asks for 32x96 (so with {LAYER_0}mlp.gate",
+    ),
+    "vocab_size of E and head": (
+        UNTIED,
+        lambda folder: configure(folder, vocab_size=300),
+        f"asks for 300x32 (so with {EMBEDDING}); config.json says vocab_size: 300, and the files have 260 rows",
     ),
     "other heads": (TIED, lambda folder: configure(folder, num_key_value_heads=4), "k_proj.weight has the shape 16x32"),
     "empty weights": (
@@ -234,6 +239,11 @@ REFUSED: dict[str, tuple[bool, Edit, str]] = {
     "infinity": (TIED, with_value(EMBEDDING, float("inf")), f"{EMBEDDING} holds NaN or infinity"),
     "NaN in a norm": (UNTIED, with_value("model.norm.weight", float("nan")), "model.norm.weight holds NaN or infinity"),
     "-infinity in a head": (UNTIED, with_value(HEAD, float("-inf")), f"{HEAD} holds NaN or infinity"),
+    "zeros": (
+        TIED,
+        replaced(f"{LAYER_0}mlp.up_proj.weight", torch.zeros_like),
+        "up_proj.weight is zero throughout; the",
+    ),
     "tied, another head stored": (
         UNTIED,
         lambda folder: configure(folder, tie_word_embeddings=True),
