@@ -14,6 +14,7 @@ from softtok.method.noise_units import RMS_PROMPTS
 from softtok.method.stopping import TextRules
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
+from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import render
 from softtok.problems.reward import Answer, Judge, Verdict
 from softtok.storage.files import content_hash, read_columns
@@ -27,18 +28,18 @@ class Problem:
     prompt: list[int]
     golds: list[str]
     text: str = ""  # of the prompt
-    columns: str = "{}"  # others of the data set, a JSON object, where a reward of the user's own gets them
+    columns: str = "{}"  # others of the data set, a JSON object, where a user's reward gets them
 
 
 def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = False) -> list[Problem]:
     """The problems of a prepared data set, their prompts rendered and tokenized.
 
-    The tokenizer adds its own BOS, if it has one. `columns` also reads the other columns, which a set has for a
-    user's reward.
+    The tokenizer adds its own BOS, if it has one; UserError if that makes two, or a prompt ends in EOS. `columns` also
+    reads the other columns, which a set has for a user's reward.
     """
     table = read_columns(path, ["id", "question", "gold", *(["columns"] if columns else [])]).to_pydict()
     texts = [render(template, question) for question in table["question"]]
-    prompts = lm.tokenizer(texts)["input_ids"]
+    prompts = encode(lm, texts)
     others = table["columns"] if columns else ["{}"] * len(texts)
     return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], texts, others, strict=True)]
 

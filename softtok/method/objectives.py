@@ -13,7 +13,7 @@ where clip(r) cuts r to [1 - clip_range, 1 + clip_range] (PPO: arXiv 1707.06347;
 A reward is NaN where there is no verdict (`verdict.UNJUDGED`). Such a row is no part of its group: means and standard
 deviations are of the others, and its own advantage is 0. N counts all rows nevertheless.
 
-An objective of one's own is a subclass of `Objective`: see `examples/dapo.py`.
+Your own objective is a subclass of `Objective`: see `examples/dapo.py`.
 
 Shapes: B prompts, G samples, N = B * G rows, M tokens of a tile.
 """
@@ -83,7 +83,7 @@ OBJECTIVES: dict[str, type[Objective]] = {"rloo": Objective, "ppo-clip": PPOClip
 
 
 def objective_of(settings: TrainingSettings) -> Objective:
-    """Returns the objective that the settings name, built in or the user's own."""
+    """Returns the objective that the settings name, built in or a user's."""
     chosen = settings.objective
     return (load_class(chosen, Objective) if isinstance(chosen, Reference) else OBJECTIVES[chosen])(settings)
 

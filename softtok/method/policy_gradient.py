@@ -67,7 +67,7 @@ class Loss:
     def has_ratios(self) -> bool:
         """Whether a token's loss is formed of ratios: in the first of several updates they are all 1.
 
-        With a single update the built-in objectives go without, for the gradient is the same. One of the user's own is
+        With a single update the built-in objectives go without, for the gradient is the same. A user's objective is
         always asked, since its loss may differ where ratios are 1.
         """
         own = isinstance(self.settings.objective, Reference)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from softtok.config.specs import ReportRun, RunManifest
+from softtok.config.manifests import RunManifest
+from softtok.config.specs import ReportRun
 from softtok.errors import UserError
 from softtok.problems.prompt import normalise
 from softtok.problems.verdict import UNJUDGED

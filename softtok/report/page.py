@@ -49,12 +49,13 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     from softtok.report.tables import FORMATS, make_tables
     from softtok.report.terminal import HEADLINE, headline
 
+    own_figures.check_figures(spec.figures)
     study = Study(spec)
     results = collect.collect(study, root)
     diverged = [run.row for run in results.runs if run.manifest.diverged]
     tables = make_tables(study, results.metrics, diverged)
     verdicts = claims.verdicts(study, results.metrics)
-    own = list(own_figures.draw_own(study.spec.figures, results.metrics, results.training))
+    own = list(own_figures.draw_own(spec.figures, results.metrics, results.training))
     collect.write_metrics(results.metrics, out / "metrics.csv")
     write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = set()

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from softtok.config.manifests import RunManifest
 from softtok.config.messages import explain
-from softtok.config.specs import RunManifest
 from softtok.errors import UserError
 from softtok.problems.boxed import last_boxed, normalised
 from softtok.problems.verdict import UNJUDGED

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from softtok.config.manifests import CheckpointManifest
 from softtok.config.settings import RuntimeSettings
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.evaluate import evaluate, noise_rms
@@ -156,7 +157,7 @@ def replace_golds(data: Path, gold: list[str]) -> None:
 
 def test_noise_of_a_trained_model_is_measured_in_units_of_its_base() -> None:
     lm = tiny_model()
-    rms = noise_rms(lm, {"embedding_rms": 7.0, "state_rms": {}}, [], [])
-    assert rms["embedding"] == 7.0
-    base = noise_rms(lm, {"embedding_rms": None, "state_rms": {}}, [], [])
-    assert base["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())
+    base = CheckpointManifest(reference=None, sha256="", embedding_rms=None, state_rms={}, prompt="", seed=0)
+    assert noise_rms(lm, base.model_copy(update={"embedding_rms": 7.0}), [], [])["embedding"] == 7.0
+    rms = noise_rms(lm, base, [], [])
+    assert rms["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())
