@@ -18,10 +18,9 @@ import pytest
 from softtok.problems.reward import Grading, Judge
 from softtok.problems.verdict import STATUSES, Verdict
 from tests.support.answers import bare, box, golds_of_sets
+from tests.support.examples import multiplier
 
-TIMES = int(os.environ.get("SOFTTOK_EXAMPLES", "1"))
-ANSWERS = 500 * TIMES
-COMPARED = 250 * TIMES
+ANSWERS, COMPARED, REAL = (max(1, round(count * multiplier())) for count in (500, 250, 2000))
 REWARDS = ("math", "math-strict")
 
 ATOMS = r"""
@@ -183,7 +182,7 @@ def test_a_gold_is_right_for_itself(judges: dict[str, Judge]) -> None:
 def test_no_right_answer_of_a_real_set_is_lost(reward: str, real_data: Path) -> None:
     """Each gold, written in another way so that no shortcut knows it, within the limits of a worker."""
     golds = golds_of_sets(str(real_data))
-    step = max(1, len(golds) // (2000 * TIMES))
+    step = max(1, len(golds) // REAL)
     chosen = golds[::step]
     with Judge(workers=2, grading=Grading.model_validate({"reward": reward})) as judge:
         statuses = judge.check_golds(chosen)
