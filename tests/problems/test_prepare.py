@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from softtok.errors import UserError
@@ -17,9 +13,9 @@ from softtok.problems.prepare import prepare
 from softtok.problems.prompt import normalise
 from softtok.problems.spec import Kind
 from softtok.problems.toy import OPTIONS
+from tests.support.data_files import SUFFIXES, Row, prepared, write
 from tests.support.specs import data_spec
 
-Row = dict[str, Any]
 PLAIN: Row = {"question": "q", "gold": {"field": "a"}}
 
 
@@ -28,36 +24,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(path: Path, rows: list[Row]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def prepared(
-    kind: Kind, source: Row, out: Path | str = "out/set.parquet", exclude: dict[str, Path] | None = None, **spec: Any
-) -> tuple[list[Row], Row]:
-    """(rows, manifest) of a prepared set."""
-    out = Path(out)
-    prepare(data_spec(kind, source, **spec), out, exclude or {}, None)
-    return pq.read_table(out).to_pylist(), json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-
-
 def from_rows(kind: Kind, rows: list[Row], name: str = "rows.jsonl", **spec: Any) -> tuple[list[Row], Row]:
     return prepared(kind, {"file": {"path": str(write(Path(name), rows))}}, out=f"out/{name}.parquet", **spec)
 
 
 class TestFiles:
-    @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+    @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_every_format_gives_the_same_problems(self, suffix: str) -> None:
         rows = [{"q": "What is “π” – in 2 digits?", "a": "3.1"}, {"q": "Two\nlines, and a comma?", "a": "5"}]
         problems, manifest = from_rows("test", rows, f"rows.{suffix}", **PLAIN)
