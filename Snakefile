@@ -4,13 +4,13 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from softtok.config.load import read_yaml
+from softtok.config.yaml_files import read_yaml
 from softtok.errors import UserError
 
 min_version("9.27")
 
 
-# Snakemake reports broken YAML without its place.
+# Snakemake reports broken YAML without its place, and does not bound what it reads.
 if Path("config.yaml").exists():
     try:
         read_yaml(Path("config.yaml"))

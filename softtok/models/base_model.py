@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+from softtok.config.manifests import (
+    CheckpointManifest,
+    FolderReference,
+    HubReference,
+    ModelManifest,
+    RunManifest,
+    read,
+)
 from softtok.config.settings import DeviceSettings
-from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunManifest, RunSpec, ToySource
-from softtok.errors import UserError
+from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunSpec, ToySource
+from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
-from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, read_manifest, write_json, write_text
+from softtok.problems.prompt import render
+from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, write_json, write_text
 from softtok.storage.hub import fetch
 from softtok.storage.provenance import provenance
 
@@ -23,47 +31,56 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
     """
     from softtok.models.devices import device_name
 
+    reference: HubReference | FolderReference | None = None
+    facts: dict[str, float | None] = {}
     if isinstance(spec.source, ToySource):
-        manifest = _toy(spec.source, spec.prompt, out, text)
-        made_on = device_name("cpu")
+        facts = _toy(spec.source, spec.prompt, out, text)
+        sha256 = folder_sha256(out, WEIGHTS)
     else:
-        manifest = _referred(spec.source)
+        if isinstance(spec.source, FolderSource):
+            folder = Path(spec.source.path).resolve()
+            refuse_folder(str(folder), folder)  # before its weights are hashed, which takes long
+        reference, sha256 = _referred(spec.source)
+    made_on = device_name("cpu") if reference is None else None
+    manifest = ModelManifest(spec=spec, reference=reference, sha256=sha256, facts=facts, provenance=provenance(made_on))
+    if reference is not None:
         _probe(manifest, device, out)
-        made_on = None
-    facts = {"spec": spec.model_dump(mode="json"), "provenance": provenance(made_on)}
-    write_json(out / "model.json", manifest | facts)
+    write_json(out / "model.json", manifest.model_dump(mode="json"))
 
 
-def _referred(source: HubSource | FolderSource) -> dict[str, Any]:
-    """Returns the manifest of a hub model, which is fetched and locked, or of a local folder."""
+def _referred(source: HubSource | FolderSource) -> tuple[HubReference | FolderReference, str]:
+    """Returns where the weights of a hub model, which is fetched and locked, or of a local folder are, and their hash.
+
+    That of a hub model is the hash of its reference.
+    """
     if isinstance(source, HubSource):
-        reference = {"hub": source.hub, "revision": fetch(source.hub, source.revision).name}
-        return {"reference": reference, "sha256": content_hash(reference, 64)}
+        locked = HubReference(hub=source.hub, revision=fetch(source.hub, source.revision).name)
+        return locked, content_hash(locked.model_dump(), 64)
     folder = Path(source.path).resolve()
-    if not any(folder.glob(WEIGHTS)):
-        raise UserError(
-            f"model folder {folder}: holds no {WEIGHTS} file; give a Hugging Face folder with safetensors weights"
-        )
-    referred = {"path": str(folder), "weights": weight_stamps(folder)}
-    return {"reference": referred, "sha256": folder_sha256(folder, WEIGHTS)}
+    return FolderReference(path=str(folder), weights=weight_stamps(folder)), folder_sha256(folder, WEIGHTS)
 
 
-def _probe(manifest: dict[str, Any], device: DeviceSettings, out: Path) -> None:
-    """Loads the model that a manifest refers to, so that an unsupported family is refused now, not hours later.
+def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
+    """Loads the model that a manifest refers to, so that one that cannot be used is refused now, not hours later.
 
     It needs no GPU: models can be fetched on a machine that has only a network.
     """
-    from softtok.models.loading import load
+    from softtok.models.loading import load, refuse_unfaithful_copy
+    from softtok.models.tokenizer_checks import QUESTION, encode, refuse_other_reading
 
     if device.gpus or device.device.startswith("cuda"):
         device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:
-        write_json(Path(trial) / "model.json", manifest)
-        load(Path(trial), device)
+        write_json(Path(trial) / "model.json", manifest.model_dump(mode="json"))
+        lm = load(Path(trial), device)
+        refuse_other_reading(lm.name, lm.tokenizer)
+        encode(lm, [render(manifest.spec.prompt, QUESTION)])
+        refuse_unfaithful_copy(lm, Path(trial) / "copy", [render(manifest.spec.prompt, QUESTION), QUESTION])
 
 
-def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, Any]:
+def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, float | None]:
+    """Makes a toy in the folder `out` and returns the facts of its pretraining."""
     import pandas as pd
 
     from softtok.models.toy_model import make
@@ -73,8 +90,7 @@ def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[s
         table = pd.read_parquet(text, columns=["question", "gold"])
         pairs = [(question, gold[0]) for question, gold in table.itertuples(index=False)]
     with atomic(out) as temporary:
-        facts = make(source.toy, temporary, pairs, prompt)
-    return {"sha256": folder_sha256(out, WEIGHTS), "facts": facts}
+        return make(source.toy, temporary, pairs, prompt)
 
 
 def base_run(spec: RunSpec, model: Path, out: Path) -> None:
@@ -82,10 +98,16 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
 
     So nothing downstream needs a special case.
     """
-    manifest = read_manifest(model / "model.json")
-    reference = manifest.get("reference") or {"path": str(model)}
-    facts = {"sha256": manifest["sha256"], "reference": reference, "embedding_rms": None, "state_rms": {}}
-    write_json(out / "checkpoint" / "checkpoint.json", facts | {"prompt": spec.model.prompt, "seed": spec.seed})
+    manifest = read(ModelManifest, model / "model.json")
+    checkpoint = CheckpointManifest(
+        reference=manifest.reference or FolderReference(path=str(model)),
+        sha256=manifest.sha256,
+        embedding_rms=None,
+        state_rms={},
+        prompt=spec.model.prompt,
+        seed=spec.seed,
+    )
+    write_json(out / "checkpoint" / "checkpoint.json", checkpoint.model_dump(mode="json"))
     write_text(out / "metrics.jsonl", "")
     run = RunManifest(
         spec=spec,
@@ -93,7 +115,7 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
         best_step=None,
         best_validation=None,
         diverged=None,
-        checkpoint_sha256=manifest["sha256"],
+        checkpoint_sha256=manifest.sha256,
         wall_s=0.0,
         attempts=[],
         provenance=provenance(),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from softtok.config.manifests import CheckpointManifest, FolderReference, HubReference, ModelManifest, read
 from softtok.errors import UserError
-from softtok.storage.files import WEIGHTS, folder_sha256, read_manifest
+from softtok.storage.files import WEIGHTS, folder_sha256
+
+MANIFESTS: dict[str, type[CheckpointManifest] | type[ModelManifest]] = {
+    "checkpoint.json": CheckpointManifest,
+    "model.json": ModelManifest,
+}
 
 
 def resolve(folder: Path) -> tuple[str, str | None]:
@@ -16,27 +20,27 @@ def resolve(folder: Path) -> tuple[str, str | None]:
     Follows the small reference files that stand for a hub model, a local folder, or the untouched model of a `base`
     run. Raises UserError if the weights in a local folder have changed.
     """
-    for name in ("checkpoint.json", "model.json"):
+    for name, kind in MANIFESTS.items():
         if (folder / name).is_file():
-            manifest = read_manifest(folder / name)
-            reference = manifest.get("reference")
-            if reference is None:
-                break
-            if "hub" in reference:
-                return reference["hub"], reference.get("revision")
-            refuse_changed(manifest)
-            return resolve(Path(reference["path"]))
+            manifest = read(kind, folder / name)
+            reference = manifest.reference
+            if isinstance(reference, HubReference):
+                return reference.hub, reference.revision
+            if isinstance(reference, FolderReference):
+                refuse_changed(reference, manifest.sha256)
+                return reference.path, None
+            break
     return str(folder), None
 
 
-def refuse_changed(manifest: Mapping[str, Any]) -> None:
-    """Raises UserError if the weights in a local folder have changed since the manifest was written.
+def refuse_changed(reference: FolderReference, sha256: str) -> None:
+    """Raises UserError if the weights in a local folder have changed since they were referred to.
 
     Otherwise, results of different weights would have the same name. If only the times of the files differ, as in a
     copy, the contents are compared.
     """
-    folder, stamps = Path(manifest["reference"]["path"]), manifest["reference"].get("weights")
-    if stamps in (None, weight_stamps(folder)) or folder_sha256(folder, WEIGHTS) == manifest["sha256"]:
+    folder = Path(reference.path)
+    if reference.weights in (None, weight_stamps(folder)) or folder_sha256(folder, WEIGHTS) == sha256:
         return
     raise UserError(
         f"model folder {folder}: its weights have changed since first use;"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from softtok.errors import UserError
 from softtok.problems import toy
+from softtok.problems.hub_sets import read_hub
+from softtok.problems.local_files import local_files
 from softtok.problems.rows import FORMATS, Row, ending, format_of, read_file
 from softtok.problems.spec import FileRows, HubRows, ToyRows
 from softtok.storage.files import canonical_json, file_sha256
-from softtok.storage.hub import why
 
 
 def describe(source: ToyRows | HubRows | FileRows) -> str:
@@ -43,13 +42,10 @@ class Files:
 
 def find_files(source: FileRows, data_root: Path | None) -> list[Path]:
     """Returns the local files of a data set, those of a pattern sorted. Raises UserError."""
-    paths: list[Path] = []
-    for name in source.path if isinstance(source.path, list) else [source.path]:
-        pattern = Path(data_root or ".") / Path(name).expanduser()
-        matches = sorted(Path(path) for path in glob.glob(str(pattern)) if Path(path).is_file())
-        if not matches:
-            raise UserError(f"data set {name}: no such file{f' under {data_root}' if data_root else ''}")
-        paths += matches
+    try:
+        paths = local_files(source.path, data_root)
+    except UserError as error:
+        raise UserError(f"{describe(source)}: no such file ({error})") from None
     kinds = {source.format or format_of(path) or ending(path) for path in paths}
     if len(kinds) > 1 or not kinds <= set(FORMATS.values()):
         raise UserError(
@@ -80,7 +76,7 @@ def read_rows(
 def sha256_of(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode())
+        digest.update(text.encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -95,24 +91,3 @@ def toy_rows(source: ToyRows) -> list[Row]:
             for c in toy.choices(source.split, source.problems, source.seed)
         ]
     return [{"id": sha256_of([canonical_json(row)])[:12]} | row for row in rows]
-
-
-def read_hub(source: HubRows) -> tuple[list[Row], str | None]:
-    """Returns the rows of a hub data set (or of a folder with its layout), and the commit that its revision means."""
-    import datasets
-    from huggingface_hub import HfApi
-
-    datasets.disable_progress_bars()
-    path, split, name, revision = source.path, source.split, source.name, source.revision
-    try:
-        if Path(path).is_dir():
-            # The content of a folder may change, and the usual cache would return the old one.
-            with tempfile.TemporaryDirectory() as cache:
-                return datasets.load_dataset(path, name, split=split, cache_dir=cache).to_list(), None
-        commit = HfApi().dataset_info(path, revision=revision).sha
-        return datasets.load_dataset(path, name, split=split, revision=commit).to_list(), commit
-    except Exception as error:  # network, hub and libraries raise many kinds; all mean that there are no data
-        raise UserError(
-            f"data set {path} (revision {revision or 'main'}) cannot be fetched: "
-            f"{why(error, f'datasets/{path}', revision)}, or give local files with data_root"
-        ) from error

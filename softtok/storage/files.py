@@ -113,23 +113,6 @@ def csv_text(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return file.getvalue()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads the JSON object that a job wrote into its output folder.
-
-    Raises UserError if the file is missing or damaged.
-    """
-    try:
-        manifest = read_json(path)
-        if not isinstance(manifest, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{path} cannot be read ({why}); remove the folder {path.parent} and run snakemake again"
-        ) from error
-    return manifest
-
-
 def read_columns(path: Path, names: Sequence[str]) -> pyarrow.Table:
     """Reads columns of a parquet file.
 

@@ -283,6 +283,34 @@ class TestHub:
         assert manifest["revision"] is None
         assert len(manifest["source_sha256"]) == 64
 
+    @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv"])
+    def test_files_of_the_hub_are_read_as_they_are_written(self, suffix: str, tmp_path: Path) -> None:
+        golds = ["123456789012345678901234567890", "0.10", "007", "2024-01-01", r"\frac{1}{2}"]
+        for split in ("train", "test"):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            write(tmp_path / "set" / f"{split}.{suffix}", [{"q": f"{split} {gold}", "a": gold} for gold in golds])
+        source = {"hub": {"path": str(tmp_path / "set"), "split": "test+train", "revision": None}}
+        problems, _ = prepared("test", source, **PLAIN)
+        assert [problem["gold"] for problem in problems] == [[gold] for gold in golds * 2]
+        assert [problem["question"].split()[0] for problem in problems] == ["test"] * 5 + ["train"] * 5
+
+    def test_json_of_the_hub_may_change_its_types_late(self, tmp_path: Path) -> None:
+        (tmp_path / "set").mkdir()
+        lines = ['{"q": "q", "a": 5}'] * 3000 + [
+            '{"q": "q", "a": 123456789012345678901234567890}',
+            '{"q": "x", "a": "y"}',
+        ]
+        (tmp_path / "set" / "train.jsonl").write_text("\n".join(lines))
+        source = {"hub": {"path": str(tmp_path / "set"), "split": "train", "revision": None}}
+        problems, _ = prepared("test", source, judged_by="exact", **PLAIN)
+        assert [problem["gold"] for problem in problems[-2:]] == [["123456789012345678901234567890"], ["y"]]
+
+    def test_a_slice_of_a_split_is_left_to_the_hubs_library(self, tmp_path: Path) -> None:
+        (tmp_path / "set").mkdir()
+        write(tmp_path / "set" / "train.jsonl", [{"q": f"x{n}", "a": f"{n}"} for n in range(4)])
+        source = {"hub": {"path": str(tmp_path / "set"), "split": "train[1:3]", "revision": None}}
+        assert [problem["gold"] for problem in prepared("test", source, **PLAIN)[0]] == [["1"], ["2"]]
+
     def test_the_revision_is_resolved_fetched_and_locked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import datasets
         import huggingface_hub
@@ -298,6 +326,7 @@ class TestHub:
             "dataset_info",
             lambda self, path, revision: type("Info", (), {"sha": f"{path}@{revision}"}),
         )
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: None)  # neither JSON nor CSV
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         _, manifest = prepared(
             "test", {"hub": {"path": "o/d", "name": "main", "split": "test", "revision": "v1"}}, **PLAIN
