@@ -110,7 +110,8 @@ def _refuse_size(text: str, path: Path) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH or count > 2 * MOST_VALUES:
             what = f"is nested more than {MOST_DEPTH} levels deep" if depth > MOST_DEPTH else "has too many values"
-            raise config_error(f"{path}, line {event.start_mark.line + 1}", what)
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise config_error(f"{path}, line {line}", what)
 
 
 def _below(node: yaml.Node | None) -> list[tuple[str | int, yaml.Node]]:

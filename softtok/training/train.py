@@ -82,7 +82,7 @@ def cot_entropy(out: Rollout) -> float:
     return entropy
 
 
-Metrics = dict[str, float]
+Metrics = dict[str, float | None]
 """What metrics.jsonl says of one step, by name."""
 
 
@@ -261,8 +261,8 @@ class Trainer:
                 self.step += 1
                 last = self.step == self.settings.steps
                 if self.step % self.settings.validate_every == 0 or last:
-                    line["validation"] = self.validate()
-                    self.keep_best(line["validation"])
+                    line["validation"] = accuracy = self.validate()
+                    self.keep_best(accuracy)
                 self.lines.append(line)
                 advance(1, reward=line["reward"], validation=self.best.validation)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.

@@ -122,7 +122,7 @@ def value_at(config: Any, way: Sequence[Key]) -> Any:
 def change(data: st.DataObject, config: Any, known: list[tuple[Key, ...]]) -> None:
     """Changes a configuration at one of its places."""
     *way, last = data.draw(st.sampled_from(known))
-    place = value_at(config, way)
+    place: Any = value_at(config, way)
     if value_at(config, (*way, last)) is None:
         return
     what = data.draw(st.sampled_from(["set", "set", "drop", "rename", "add", "share"]))
@@ -133,7 +133,7 @@ def change(data: st.DataObject, config: Any, known: list[tuple[Key, ...]]) -> No
     elif what == "share":
         place[last] = value_at(config, data.draw(st.sampled_from(known)))  # not a copy: it may hold itself
     elif isinstance(place, list):
-        place.append(place[last])
+        place.append(value_at(config, (*way, last)))
     else:
         place[data.draw(WORDS)] = place.pop(last) if what == "rename" else data.draw(VALUES)
 
