@@ -6,6 +6,8 @@ rows are checked when the set is prepared. Nothing here imports pandas or torch;
 
 from __future__ import annotations
 
+from itertools import islice
+
 from softtok.config.grid import fields_of, file_rows
 from softtok.config.messages import at, config_error
 from softtok.config.schema import DATA_SECTIONS, DataSet
@@ -37,7 +39,8 @@ def check_first_rows(kind: Kind, name: str, entry: DataSet, data_root: str | Non
             next(iter(Files([path], source, ())), None)
         if entry.adapter is None:  # an adapter is tried by `softtok check` and by the job
             fields = fields_of(kind, entry, data_root)
-            check_fields(fields, Files(paths, source, mapped(fields)), describe(source), needs_gold=kind == "test")
+            rows = islice(Files(paths, source, mapped(fields)), entry.limit)
+            check_fields(fields, rows, describe(source), needs_gold=kind == "test")
     except FieldError as error:
         own = "file." if getattr(entry.file, error.key) is not None else ""
         raise config_error(f"{where}.{own}{error.key}", str(error)) from None

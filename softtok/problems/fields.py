@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from softtok.errors import UserError
+from softtok.plugins import shown
 from softtok.problems.boxed import last_box
 from softtok.problems.rows import Row, lists_of_rows
 from softtok.problems.spec import ChoiceFields, GoldRule, OpenFields, OptionsRule
@@ -22,7 +23,10 @@ from softtok.problems.texts import text_of
 from softtok.storage.files import canonical_json
 
 IN_BRACES = re.compile(r"\{([^{}\s](?:[^{}]*[^{}\s])?)\}")
+MESSAGES = re.compile(r"""\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 FIRST_ROWS = 20
+MOST_NAMED = 30
+"""Fields that a message lists at most."""
 MISSING = object()
 
 
@@ -94,7 +98,8 @@ def _hint(row: Row, name: str) -> str:
     if isinstance(value, list):
         return f"there is a list of {len(value)}, whose elements are 0, 1, ... and from the end -1, -2, ..."
     known = list(value) if isinstance(value, dict) else []
-    listed = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known) or 'none'}"
+    named = ", ".join(known[:MOST_NAMED]) + ", ..." * (len(known) > MOST_NAMED)
+    listed = " ".join(f"there {'is' if len(known) == 1 else 'are'} {named or 'none'}".split())
     if value is row and len(known) < 3 and (lists := lists_of_rows(row)):
         return f"{listed}; if {lists[0]!r} holds the rows, set `rows: {lists[0]}` beside `path:`"
     if len(known) == 1 and (separator := re.search(r"[;\t|,]", known[0])):
@@ -147,9 +152,12 @@ def _check_row(fields: OpenFields | ChoiceFields, row: Row, where: str, needs_go
 
 def question(row: Row, name: str, where: str) -> str:
     """Returns the text of a field, or of a template with fields in braces; a field that the row lacks is empty."""
+    text = _text(row, name, where)
     if IN_BRACES.search(name):
-        return IN_BRACES.sub(lambda found: _text(row, found[1], where), name).strip()
-    return _text(row, name, where)
+        text = IN_BRACES.sub(lambda found: _text(row, found[1], where), name).strip()
+    if MESSAGES.match(text):
+        raise UserError(f"{where}: {name!r} is a text that holds a list of messages; take one out with an `adapter:`")
+    return text
 
 
 def _text(row: Row, name: str, where: str) -> str:
@@ -205,7 +213,7 @@ def options(row: Row, rule: OptionsRule, where: str) -> Labelled:
     if isinstance(listed, dict) and rule.labels is None:
         labels, listed = list(listed), list(listed.values())
     if not isinstance(listed, list) or len(listed) < 2:
-        raise UserError(f"{where}: choices: {rule_text(rule)} gives no list of options but {listed!r}")
+        raise UserError(f"{where}: choices: {rule_text(rule)} gives no list of options but {shown(listed)}")
     names = rule.fields or [f"{named}.{place}" for place in range(len(listed))]
     texts = [text_of(option, name, where) for option, name in zip(listed, names, strict=True)]
     if rule.labels is not None:
@@ -219,7 +227,7 @@ def options(row: Row, rule: OptionsRule, where: str) -> Labelled:
 
 
 # A)5, (A) 5, A. 5, but no initials; and 1) 5, (1) 5, 1. 5, but not 1.5
-_LETTERED = re.compile(r"[(\[]?([A-Za-z])\s*(?:[)\]:、．]|\.(?!\w\.))\s*(.+)", re.DOTALL)
+_LETTERED = re.compile(r"[(（\[]?([A-Za-z])\s*(?:[)）\]:：、．]|\.(?!\w\.))\s*(.+)", re.DOTALL)
 _NUMBERED = re.compile(r"(?:\(?([0-9]{1,2})\)\s*|([0-9]{1,2})\.\s+)(.+)", re.DOTALL)
 
 
@@ -244,7 +252,7 @@ def right(row: Row, name: str, listed: Labelled, where: str) -> int:
     given = field(row, name, where)
     answer = answer_index(text_of(given, name, where), labels)
     if answer is None or not 0 <= answer < len(texts):
-        raise UserError(f"{where}: answer {given!r} is none of the {len(texts)} options")
+        raise UserError(f"{where}: answer {shown(given)} is none of the {len(texts)} options")
     return answer
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,6 +51,7 @@ _PARENTHESES = re.compile(
     r"(?P<before>[^()]*(?:[0-9}\]%°]|(?<![\\A-Za-z])[A-Za-z]+(?=\s)))"
     r"(?:\s+\([^()+=^\\*_]*[^\W\d_]{2}|\([^()+=^\\*_]*[^\W\d_]{4})[^()+=^\\*_]*\)\.?"
 )
+_LISTED = re.compile(r"""\[\s*(['"])([^'"]*)\1\s*\]""")  # ['5'], as pandas writes a list
 _SHORT_WORDS = {"no", "on", "up", "in"}
 _E_NOTATION = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?[eE][-+]?[0-9]{1,3}")
 _THOUSANDS = re.compile(
@@ -58,6 +59,16 @@ _THOUSANDS = re.compile(
 )
 _NOT_DIGITS = re.compile(r"[^0-9.+-]")
 _NOTHING = {"nan", "null", "none", "n/a", "?", "-", "--"}
+
+
+_SHAPES: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    ("a list in a text", _LISTED, lambda found: found[2]),
+    ("parentheses", _PARENTHESES, lambda found: found["before"].strip()),
+    ("e-notation", _E_NOTATION, lambda found: format(Decimal(found[0]), "f")),
+    ("thousands separators", _THOUSANDS, lambda found: _NOT_DIGITS.sub("", found[0])),
+    ("units", _UNITS, lambda found: found["after"] or found["before"]),
+)
+"""The names of odd forms, what they look like, and the gold without them; the first that fits counts."""
 
 
 def forms(gold: str) -> list[Form]:
@@ -69,16 +80,11 @@ def forms(gold: str) -> list[Form]:
 def _form(gold: str) -> Form | None:
     if gold.casefold() in _NOTHING:
         return Form("no value", None)
-    if is_words(gold) and ((len(gold) > 2 and re.search("[aeiouyAEIOUY]", gold)) or gold.casefold() in _SHORT_WORDS):
+    vowel = len(gold) > 2 and re.search("[aeiouyAEIOUY]", gold)
+    if is_words(gold) and (vowel or gold.casefold() in _SHORT_WORDS):
         return Form("words", None)
-    if match := _PARENTHESES.fullmatch(gold):
-        return Form("parentheses", match["before"].strip())
-    if _E_NOTATION.fullmatch(gold):
-        return Form("e-notation", format(Decimal(gold), "f"))
-    if _THOUSANDS.fullmatch(gold):
-        return Form("thousands separators", _NOT_DIGITS.sub("", gold))
-    match = _UNITS.fullmatch(gold)
-    return Form("units", match["after"] or match["before"]) if match else None
+    found = ((name, plain, form.fullmatch(gold)) for name, form, plain in _SHAPES)
+    return next((Form(name, plain(match)) for name, plain, match in found if match), None)
 
 
 class Reason(NamedTuple):
@@ -175,12 +181,17 @@ def counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
 
 
-def words_warning(problems: Sequence[Row]) -> list[str]:
-    """Returns a warning if most golds are words, which Math-Verify reads as products of letters."""
+def words_warning(problems: Sequence[Row], judged_by: JudgedBy) -> list[str]:
+    """Returns a warning if most golds are words and the reward is one of mathematics."""
+    if judged_by not in MATHEMATICS:
+        return []
     words = [problem["gold"][0] for problem in problems if problem["gold"] and all(map(is_words, problem["gold"]))]
     if 2 * len(words) <= len(problems):
         return []
+    found = f"{len(words)} of {len(problems)} golds are words, such as {words[0]!r}."
+    if judged_by == "math-strict":
+        return [f"{found} reward: math-strict is for mathematics; set reward: exact, which compares words alone"]
     return [
-        f"{len(words)} of {len(problems)} golds are words, such as {words[0]!r}. reward: math reads a word as a product"
-        f" of its letters, so that {words[0][::-1]!r} is right too; set reward: exact"
+        f"{found} reward: math reads a word as a product of its letters, so that {words[0][::-1]!r} is right too;"
+        " set reward: exact"
     ]

@@ -86,7 +86,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     schema = pa.schema({"id": pa.string(), "question": pa.string()} | columns)
     with atomic(out) as temporary:
         pq.write_table(pa.Table.from_pylist(made.problems, schema=schema), temporary)
-    warnings = words_warning(made.problems) if spec.judged_by == "math" and spec.kind != "choice" else []
+    warnings = [] if spec.kind == "choice" else words_warning(made.problems, spec.judged_by)
     counts = {
         "rows": len(made.problems),
         "source_rows": made.source_rows,
@@ -224,6 +224,6 @@ def choice_problems(fields: ChoiceFields, rows: Iterable[Row | None], where: str
             "choices": texts,
             "answer": right(row, fields.answer, listed, at),
         }
-        same = len(set(texts)) < len(texts)
-        made.keep(problem, [plain_reason("two options are the same")] if same else [])
+        odd = ["two options are the same"] * (len(set(texts)) < len(texts)) + ["an option is empty"] * ("" in texts)
+        made.keep(problem, list(map(plain_reason, odd)))
     return made

@@ -26,7 +26,7 @@ def preview(spec: DataSpec, grading: Grading | None, template: str, data_root: P
     """
     made, _ = make_problems(spec.model_copy(update={"limit": SHOWN, "exclude": {}}), {}, data_root)
     yield f"{spec.kind} set from {describe(spec.source)}, {made.source_rows:,} rows"
-    yield made.summary().partition(", ")[2] + " among the first"
+    yield "up to the last problem below: " + made.summary().partition(", ")[2]
     if grading is None:
         for problem in made.problems:
             yield from _choice(problem, template)

@@ -291,12 +291,18 @@ def _inside(value: Any, path: Path, key: str | None) -> Iterable[Any]:
         return [value]  # a line with a list of objects is a row, such as a chat
     if len(held) > 1:
         raise ValueError(f"it is an object with several lists of rows; set `rows:` to one of {', '.join(held)}")
-    return cast("list[Any]", value[held[0]])
+    return cast("list[Any]", _at(value, held[0]))
 
 
 def lists_of_rows(value: Row) -> list[str]:
-    """Returns the keys of an object behind which there is a list of objects."""
-    return [name for name, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    """Returns the keys of an object, or paths of keys, behind which there is a list of objects."""
+    found = []
+    for name, rows in value.items():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            found.append(name)
+        elif isinstance(rows, dict):
+            found += [f"{name}.{key}" for key in lists_of_rows(rows)]
+    return found
 
 
 def _columns(value: Row) -> list[Row] | None:

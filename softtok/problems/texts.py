@@ -82,7 +82,7 @@ def below(value: Any, name: str) -> str:
     here = f"give the field below it, such as {'.'.join([name, *path])}"
     if path[0] == "0" and len(path) > 1:
         here += f" (of the last element: {'.'.join([name, '-1', *path[1:]])})"
-    return here
+    return " ".join(here.split())
 
 
 def _path(value: Any) -> list[str]:

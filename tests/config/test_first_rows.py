@@ -113,6 +113,12 @@ def test_a_train_set_may_start_with_rows_without_a_gold(tmp_path: Path) -> None:
     assert load(config(tmp_path, late, "train"))
 
 
+def test_rows_behind_the_limit_are_not_looked_at(tmp_path: Path) -> None:
+    rows: list[Row] = [*GOOD[:3], {"question": ["no text"], "answer": 1}]
+    assert load(config(tmp_path, rows, limit=3))
+    assert "'question' is a list" in refused(config(tmp_path, rows, limit=4))
+
+
 def test_only_the_sets_of_requested_studies_are_looked_at(tmp_path: Path) -> None:
     made = config(tmp_path, GOOD, question="qestion")
     made["studies"]["second"] = made["studies"]["first"] | {"test_sets": ["sums"]}

@@ -10,6 +10,7 @@ import pytest
 
 from softtok.errors import UserError
 from softtok.problems.fields import own_labels
+from softtok.storage.files import read_json
 from tests.support.data_files import Row, from_text
 
 SVAMP = [
@@ -59,6 +60,12 @@ class TestTemplates:
         assert [problem["question"] for problem in found] == ["y (easy)"]
 
 
+def test_messages_are_one_line_whatever_fields_are_called() -> None:
+    for row in ({"a\nb": "x", "c\r": {"d\n": 1}}, {f"field {n}": n for n in range(500)}):
+        assert len(refused([row], question="q", gold={"field": "a"})) < 1000
+        assert "is an object" in refused([{"q": {"e\nf": "x"}, "a": 1}], question="q", gold={"field": "a"})
+
+
 class TestGoldRules:
     @pytest.mark.parametrize(
         ("value", "rule", "gold"),
@@ -103,6 +110,7 @@ class TestOptions:
             ["A. 5", "B. 6", "C. 7", "D. 8"],
             ["A.5", "B.6", "C.7", "D.8"],
             ["A: 5", "B: 6", "C: 7", "D: 8"],
+            ["A）5", "B）6", "C）7", "D）8"],
             ["[A] 5", "[B] 6", "[C] 7", "[D] 8"],
             {"A": "5", "B": "6", "C": "7", "D": "8"},
             ["5", "6", "7", "8"],
@@ -138,6 +146,11 @@ class TestOptions:
     )
     def test_what_only_looks_like_a_letter_stays(self, options: list[str]) -> None:
         assert own_labels(options) is None
+
+    def test_an_empty_option_is_flagged(self) -> None:
+        rows: list[Row] = [{"q": "x", "o": ["a", None], "r": 0}]
+        problems(rows, "choice", question="q", choices={"field": "o"}, answer="r")
+        assert read_json(Path("rows.jsonl.out.json"))["reasons"]["flagged"] == {"an option is empty": 1}
 
     def test_labels_must_be_as_many_as_options(self) -> None:
         mapping: Row = {"question": "q", "choices": {"field": "o", "labels": "l"}, "answer": "r"}

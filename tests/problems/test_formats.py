@@ -127,7 +127,7 @@ def test_a_number_of_json_is_the_one_that_was_written(
 
 def test_a_row_with_all_its_columns_is_kept_for_a_reward_of_ones_own(tmp_path: Path) -> None:
     row: dict[str, Any] = {"question": "x", "gold": "1", "level": 3, "share": 0.1, "odd": "\ud83d", "none": None}
-    path = write(tmp_path / "x.jsonl", [row])
+    path = write(tmp_path / "x.jsonl", [row | {"none": float("nan")}])
     fields: Row = {"question": "question", "gold": {"field": "gold"}, "judged_by": "function", "columns": True}
     problems, _ = prepared("test", {"file": {"path": str(path)}}, tmp_path / "x.parquet", **fields)
     assert json.loads(problems[0]["columns"]) == row

@@ -52,6 +52,7 @@ def judged(golds: list[str], kind: Kind = "test", judged_by: str = "math") -> tu
         (r"12\,345", "thousands separators", "12345"),
         (r"12,\!345", "thousands separators", "12345"),
         ("12 345", "thousands separators", "12345"),
+        ("['5']", "a list in a text", "5"),
         ("yes", "words", None),
         ("New York", "words", None),
         ("nan", "no value", None),

@@ -139,6 +139,7 @@ class TestLayouts:
             ("x.csv", "question,answer\r\nq1?,1\r\n\r\nq2?,2"),
             ("x.csv", 'answer,"question",more\n1,"q1?","a ""b"", c"\n2,q2?,\n'),
             ("x.csv", "question,answer,,\nq1?,1,,\nq2?,2\n"),
+            ("x.json", '{"version": {"n": 1}, "data": {"test": LIST}}'.replace("LIST", LIST)),
             ("x.tsv", "question\tanswer\nq1?\t1\nq2?\t2\n"),
         ],
     )
@@ -189,6 +190,12 @@ class TestRefused:
             ("x.json", '{"question": ["a", "b"], "answer": ["1"]}', ["question 2, answer 1"]),
             ("x.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', ["set `rows:` to one of train, test"]),
             ("x.jsonl", '{"data": [{"question": "q?", "answer": 1}]}\n', ["no field 'question'", "`rows: data`"]),
+            ("x.jsonl", '{"data": {"rows": [{"question": "q?"}]}}\n', ["no field 'question'", "`rows: data.rows`"]),
+            (
+                "x.csv",
+                "question,answer\n\"[{'role': 'user'}]\",4\n",
+                ["holds a list of messages"],
+            ),
             ("x.jsonl", '{"question": "q?", "answer": 1, "answer": 2}\n', ["'answer' stands more than once"]),
             (
                 "x.jsonl",
