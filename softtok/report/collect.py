@@ -33,7 +33,7 @@ from softtok.report.run_files import (
     read_training,
 )
 from softtok.report.study import Row, Study, row_of
-from softtok.storage.files import atomic
+from softtok.storage.files import atomic, read_json
 
 # `n_samples` is samples per problem; for entropy, the generations that are still in their CoT at `index`.
 METRIC_COLUMNS = (
@@ -41,6 +41,7 @@ METRIC_COLUMNS = (
     *("metric", "k", "index", "value", "n_problems", "n_samples"),
 )
 WHOLE_NUMBERS = dict.fromkeys(("seed", "k", "index", "n_problems", "n_samples"), "Int64")
+TOLD_FROM = 0.05  # the share of flagged problems from which a report names a set
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Results:
     disagreements: dict[str, Counter[str]]  # test set -> `read_disagreements`, and "answers": how many there are
     made_on: Counter[str]  # device and precision -> number of evaluation and choice files with rows made on it
     overlaps: list[Overlap]
+    flagged: dict[str, str]  # train or test set of which many problems are flagged -> how many, and why
 
 
 def collect(study: Study, root: Path, absent: list[Absent] | None = None) -> Results:
@@ -182,6 +184,7 @@ class _Reader:
             disagreements=self.disagreements,
             made_on=self.made_on,
             overlaps=_overlaps(self.study, self.root, tolerant=self.absent is not None),
+            flagged=_flagged(self.study, self.root),
         )
 
 
@@ -203,6 +206,25 @@ def _overlaps(study: Study, root: Path, tolerant: bool) -> list[Overlap]:
         tested = questions.get(("test", test_set), set())
         if shared := len(tested & questions.get(("train", train_set), set())):
             found.append(Overlap(test_set, train_set, shared, len(tested)))
+    return found
+
+
+def _flagged(study: Study, root: Path) -> dict[str, str]:
+    """Returns the train and test sets with a share of over `TOLD_FROM` of problems that were flagged in preparation."""
+    found = {}
+    for kind, paths in study.spec.data.items():
+        for name, path in paths.items():
+            manifest = (root / path).with_suffix(".json")
+            if not manifest.exists():
+                continue
+            try:
+                made = read_json(manifest)
+                flagged, problems = len(made["flagged"]), int(made["rows"])
+                kinds = ", ".join(f"{what} {count:,}" for what, count in made["reasons"]["flagged"].items())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise bad(manifest, "is damaged") from None
+            if flagged > TOLD_FROM * problems:
+                found[f"{kind} set {name}"] = f"{flagged:,} of {problems:,} problems ({kinds})"
     return found
 
 
