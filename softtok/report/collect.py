@@ -239,11 +239,11 @@ def row_text(row: Row) -> str:
 
 
 class Measured(NamedTuple):
-    """The last columns of a row of metrics."""
+    """The last columns of a row of metrics; `position` is its `index`."""
 
     metric: str
     k: int | None
-    index: int | None
+    position: int | None
     value: float
     n_problems: int
     n_samples: int
@@ -268,7 +268,10 @@ def _mode_metrics(
     tokens = cell["cot_tokens"].sum() / (problems * samples)
     found.append(Measured("cot_tokens", None, None, tokens, problems, samples))
     if profile is not None:
-        found += [Measured("entropy", None, *line[:2], problems, line[2]) for line in profile.itertuples(index=False)]
+        found += [
+            Measured("entropy", None, position, entropy, problems, count)
+            for position, entropy, count in profile.itertuples(index=False)
+        ]
     return found
 
 
