@@ -38,9 +38,7 @@ except UserError as error:
 # They `exec` it. A waiting shell would be killed by the signal at which softtok saves its state, and the job would end too early.
 # Snakemake fills in braces, which the folder's name may hold.
 softtok_bin = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix(
-    f"export PATH={softtok_bin.replace('{', '{{').replace('}', '}}')}:$PATH; "
-)
+shell.prefix(f"export PATH={softtok_bin.replace('{', '{{').replace('}', '}}')}:$PATH; ")
 
 
 def without_command(record):
