@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from softtok.config import grid
 from softtok.config.schema import Files
+from softtok.config.specs import parse
 from softtok.problems.spec import ToyRows
-from softtok.storage.files import folder_sha256
+from softtok.storage.files import folder_sha256, text_hash
 from softtok.storage.shards import Shard
 from tests.support.configurations import Edit, both, drop, grid_of, hashes, put
 
@@ -94,3 +96,16 @@ def test_files_of_a_pattern_are_sorted(tmp_path: Path, monkeypatch: pytest.Monke
         path.write_text("")
     monkeypatch.setattr(glob, "glob", lambda _: [str(path) for path in paths])
     assert Files(path="part*.jsonl").found(str(tmp_path)) == sorted(paths)
+
+
+def test_no_spec_of_a_job_holds_a_tag_and_its_hash_is_that_of_the_text_as_written() -> None:
+    """Pages take params into scripts; the spec that a job parses is the same."""
+    text = "</script><script>alert(1)</script> <!-- & 'a' \"b\" \u2028 \\"
+    grid = grid_of(put("studies/first/title", text), put("models/toy/prompt", f"{text} {{question}}"))
+    study = grid.studies["first"]
+    made: list[Any] = [study, *grid.runs.values(), *grid.models.values(), *grid.data.values()]
+    for one in made:
+        assert not set("<>&\u2028") & set(one.json)
+        assert parse(type(one.spec), one.json) == one.spec
+        assert one.hash == text_hash(one.spec.as_json())
+    assert study.spec.title == text
