@@ -21,6 +21,12 @@ from softtok.config.jobs import (
 from softtok.config.load import load
 from softtok.errors import UserError
 
+# Snakemake fills in braces in the paths of environments, and would end in a traceback.
+if set("{}") & set(f"{workflow.basedir}{Path.cwd()}"):
+    sys.exit(
+        f"softtok: error: Snakemake takes braces in a path for wildcards; rename the folder {workflow.basedir}"
+    )
+
 # Snakemake hides errors of input functions if the output exists, so all errors are reported here. A WorkflowError would print a
 # traceback. Snakemake knows its targets only after parsing, so `load` looks for them in the command line.
 try:
@@ -32,9 +38,7 @@ except UserError as error:
 # They `exec` it. A waiting shell would be killed by the signal at which softtok saves its state, and the job would end too early.
 # Snakemake fills in braces, which the folder's name may hold.
 softtok_bin = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix(
-    f"export PATH={softtok_bin.replace('{', '{{').replace('}', '}}')}:$PATH; "
-)
+shell.prefix(f"export PATH={softtok_bin.replace('{', '{{').replace('}', '}}')}:$PATH; ")
 
 
 def without_command(record):
