@@ -6,6 +6,7 @@ part of what is tested.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -383,7 +384,7 @@ def test_no_text_of_a_configuration_is_run_by_the_page_of_snakemakes_report(done
     folder.mkdir(parents=True)
     done.edit(lambda config: config["studies"]["first"].update(title=TITLE))
     done.edit(lambda config: config["models"]["toy"].update(prompt=f"{TITLE} {{question}}"))
-    (folder / "local.jsonl").write_text('{"q": "1 + 1?", "a": "2"}\n')
+    (folder / "local.jsonl").write_text(json.dumps({"q": "1 + 1?", "a": f"{TITLE} 2"}))
     local = {"file": {"path": "local.jsonl"}, "question": "q", "gold": {"field": "a", "after": TITLE}}
     done.edit(lambda config: config["test_sets"].update(local=local))
     done.edit(lambda config: config["train_sets"]["sums"]["exclude"].append("local"))
