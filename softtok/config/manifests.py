@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from softtok.config.messages import explain
 from softtok.config.specs import ModelSpec, RunSpec
@@ -36,9 +36,9 @@ class ModelManifest(Record):
     """
 
     spec: ModelSpec
-    reference: HubReference | FolderReference | None
+    reference: HubReference | FolderReference | None = None
     sha256: str
-    facts: dict[str, float | None]
+    facts: dict[str, float | None] = Field(default_factory=dict)
     provenance: dict[str, str]
 
 
@@ -48,7 +48,7 @@ class CheckpointManifest(Record):
     The RMS values are units of noise. A trained checkpoint carries those of its base model.
     """
 
-    reference: HubReference | FolderReference | None
+    reference: HubReference | FolderReference | None = None
     sha256: str
     embedding_rms: float | None
     state_rms: dict[str, float]
