@@ -1,13 +1,16 @@
 # The entry of the workflow. `snakemake` builds the studies of `run:` in config.yaml, `snakemake STUDY` any other.
 import sys
+import time
 from pathlib import Path
 
 from snakemake.utils import min_version
 
 from softtok.config.load import read_yaml
 from softtok.errors import UserError
+from softtok.storage.trouble import failures
 
 min_version("9.27")
+started = time.time()
 
 
 # Snakemake reports broken YAML without its place.
@@ -39,6 +42,9 @@ include: "workflow/rules/report.smk"
 
 
 onerror:
+    # With `snakemake -q` too, a person reads here why.
+    for line in failures(Path("results"), started):
+        print(line, file=sys.stderr)
     print(
         "softtok: finished jobs stay finished. `snakemake` continues; `softtok tables STUDY --partial` shows the results so far.",
         file=sys.stderr,

@@ -56,7 +56,7 @@ from softtok.storage.files import file_sha256, text_hash
 DATA_VERSION = 3
 MODEL_VERSION = 3
 TRAIN_VERSION = 2
-EVAL_VERSION = 3
+EVAL_VERSION = 4
 CHOICES_VERSION = 2
 REPORT_VERSION = 4
 

@@ -89,7 +89,10 @@ class Divergence(Record):
 
 
 class RunManifest(Record):
-    """The manifest.json of a finished run: its spec, its result, and its provenance."""
+    """The manifest.json of a finished run: its spec, its result, and its provenance.
+
+    Runs of earlier versions have no hash of their metrics.jsonl.
+    """
 
     spec: RunSpec
     steps: int
@@ -97,6 +100,7 @@ class RunManifest(Record):
     best_validation: float | None
     diverged: Divergence | None
     checkpoint_sha256: str
+    metrics_sha256: str | None = None
     wall_s: float
     attempts: list[dict[str, Any]]
     provenance: dict[str, Any]

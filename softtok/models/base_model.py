@@ -9,9 +9,18 @@ from typing import Any
 from softtok.config.settings import DeviceSettings
 from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunManifest, RunSpec, ToySource
 from softtok.errors import UserError
-from softtok.models.references import weight_stamps
-from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, read_manifest, write_json, write_text
+from softtok.storage.files import (
+    WEIGHTS,
+    atomic,
+    content_hash,
+    read_columns,
+    read_manifest,
+    text_hash,
+    write_manifest,
+    write_text,
+)
 from softtok.storage.hub import fetch
+from softtok.storage.integrity import file_hashes, weights_sha256
 from softtok.storage.provenance import provenance
 
 
@@ -31,21 +40,22 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
         _probe(manifest, device, out)
         made_on = None
     facts = {"spec": spec.model_dump(mode="json"), "provenance": provenance(made_on)}
-    write_json(out / "model.json", manifest | facts)
+    write_manifest(out / "model.json", manifest | facts)
 
 
 def _referred(source: HubSource | FolderSource) -> dict[str, Any]:
     """Returns the manifest of a hub model, which is fetched and locked, or of a local folder."""
     if isinstance(source, HubSource):
-        reference = {"hub": source.hub, "revision": fetch(source.hub, source.revision).name}
-        return {"reference": reference, "sha256": content_hash(reference, 64)}
+        fetched = fetch(source.hub, source.revision)
+        reference = {"hub": source.hub, "revision": fetched.name}
+        return {"reference": reference, "sha256": content_hash(reference, 64), "files": file_hashes(fetched)}
     folder = Path(source.path).resolve()
     if not any(folder.glob(WEIGHTS)):
         raise UserError(
             f"model folder {folder}: holds no {WEIGHTS} file; give a Hugging Face folder with safetensors weights"
         )
-    referred = {"path": str(folder), "weights": weight_stamps(folder)}
-    return {"reference": referred, "sha256": folder_sha256(folder, WEIGHTS)}
+    hashes = file_hashes(folder)
+    return {"reference": {"path": str(folder)}, "sha256": weights_sha256(hashes), "files": hashes}
 
 
 def _probe(manifest: dict[str, Any], device: DeviceSettings, out: Path) -> None:
@@ -58,23 +68,22 @@ def _probe(manifest: dict[str, Any], device: DeviceSettings, out: Path) -> None:
     if device.gpus or device.device.startswith("cuda"):
         device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:
-        write_json(Path(trial) / "model.json", manifest)
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as trial:
+        write_manifest(Path(trial) / "model.json", manifest)
         load(Path(trial), device)
 
 
 def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, Any]:
-    import pandas as pd
-
     from softtok.models.toy_model import make
 
     pairs = None
     if text is not None:
-        table = pd.read_parquet(text, columns=["question", "gold"])
-        pairs = [(question, gold[0]) for question, gold in table.itertuples(index=False)]
+        table = read_columns(text, ["question", "gold"]).to_pydict()
+        pairs = [(question, gold[0]) for question, gold in zip(table["question"], table["gold"], strict=True)]
     with atomic(out) as temporary:
         facts = make(source.toy, temporary, pairs, prompt)
-    return {"sha256": folder_sha256(out, WEIGHTS), "facts": facts}
+        hashes = file_hashes(temporary)
+    return {"sha256": weights_sha256(hashes), "files": hashes, "facts": facts}
 
 
 def base_run(spec: RunSpec, model: Path, out: Path) -> None:
@@ -85,7 +94,9 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
     manifest = read_manifest(model / "model.json")
     reference = manifest.get("reference") or {"path": str(model)}
     facts = {"sha256": manifest["sha256"], "reference": reference, "embedding_rms": None, "state_rms": {}}
-    write_json(out / "checkpoint" / "checkpoint.json", facts | {"prompt": spec.model.prompt, "seed": spec.seed})
+    if "reference" in manifest:
+        facts["files"] = manifest.get("files")
+    write_manifest(out / "checkpoint" / "checkpoint.json", facts | {"prompt": spec.model.prompt, "seed": spec.seed})
     write_text(out / "metrics.jsonl", "")
     run = RunManifest(
         spec=spec,
@@ -94,8 +105,9 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
         best_validation=None,
         diverged=None,
         checkpoint_sha256=manifest["sha256"],
+        metrics_sha256=text_hash("", 64),
         wall_s=0.0,
         attempts=[],
         provenance=provenance(),
     )
-    write_json(out / "manifest.json", run.model_dump(mode="json"))
+    write_manifest(out / "manifest.json", run.model_dump(mode="json"))

@@ -12,9 +12,8 @@ from softtok.errors import UserError
 from softtok.models.decoding import Decoder
 from softtok.models.devices import choose_device
 from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill
-from softtok.models.references import resolve
+from softtok.models.references import located
 from softtok.problems.prompt import PREFILL_AFTER_CUT, decode
-from softtok.storage.hub import locked
 
 
 def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
@@ -28,8 +27,7 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     precision = settings.precision if settings.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
     if device.type == "cuda":
         _prepare_gpu()
-    name, commit = resolve(folder)
-    files = name if commit is None else locked(name, commit)
+    name, files = located(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(files)
         model = AutoModelForCausalLM.from_pretrained(

@@ -28,7 +28,7 @@ from softtok.problems.boxed import last_boxed
 from softtok.problems.golds import checked, words_warning
 from softtok.problems.prompt import normalise
 from softtok.problems.spec import ChoiceFields, DataSpec, FileRows, GoldRule, HubRows, OpenFields, OptionsRule, ToyRows
-from softtok.storage.files import atomic, canonical_json, file_sha256, read_columns, write_json
+from softtok.storage.files import canonical_json, file_sha256, read_columns, write_manifest, write_table
 from softtok.storage.hub import reason, why
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -44,7 +44,6 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     `exclude` has prepared test sets by name. The paths of file sources start from `data_root`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     where = describe(spec.source)
     adapter = Adapter(spec.adapter, spec.kind) if spec.adapter else None  # before anything is fetched
@@ -61,8 +60,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     if not problems:
         raise UserError(f"{where}: no problem is left of {len(rows)} rows ({len(dropped)} dropped)")
     schema = pa.schema({"id": pa.string(), "question": pa.string()} | columns)
-    with atomic(out) as temporary:
-        pq.write_table(pa.Table.from_pylist(problems, schema=schema), temporary)
+    write_table(out, pa.Table.from_pylist(problems, schema=schema))
     counts = {
         "rows": len(problems),
         "source_rows": len(rows),
@@ -71,7 +69,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
         "flagged": flagged,
         "warnings": warnings,
     }
-    write_json(out.with_suffix(".json"), {**origin, **counts, "spec": spec.model_dump(mode="json")})
+    write_manifest(out.with_suffix(".json"), {**origin, **counts, "spec": spec.model_dump(mode="json")})
 
 
 def questions(path: Path) -> list[str]:

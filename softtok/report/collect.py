@@ -124,7 +124,7 @@ class _Reader:
         history = None
         with self._noting(entry, ""):
             run = Run(row, entry.seed, read_manifest(folder / "manifest.json"))
-            history = read_training(folder / "metrics.jsonl").assign(**names)
+            history = read_training(folder / "metrics.jsonl", run.manifest.metrics_sha256).assign(**names)
         if history is None:
             return
         self.runs.append(run)
@@ -152,7 +152,7 @@ class _Reader:
                 counted, seen = read_cells(path, study)
                 for cell in counted.values():
                     _check_problems(self.problems, f"test set {test_set}", path, cell.index)
-                profiles = read_entropy(path.with_name(f"{inference_set}-{h8}.entropy.csv")) | profiles
+                profiles = read_entropy(path.with_suffix(".entropy.csv"), path) | profiles
                 cells = counted | cells  # a mode of two inference sets is the same in both; the first one counts
                 self.statuses += seen
                 self.made_on.update(made_on(path))

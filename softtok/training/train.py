@@ -20,7 +20,16 @@ import torch
 from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.config.specs import Divergence, RunManifest, RunSpec
 from softtok.errors import UserError
-from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts, shuffled
+from softtok.method.batches import (
+    Problem,
+    batches,
+    grade,
+    names_of,
+    problems_hash,
+    read_problems,
+    rms_prompts,
+    shuffled,
+)
 from softtok.method.dry_check import dry_check
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages, objective_of
@@ -34,18 +43,20 @@ from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
 from softtok.problems.reward import Judge
+from softtok.problems.workers import BrokenWorkersError
 from softtok.storage.files import (
     canonical_json,
     content_hash,
-    file_sha256,
     read_manifest,
-    write_json,
+    text_hash,
+    write_manifest,
     write_text,
 )
+from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
-from softtok.training.checkpoint import checked_sha256, hard_linked_copy, read_progress, write_progress, write_weights
+from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
 
 VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
@@ -117,7 +128,9 @@ class Trainer:
             reward_boxed=self.settings.reward_boxed,
             grading=spec.grading,
         )
-        made_of = {"spec": spec.model_dump(mode="json"), "model": base["sha256"], "data": file_sha256(data)}
+        digest = problems_hash(data, names_of(spec.grading.wants_columns))
+        # Not of the file: the same problems, prepared again by another version, are no reason to start again.
+        made_of = {"spec": spec.model_dump(mode="json"), "model": base["sha256"], "data": digest}
         self.key = content_hash(made_of, 64)
         self.step = 0
         self.best: dict[str, Any] = {"step": None, "validation": -math.inf}
@@ -235,10 +248,19 @@ class Trainer:
     def run(self, interruption: Interruption) -> None:
         """Takes the remaining steps; stops early and notes it if training diverges."""
         self.resume()
-        if self.step == 0 and not self.lines:
-            # The base model's accuracy, for comparison. It does not compete: a run's result is a trained model.
-            self.lines.append({"step": 0, "validation": self.validate()})
+        try:
+            self.take_steps(interruption)
+        except BrokenWorkersError:
+            if interruption.signal is None:
+                raise
+            # Weights and lines are those after the last step: workers judge before its update, or validate after it.
+            self.save()
+            interruption.exit_if_asked()
+
+    def take_steps(self, interruption: Interruption) -> None:
+        """Takes the remaining steps, with their validations and saves."""
         with progress("train", self.settings.steps, self.step) as advance:
+            self.validate_if_due()
             while self.step < self.settings.steps and self.diverged is None:
                 try:
                     line = self.take_step(self.step + 1)
@@ -246,16 +268,28 @@ class Trainer:
                     self.diverged = Divergence(step=self.step + 1, reason=str(error))
                     break
                 self.step += 1
-                last = self.step == self.settings.steps
-                if self.step % self.settings.validate_every == 0 or last:
-                    line["validation"] = self.validate()
-                    self.keep_best(line["validation"])
                 self.lines.append(line)
+                self.validate_if_due()
                 advance(1, reward=line["reward"], validation=self.best["validation"])
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
+                last = self.step == self.settings.steps
                 if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
                     self.save()
                     interruption.exit_if_asked()
+
+    def validate_if_due(self) -> None:
+        """Validates the weights after step 0, every `validate_every` steps and the last, and notes it in the last line.
+
+        Step 0 is the base model, for comparison. It does not compete: a run's result is a trained model.
+        """
+        if self.step == 0:
+            if not self.lines:
+                self.lines.append({"step": 0, "validation": self.validate()})
+            return
+        due = self.step % self.settings.validate_every == 0 or self.step == self.settings.steps
+        if due and "validation" not in self.lines[-1]:  # a stopped job may not have come to it
+            self.lines[-1]["validation"] = self.validate()
+            self.keep_best(self.lines[-1]["validation"])
 
     @property
     def best_folder(self) -> Path:
@@ -274,7 +308,7 @@ class Trainer:
 
     def save_weights(self) -> None:
         """Saves the current weights as the best."""
-        self.best["sha256"] = write_weights(self.best_folder, self.lm)
+        self.best["files"] = write_weights(self.best_folder, self.lm)
         self.delete_stale(self.best_folder, self.saved_best)
 
     def save(self, done: bool = False) -> None:
@@ -337,33 +371,37 @@ class Trainer:
         """
         if self.best["step"] is None and not self.best_folder.exists():
             self.save_weights()  # diverged before the first validation: the weights as they are
-        sha256 = checked_sha256(self.best_folder, self.best["sha256"])
+        files: dict[str, str] = self.best["files"]
+        refuse_damaged(self.best_folder, files)
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
         hard_linked_copy(self.best_folder, checkpoint)
-        write_json(
+        write_manifest(
             checkpoint / "checkpoint.json",
             {
-                "sha256": sha256,
+                "sha256": weights_sha256(files),
+                "files": files,
                 "embedding_rms": self.rms["embedding"],
                 "state_rms": {name: self.rms[name] for name in ("hidden", "logits")},
                 "prompt": self.spec.model.prompt,
                 "seed": self.seed,
             },
         )
-        write_text(self.out / "metrics.jsonl", "".join(canonical_json(line) + "\n" for line in self.lines))
+        metrics = "".join(canonical_json(line) + "\n" for line in self.lines)
+        write_text(self.out / "metrics.jsonl", metrics)
         manifest = RunManifest(
             spec=self.spec,
             steps=self.step,
             best_step=self.best["step"],
             best_validation=self.best["validation"] if self.best["step"] is not None else None,
             diverged=self.diverged,
-            checkpoint_sha256=sha256,
+            checkpoint_sha256=weights_sha256(files),
+            metrics_sha256=text_hash(metrics, 64),
             wall_s=self.wall_s,
             attempts=attempts(self.state / "attempts.jsonl"),
             provenance=provenance(device_name(str(self.lm.device)), PRECISIONS[self.lm.dtype]),
         )
-        write_json(self.out / "manifest.json", manifest.model_dump(mode="json"))
+        write_manifest(self.out / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:

@@ -6,6 +6,7 @@ part of what is tested.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -280,6 +281,22 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: StandInProject) -> 
     assert "evaluate results/runs/toy/sums/hard/" in calls
     assert calls.count("base ") == 1, "a failure that is not the network's is not tried again"
     assert project.jobs() == {job for job in FIRST if "/base/" in job} | {"report results/reports/first"}
+
+
+@pytest.mark.parametrize("words", [[], ["-q"], ["-q", "all"]])
+def test_a_failed_jobs_own_line_is_on_the_terminal(words: list[str], project: StandInProject) -> None:
+    """Of jobs that fail now: the log of one that failed before says nothing about today."""
+    older = project.results / "logs" / "older.log"
+    older.parent.mkdir(parents=True)
+    older.write_text("softtok: error: long ago\n")
+    os.utime(older, (1, 1))
+    done = project.snakemake(*words, FAIL="train")
+    assert done.returncode != 0
+    told = [line for line in done.stdout.splitlines() if line.startswith("softtok: error: ")]
+    assert len(told) == 1
+    assert re.fullmatch(
+        r"softtok: error: no such thing \(results/logs/runs/toy/sums/hard/seed0-\w+/train.log\)", told[0]
+    )
 
 
 def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandInProject) -> None:
