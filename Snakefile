@@ -1,4 +1,5 @@
 # The entry of the workflow. `snakemake` builds the studies of `run:` in config.yaml, `snakemake STUDY` any other.
+import atexit
 import sys
 import time
 from pathlib import Path
@@ -7,11 +8,14 @@ from snakemake.utils import min_version
 
 from softtok.config.load import read_yaml
 from softtok.errors import UserError
-from softtok.storage.trouble import failures
+from softtok.storage.trouble import disk_trouble, tell_failures
 
 min_version("9.27")
-started = time.time()
 
+# Snakemake shows a traceback if it cannot write, and `snakemake -q all` shows nothing at all, not even why a job failed.
+if trouble := disk_trouble(Path()):
+    sys.exit(f"softtok: error: {trouble}")
+atexit.register(tell_failures, Path("results"), time.time())
 
 # Snakemake reports broken YAML without its place.
 if Path("config.yaml").exists():
@@ -42,9 +46,6 @@ include: "workflow/rules/report.smk"
 
 
 onerror:
-    # With `snakemake -q` too, a person reads here why.
-    for line in failures(Path("results"), started):
-        print(line, file=sys.stderr)
     print(
         "softtok: finished jobs stay finished. `snakemake` continues; `softtok tables STUDY --partial` shows the results so far.",
         file=sys.stderr,

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         _tell("interrupted")
         return EXIT_CTRL_C
     except Exception as error:
-        told = _explained(error)
+        told = _explained(error, getattr(options, "out", None))
         if told is None:
             raise
         _tell(f"error: {told}")
@@ -55,15 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _explained(error: Exception) -> str | None:
-    """Returns what a user reads of an error that has a cause outside of the code; None for any other."""
+def _explained(error: Exception, out: Path | None) -> str | None:
+    """Returns what a user reads of an error that has a cause outside of the code; None for any other.
+
+    `out` is where a command writes.
+    """
     if isinstance(error, UserError):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which light commands do not import
         why = " ".join(str(error).split(". ")[0].split())
         less = "lower rollout_tokens or rollout_rows (in training: micro_batch_tokens) under runtime"
         return f"{why}; {less}, or move the optimizer (optimizer_device: cpu)"
-    return storage_trouble(error)
+    return storage_trouble(error, out)
 
 
 def _tell(text: str) -> None:

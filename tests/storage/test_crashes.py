@@ -23,6 +23,7 @@ from softtok.storage.files import read_json
 from softtok.training.train import train
 from tests.support.crashes import FILE_SYSTEM, CrashError
 from tests.support.damage import assert_same_evaluation, evaluation, times
+from tests.support.disks import small_disk
 from tests.support.report_specs import report_spec
 from tests.support.specs import (
     HARD,
@@ -163,33 +164,17 @@ def test_every_command_tells_in_one_line_that_a_disk_takes_no_more(
     assert TROUBLE[number] in told[0] and "Traceback" not in told[0]
 
 
-MOUNT = shutil.which("mount")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A folder that is a disk of its own, of 64 KiB; only the superuser can have one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = [MOUNT or "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if MOUNT is None or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["model", "train", "evaluate", "report"])
 def test_a_disk_that_is_really_full_is_one_line(
-    name: str, commands: dict[str, list[str]], small_disk: Path, capsys: pytest.CaptureFixture[str]
+    name: str, commands: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files written in Rust and C++ too; what is left of the disk ends in the middle of them."""
-    if name == "evaluate":
-        (small_disk / "filler").write_bytes(bytes(62 * 1024))
-    try:
-        assert main([name, *commands[name], "--out", str(small_disk / "made" / "out.parquet")]) == 1
-    finally:
-        subprocess.run(["umount", str(small_disk)], check=True)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        if name == "evaluate":
+            (disk / "filler").write_bytes(bytes(62 * 1024))
+        assert main([name, *commands[name], "--out", str(disk / "made" / "out.parquet")]) == 1
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("softtok: error")]
-    assert len(told) == 1 and "No space left on device" in told[0], told
+    assert len(told) == 1 and "No space left on device" in told[0] and str(disk) in told[0], told
 
 
 FULL = """
