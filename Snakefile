@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from softtok.config.load import read_yaml
+from softtok.config.yaml_files import read_yaml
 from softtok.errors import UserError
 from softtok.storage.trouble import disk_trouble, tell_failures
 
@@ -17,7 +17,7 @@ if trouble := disk_trouble(Path()):
     sys.exit(f"softtok: error: {trouble}")
 atexit.register(tell_failures, Path("results"), time.time())
 
-# Snakemake reports broken YAML without its place.
+# Snakemake reports broken YAML without its place, and does not bound what it reads.
 if Path("config.yaml").exists():
     try:
         read_yaml(Path("config.yaml"))

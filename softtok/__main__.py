@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--exclude", action="append", default=[], metavar="NAME=PATH", help="prepared test set to keep out"
     )
-    data.add_argument("--data-root", type=Path, metavar="PATH", help="folder of local data files")
+    data.add_argument("--data-root", type=_folder, metavar="PATH", help="folder of local data files")
     add("base", _base, "the run of the untouched model", "spec", "model", "out")
     add("train", _train, "train one run", "spec", "runtime", "model", "data", "out")
     add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out")
@@ -133,16 +133,25 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help="of several, a later one overrides an earlier one, as in `snakemake --configfile`",
         )
-        command.add_argument("--data-root", type=Path, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
+        command.add_argument(
+            "--data-root", type=_folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`"
+        )
     for command in (tables, rest):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
 
 
+def _folder(text: str) -> Path:
+    """Returns the folder that an option names; an empty name would mean the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a folder, or leave the option out")
+    return Path(text)
+
+
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Switches garbage collection off during imports.
+    """Switches garbage collection off during imports; a spec is read first, so that a wrong one fails at once.
 
     PyTorch and transformers make a million permanent objects. Garbage collection would look through them again and
     again, which takes a fifth of a job's start.
@@ -167,10 +176,10 @@ def _runtime(options: argparse.Namespace) -> RuntimeSettings:
 
 
 def _model(options: argparse.Namespace) -> None:
-    from softtok.config.specs import ModelSpec, parse
-
-    spec = parse(ModelSpec, options.spec)
     with _importing():
+        from softtok.config.specs import ModelSpec, parse
+
+        spec = parse(ModelSpec, options.spec)
         from softtok.models.base_model import make_model
     make_model(spec, _runtime(options), options.out, options.text)
 
@@ -192,28 +201,28 @@ def _base(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from softtok.config.specs import RunSpec, parse
-
-    spec = parse(RunSpec, options.spec)
     with _importing():
+        from softtok.config.specs import RunSpec, parse
+
+        spec = parse(RunSpec, options.spec)
         from softtok.training.train import train
     train(spec, _runtime(options), options.model, options.data, options.out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from softtok.config.specs import EvaluationSpec, parse
-
-    spec = parse(EvaluationSpec, options.spec)
     with _importing():
+        from softtok.config.specs import EvaluationSpec, parse
+
+        spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
     evaluate(spec, _runtime(options), options.run_folder, options.data, options.out)
 
 
 def _choices(options: argparse.Namespace) -> None:
-    from softtok.config.specs import ChoicesSpec, parse
-
-    spec = parse(ChoicesSpec, options.spec)
     with _importing():
+        from softtok.config.specs import ChoicesSpec, parse
+
+        spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
     choices(spec, _runtime(options), options.run_folder, options.data, options.out)
 
@@ -284,7 +293,7 @@ def _agreed(summary: str) -> bool:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from softtok.config.dry_check import dry_check
+    from softtok.config.dry_check import check_data_sets
     from softtok.config.grid import Grid
     from softtok.config.load import read
 
@@ -294,7 +303,7 @@ def _check(options: argparse.Namespace) -> None:
     if unknown := [study for study in wanted if study not in grid.studies]:
         raise UserError(f"there is no study {unknown[0]!r}; there are {', '.join(grid.studies)}")
     for study in wanted:
-        for name, unchecked in dry_check(grid.studies[study], options.data_root):
+        for name, unchecked in check_data_sets(grid.studies[study], options.data_root):
             print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")
         for name in dict.fromkeys(_dry_checks(grid.studies[study])):
             print(f"{name}: works")
@@ -309,17 +318,17 @@ def _dry_checks(study: Study) -> Iterator[str]:
     if figures := study.spec.figures:
         from softtok.report import own_figures
 
-        yield from own_figures.dry_check(figures)
+        yield from own_figures.check_figures(figures)
     evaluations = [item.spec for items in study.evaluations.values() for item in items.values()]
     tested: list[TokenMode] = [mode for spec in evaluations for mode in spec.inference_modes.values()]
     trained = [(run.spec.mode, run.spec.training) for run in study.runs.values() if run.spec.mode and run.spec.training]
     own = [training for _, training in trained if isinstance(training.objective, Reference)]
     if own or any(mode.own for mode in (*tested, *(mode for mode, _ in trained))):
         with _importing():
-            from softtok.method.dry_check import dry_check
+            from softtok.method.dry_check import check_method
         for mode, training in trained:
-            yield from dry_check([mode], training)
-        yield from dry_check(tested)
+            yield from check_method([mode], training)
+        yield from check_method(tested)
 
 
 def _schema(options: argparse.Namespace) -> None:

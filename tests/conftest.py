@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from tests.support.examples import load_profile
 from tests.support.specs import data_spec, toy_model
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # A shell starts background jobs with SIGINT ignored, and so CI may start this suite; its tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+load_profile()
 
 
 @pytest.fixture(scope="session")

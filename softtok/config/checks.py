@@ -6,17 +6,17 @@ parsed (`config.load`). Every function raises UserError, one line that names the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 from softtok import plugins
 from softtok.config import doors
-from softtok.config.messages import at, config_error, nearest
+from softtok.config.messages import at, config_error, nearest, shown
 from softtok.config.paper_results import printed_lines
 from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, OpenSet
 from softtok.config.settings import RuntimeSettings
-from softtok.config.study_checks import check_study
+from softtok.config.study_checks import check_studies
 from softtok.errors import UserError
 from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward
@@ -35,6 +35,7 @@ SECTIONS = {
 RULES = ("all", "dataset", "model", "base", "train", "evaluate", "choices", "report_spec", "report")
 FOLDERS = ("results", "models", "data", "runs", "reports", "specs", "logs", "benchmarks")
 PARTS_OF_PATHS = ("test", "choice", "none", "eval")
+LONGEST_PATH = 300
 RESERVED = frozenset(RULES + FOLDERS + PARTS_OF_PATHS)
 """Names with a meaning in paths (`none` and `base` are train set and mode of base models) or as Snakemake targets."""
 FIELDS = {"train": ("question", "gold"), "test": ("question", "gold"), "choice": ("question", "choices", "answer")}
@@ -61,8 +62,7 @@ def check(config: Config, requested: Sequence[str]) -> None:
             data_fields(kind, at(section, name), entry)
             plug_ins(config, at(section, name), entry)
     own_code(config)
-    for name, study in config.studies.items():
-        check_study(config, name, study)
+    check_studies(config)
     paths(config, requested)
 
 
@@ -151,9 +151,11 @@ def refer(config: Config, section: str, listed: Sequence[str], where: str) -> No
 
 def once(listed: Sequence[str | int], where: str) -> None:
     """Nothing may be listed twice."""
-    for place, item in enumerate(listed):
-        if item in listed[:place]:
+    met: set[str | int] = set()
+    for item in listed:
+        if item in met:
             raise config_error(where, f"{item!r} is listed twice")
+        met.add(item)
 
 
 def data_fields(kind: Kind, where: str, entry: DataSet) -> None:
@@ -225,13 +227,16 @@ def paths(config: Config, requested: Sequence[str]) -> None:
     """Folders and files that jobs of these studies read must exist."""
     models = {name for study in requested for block in config.studies[study].blocks() for name in block.models or []}
     for name, model in config.models.items():
-        if name in models and model.path is not None and not (Path(model.path).expanduser() / "config.json").is_file():
-            lack = "holds no config.json" if Path(model.path).expanduser().is_dir() else "does not exist"
+        folder = os.path.expanduser(model.path or "")
+        if name in models and model.path is not None and not os.path.isfile(os.path.join(folder, "config.json")):
+            lack = "holds no config.json" if os.path.isdir(folder) else "does not exist"
             raise config_error(
-                at("models", name, "path"), f"the folder {model.path!r} {lack}; a Hugging Face folder is needed"
+                at("models", name, "path"),
+                f"the folder {shown(model.path, LONGEST_PATH)} {lack}; a Hugging Face folder is needed",
             )
-    if config.data_root is not None and not Path(config.data_root).is_dir():
-        raise config_error("data_root", f"the folder {config.data_root!r} does not exist")
+    if config.data_root is not None and not os.path.isdir(config.data_root):
+        lack = "is a file" if os.path.exists(config.data_root) else "does not exist"
+        raise config_error("data_root", f"the folder {shown(config.data_root, LONGEST_PATH)} {lack}")
     for kind, section in DATA_SECTIONS.items():
         used = wanted(config, requested, kind)
         for name, entry in getattr(config, section).items():

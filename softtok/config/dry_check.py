@@ -12,7 +12,7 @@ from softtok.problems.dry_check import check_adapter, check_reward
 from softtok.problems.reward import Grading
 
 
-def dry_check(study: Study, data_root: Path | None) -> Iterator[tuple[str, str]]:
+def check_data_sets(study: Study, data_root: Path | None) -> Iterator[tuple[str, str]]:
     """Yields each plug-in and data set that was checked, and what could not be checked ("" if nothing).
 
     Raises UserError, with file and line, for the first plug-in that is wrong.

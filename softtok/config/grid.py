@@ -6,6 +6,7 @@ the grid at every start.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import product
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from softtok import plugins
 from softtok.config import doors
-from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run
+from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run, for_pages
 from softtok.config.reports import report_spec
 from softtok.config.schema import Config, DataSet, OpenSet, TrainSet
 from softtok.config.schema import Study as StudySettings
@@ -55,10 +56,10 @@ from softtok.storage.files import file_sha256, text_hash
 # Raise one of these by hand when the code changes what it makes from the same settings.
 DATA_VERSION = 3
 MODEL_VERSION = 3
-TRAIN_VERSION = 2
+TRAIN_VERSION = 3
 EVAL_VERSION = 4
 CHOICES_VERSION = 2
-REPORT_VERSION = 4
+REPORT_VERSION = 5
 
 ASKED_ONLY = {"judged_by": "math", "columns": False}
 """A train set excludes the questions of a test set, no matter how their answers are judged."""
@@ -75,11 +76,11 @@ class Study(Plan):
 
     @cached_property
     def json(self) -> str:
-        return self.spec.as_json()
+        return for_pages(self.spec.as_json())
 
     @cached_property
     def hash(self) -> str:
-        return text_hash(self.json)
+        return text_hash(self.spec.as_json())
 
     @property
     def spec_path(self) -> str:
@@ -163,7 +164,7 @@ class Grid:
         elif entry.hub is not None:
             source = HubSource(hub=entry.hub, revision=entry.revision)
         else:
-            source = FolderSource(path=str(Path(entry.path or "").expanduser()))
+            source = FolderSource(path=str(Path(os.path.expanduser(entry.path or ""))))
         model = Model(name, ModelSpec(source=source, prompt=entry.prompt or PROMPT, version=MODEL_VERSION), text)
         self.models[model.folder] = model
         return model

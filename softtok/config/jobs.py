@@ -28,7 +28,16 @@ CHOICES = "choices/{choice_set}-{cell_spec}"
 REPORT = "results/reports/{study}"
 REPORT_SPEC = "results/specs/{study}-{report_spec}.json"
 
+ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 R_co = TypeVar("R_co", bound=Record, covariant=True)
+
+
+def for_pages(text: str) -> str:
+    """Returns JSON of the same value in which no text can be taken for a tag or the end of a script.
+
+    `snakemake --report` writes params into the scripts of its page.
+    """
+    return text.translate(ESCAPES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +49,11 @@ class Made(Generic[R_co]):
 
     @cached_property
     def json(self) -> str:
-        return self.spec.as_json()
+        return for_pages(self.spec.as_json())
 
     @cached_property
     def hash(self) -> str:
-        return text_hash(self.json)
+        return text_hash(self.spec.as_json())
 
 
 @dataclass(frozen=True, eq=False)

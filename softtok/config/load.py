@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from softtok.config.checks import check
 from softtok.config.inherit import resolve
-from softtok.config.messages import explain, refuse_repeated_keys
+from softtok.config.messages import explain
 from softtok.config.schema import Config
-from softtok.errors import UserError
+from softtok.config.yaml_files import bounded, read_yaml
 
 
 def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Sequence[str] = ()) -> Config:
     """Returns the checked configuration of the merged dict that Snakemake holds. Raises UserError.
 
-    `files` are the YAML files that it was read from; they are searched for repeated keys. `requested` are the words of
-    the command line. The local files of the studies among them, or else of those of `run`, must exist.
+    `files` are the YAML files that it was read from; their form is checked (`yaml_files.py`). `requested` are the words
+    of the command line. The local files of the studies among them, or else of those of `run`, must exist.
     """
     for file in files:
-        refuse_repeated_keys(Path(file))
-    if isinstance(raw.get("data_root"), str):
-        raw = {**raw, "data_root": str(Path(raw["data_root"]).expanduser())}
-    try:
-        config = Config.model_validate(resolve(raw))
-    except ValidationError as error:
-        raise explain(error, Config) from None
-    config._folders = tuple(dict.fromkeys(Path(file).parent for file in reversed(files))) or (Path(),)
-    check(config, [study for study in config.studies if study in requested] or config.run)
-    return config
+        read_yaml(Path(file))
+    return _checked(raw, files, requested)
 
 
 def read(paths: Path | Sequence[Path], requested: Sequence[str] = (), data_root: str | None = None) -> Config:
@@ -45,30 +37,48 @@ def read(paths: Path | Sequence[Path], requested: Sequence[str] = (), data_root:
     files = [paths] if isinstance(paths, Path) else list(paths)
     raw: dict[str, Any] = {}
     for file in files:
-        _update(raw, read_yaml(file))
-    return load(raw | ({"data_root": data_root} if data_root else {}), files, requested)
+        raw = _updated(raw, read_yaml(file))
+    return _checked(raw if data_root is None else raw | {"data_root": data_root}, files, requested)
 
 
-def _update(raw: dict[str, Any], own: Mapping[str, Any]) -> None:
-    """Updates `raw` in place, nested mappings key by key."""
-    for key, value in own.items():
-        if isinstance(value, dict) and isinstance(raw.get(key), dict):
-            _update(raw[key], value)
-        else:
-            raw[key] = value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the content of a YAML file, unchecked. Raises UserError."""
+def _checked(raw: Mapping[str, Any], files: Sequence[str | Path], requested: Sequence[str]) -> Config:
+    """Returns the configuration of settings that were read from `files`."""
+    _refuse_size(raw)
+    if isinstance(root := raw.get("data_root"), str) and root:
+        raw = {**raw, "data_root": str(Path(os.path.expanduser(root)))}
+    resolved = resolve(raw)
+    _refuse_size(resolved)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"config: {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"config: {path}: has no settings")
-    return raw
+        config = Config.model_validate(resolved)
+    except ValidationError as error:
+        raise explain(error, Config) from None
+    config._folders = tuple(dict.fromkeys(Path(file).parent for file in reversed(files))) or (Path(),)
+    check(config, [study for study in config.studies if study in requested] or config.run)
+    return config
+
+
+def _refuse_size(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that hold themselves, are nested too deeply, or are too many."""
+    for _ in bounded(settings, _below):
+        pass
+
+
+def _below(value: Any) -> Iterable[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return [(str(key), item) for key, item in value.items()]
+    return enumerate(value) if isinstance(value, list | tuple) else ()
+
+
+def _updated(raw: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `raw` updated by `own`, nested mappings key by key.
+
+    Neither changes: an alias in a file makes two keys hold one mapping.
+    """
+    merged = dict(raw)
+    for key, value in own.items():
+        below = raw.get(key)
+        merged[key] = _updated(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def schema_json() -> str:

@@ -6,42 +6,74 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from softtok.errors import UserError
 
+MOST_NAME = 100
+"""Characters of a name at most: names are parts of the names of files."""
 SHOWN = 12
 """How many known names a message lists at most if none of them is near."""
-NAME_RULE = "a name is letters, digits, '.', '_' and '-', and starts with a letter or digit"
+LONGEST = 60
+"""Characters of a value or a key that a message shows at most."""
+LONGEST_MESSAGE = 600
+NAME_RULE = "a name is letters (a to z, A to Z), digits, '.', '_' and '-', and starts with a letter or digit"
+
+
+def cropped(text: str, longest: int = LONGEST) -> str:
+    """Returns the beginning of a text, if all of it is too long for a message."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def shown(value: Any, longest: int = LONGEST) -> str:
+    """Returns a value as messages show it."""
+    try:
+        return cropped(repr(value), longest)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def at(*path: str | int) -> str:
     """Returns a key path as people write it: studies.demo.grid[0].models."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+    keys = [f"[{key}]" if isinstance(key, int) else f".{cropped(str(key))}" for key in path]
+    return "".join(keys if len(keys) <= SHOWN else [*keys[:SHOWN], "..."]).removeprefix(".")
 
 
 def config_error(where: str, what: str, source: str = "config") -> UserError:
-    """Returns the error to raise; `source` is what holds the mistake."""
-    return UserError(": ".join(filter(None, (source, where, " ".join(what.split())))))
+    """Returns the error to raise; `source` is what holds the mistake.
+
+    A character that would break the line, or that cannot be seen, is written as its escape.
+    """
+    text = ": ".join(filter(None, (source, where, cropped(" ".join(what.split()), LONGEST_MESSAGE))))
+    return UserError("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
-    """Returns a hint to append: the nearest of `known`, else all of them."""
-    names = list(known)
+    """Returns a hint to append: the nearest of `known`, else the first of them."""
+    names = [name for name in known if len(name) <= MOST_NAME]
     folded = {name.casefold(): name for name in names}
-    if close := get_close_matches(str(word).casefold(), folded, 1):
+    if len(str(word)) <= MOST_NAME and (close := get_close_matches(str(word).casefold(), folded, 1)):
         return f"; did you mean {folded[close[0]]!r}?"
-    return f"; known: {', '.join(names[:SHOWN]) or 'none'}{', ...' if len(names) > SHOWN else ''}"
+    listed = ", ".join(map(cropped, names[:SHOWN]))
+    return f"; known: {listed or 'none'}{', ...' if len(names) > SHOWN else ''}"
+
+
+def look_alikes(text: str) -> str:
+    """Returns a hint to append: the first character that is no plain letter, though it may look like one."""
+    strange = next((c for c in text if not c.isascii()), None)
+    return "" if strange is None else f" (it holds U+{ord(strange):04X}, which is not a letter of ASCII)"
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str = "config") -> UserError:
-    """Returns the first of pydantic's findings in plain words, and how many more there are."""
-    first, *more = error.errors()
+    """Returns the first of pydantic's findings in plain words, and how many more there are.
+
+    If a key is missing and another one beside it is unknown, the latter comes first: it may be the former, misspelt.
+    """
+    first, *more = sorted(error.errors(), key=partial(_rank, error.errors()[0]))
     where, known, below = _follow(first["loc"], root)
     what = _in_words(Finding(first, known, below))
     if first["type"] == "value_error" and (key := re.match(r"(\w+): ", what)):  # our own validators name the key first
@@ -66,8 +98,13 @@ class Finding(NamedTuple):
 
     @property
     def shown(self) -> str:
-        text = repr(self.value)
-        return text if len(text) <= 60 else f"{text[:57]}..."
+        return shown(self.value)
+
+
+def _rank(first: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether a finding comes after those that tell more than `first` does."""
+    misspelt = first["type"] == "missing" and other["type"] == "extra_forbidden"
+    return not (misspelt and other["loc"][:-1] == first["loc"][:-1])
 
 
 def _is_name(error: ErrorDetails) -> bool:
@@ -78,7 +115,7 @@ def _is_name(error: ErrorDetails) -> bool:
 def _in_words(found: Finding) -> str:
     """Returns what is wrong, in plain words."""
     if _is_name(found.error):
-        return f"YAML reads this name as {type(found.value).__name__} {found.value!r}: put it in quotes"
+        return f"YAML reads this name as {type(found.value).__name__} {found.shown}: put it in quotes"
     phrase = PHRASES.get(found.error["type"])
     if phrase is not None:
         return phrase(found)
@@ -99,11 +136,26 @@ def _too_short(found: Finding) -> str:
     return "this is empty; it needs at least one entry" if not found.value else found.error["msg"]
 
 
+def _unknown(found: Finding) -> str:
+    key = str(found.error["loc"][-1])
+    return f"unknown key{look_alikes(key)}{nearest(key, found.known)}"
+
+
+def _no_text(found: Finding) -> str:
+    what = f"the value should be a valid string, not {found.shown}"
+    if found.value is None or isinstance(found.value, list | dict):
+        return what
+    return f"{what}: YAML reads it as {type(found.value).__name__}; put it in quotes"
+
+
 PHRASES: Mapping[str, Callable[[Finding], str]] = {
-    "extra_forbidden": lambda found: f"unknown key{nearest(found.error['loc'][-1], found.known)}",
+    "extra_forbidden": _unknown,
+    "invalid_key": lambda found: f"a key is a name, not {found.shown}",
+    "string_type": _no_text,
+    "string_too_long": lambda found: f"this name has {len(found.value)} characters; at most {MOST_NAME} are possible",
     "missing": lambda found: "this key is missing",
     "literal_error": _impossible,
-    "string_pattern_mismatch": lambda found: f"{found.shown} is not a name: {NAME_RULE}",
+    "string_pattern_mismatch": lambda found: f"{found.shown} is not a name{look_alikes(found.value)}: {NAME_RULE}",
     "model_type": _no_mapping,
     "model_attributes_type": _no_mapping,
     "dict_type": _no_mapping,
@@ -127,7 +179,7 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
         if part == "[key]":  # the name itself is wrong
             continue
         if get_origin(kind) in (Union, types.UnionType):  # of models, where pydantic names the one that it tried
-            kind = next(member for member in get_args(kind) if part in (member.__name__, _tag(member)))
+            kind = next((member for member in get_args(kind) if part in (member.__name__, _tag(member))), None)
             continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             known = list(kind.model_fields)
@@ -158,26 +210,3 @@ def _tag(member: Any) -> Any:
     """Returns the value of `kind`, which distinguishes a model from the others of its union; None for other types."""
     fields = getattr(member, "model_fields", {})
     return fields["kind"].default if "kind" in fields else None
-
-
-def refuse_repeated_keys(path: Path) -> None:
-    """Raises UserError if a key is repeated, where YAML would silently take the last one."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    pending: list[tuple[tuple[str | int, ...], Any]] = [
-        ((), yaml.compose(path.read_text(encoding="utf-8"), Loader=loader))
-    ]
-    while pending:
-        where, node = pending.pop()
-        if isinstance(node, yaml.SequenceNode):
-            pending += [((*where, place), item) for place, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    raise config_error(
-                        at(*where, key.value),
-                        f"this key appears twice in {path}, in lines {lines[key.value]} and {line}",
-                    )
-                lines[key.value] = line
-                pending.append(((*where, key.value), value))

@@ -7,8 +7,6 @@ the configuration into jobs and their specs. `workflow/schemas/config.schema.jso
 
 from __future__ import annotations
 
-import glob
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +16,6 @@ from softtok.config.settings import (
     ChoiceFormat,
     EvaluationSettings,
     GenerationSettings,
-    Name,
     RuntimeSettings,
     SampledMode,
     Settings,
@@ -26,8 +23,10 @@ from softtok.config.settings import (
     ToySettings,
     TrainingSettings,
 )
+from softtok.config.values import Name, Real, Seed, Whole
 from softtok.errors import UserError
 from softtok.problems.answer_format import AnswerFormat
+from softtok.problems.local_files import local_files
 from softtok.problems.prepare import FORMATS
 from softtok.problems.spec import GoldRule, Kind, OptionsRule
 
@@ -138,11 +137,11 @@ class ToyData(Part):
     """Generated problems; train sets come from one side of the generator, test and choice sets from the other."""
 
     task: Literal["sums", "choice"]
-    problems: int = Field(ge=1)
-    steps: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+    problems: Whole = Field(ge=1)
+    steps: Annotated[list[Whole], Field(min_length=2, max_length=2)] = Field(
         default=[2, 4], description="fewest and most steps of a sum"
     )
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _range(self) -> ToyData:
@@ -168,12 +167,7 @@ class Files(Fields):
 
     def found(self, root: str | None) -> list[Path]:
         """Returns the files, sorted. Raises UserError if a pattern matches none or an ending names no format."""
-        paths: list[Path] = []
-        for name in [self.path] if isinstance(self.path, str) else self.path:
-            matches = sorted(filter(os.path.isfile, glob.glob(str(Path(root or ".", Path(name).expanduser())))))
-            if not matches:
-                raise UserError(f"no file {name!r} in {root or 'the working folder'}")
-            paths += map(Path, matches)
+        paths = local_files(self.path, root)
         for path in paths:
             if self.format is None and path.suffix not in FORMATS:
                 raise UserError(f"{path.name!r} ends in none of {', '.join(FORMATS)}; set `format:`")
@@ -189,7 +183,7 @@ class DataSet(Entry, Fields):
     toy: ToyData | None = None
     hub: Hub | None = None
     file: Files | None = None
-    limit: int | None = Field(default=None, ge=1, description="at most so many problems, the first ones")
+    limit: Whole | None = Field(default=None, ge=1, description="at most so many problems, the first ones")
     adapter: str | None = Field(
         default=None, description="FILE.py:NAME, a function row -> question, gold and other columns, in place of fields"
     )
@@ -222,13 +216,23 @@ class OpenSet(DataSet):
     """A data set whose problems have free answers, and how these are judged."""
 
     reward: str = Field(
-        default="math", description="math, exact (words), choice (a letter), or a function of your own: FILE.py:NAME"
+        default="math-strict",
+        description=(
+            "math-strict, math (bare Math-Verify, the paper's; the default with `paper:`), exact (words),"
+            " choice (a letter), or a function of your own: FILE.py:NAME"
+        ),
     )
-    solved_at: float | None = Field(
+    solved_at: Real | None = Field(
         default=None,
         description="from this number on, an answer counts as solved, if the reward is a function; none: 1.0",
     )
     answer_format: AnswerFormat = Field(default=AnswerFormat(), description="stop phrase, prefill, what is the answer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_reward(cls, given: Any) -> Any:
+        """A set that is compared with the paper's numbers has the paper's reward."""
+        return {"reward": "math"} | given if isinstance(given, dict) and given.get("paper") else given
 
 
 class TrainSet(OpenSet):
@@ -267,7 +271,7 @@ class Block(Settings):
     models: list[Name] | None = None
     train_sets: list[Name] | None = None
     training_modes: list[Name] | None = None
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    seeds: list[Seed] | None = None
     test_sets: list[Name] | None = None
     choice_sets: list[Name] | None = None
     inference_sets: list[Name] | None = None
@@ -280,7 +284,7 @@ class Study(Block):
     """
 
     title: str | None = None
-    k: list[Annotated[int, Field(ge=1)]] | None = Field(
+    k: list[Annotated[Whole, Field(ge=1)]] | None = Field(
         default=None, min_length=1, description="of pass@k; none: powers of two up to the samples"
     )
     paper: dict[Name, str] = Field(

@@ -7,24 +7,17 @@ override is an instance of the same class with only some fields set (`given`).
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from softtok.config.messages import nearest
+from softtok.config.values import LEAST_TEMPERATURE, Number, Real, Samples, Seed, Size, Threads, Whole
 from softtok.plugins import Reference, is_plugin
 from softtok.storage.records import Record
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-# YAML 1.1 reads 1e-5, without a dot, as text.
-Number = Annotated[
-    float,
-    BeforeValidator(lambda value: float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value),
-]
-
-
 BUILT_IN_TOKENS = ("hard", "soft")
 BUILT_IN_OBJECTIVES = ("rloo", "grpo", "ppo-clip")
 # A built-in name or a user's code: as it was written (`FILE.py:NAME`), or as specs refer to it.
@@ -44,6 +37,15 @@ def known(choice: str | Reference, names: tuple[str, ...]) -> str | Reference:
 class Settings(Record):
     """Base of every configuration class."""
 
+    @model_validator(mode="after")
+    def _texts_hold_something(self) -> Self:
+        for name in sorted(self.model_fields_set):
+            text = getattr(self, name)
+            if isinstance(text, str) and (not text or "\0" in text):
+                what = "holds a character NUL; remove it" if text else "is empty; give a text, or leave the key out"
+                raise ValueError(f"{name}: {what}")
+        return self
+
     def given(self) -> dict[str, Any]:
         """Returns the settings that were written down, without defaults."""
         return self.model_dump(exclude_unset=True)
@@ -57,10 +59,10 @@ class TokenMode(Settings):
     """
 
     tokens: Tokens = Field(description="hard, soft, or a class of your own: FILE.py:NAME")
-    temperature: Number = Field(
+    temperature: Real = Field(
         default=1.0, ge=0, description="tau of the next-token distribution; 0 (hard only) is argmax"
     )
-    noise_scale: Number = Field(
+    noise_scale: Real = Field(
         default=0.0,
         ge=0,
         description="gamma: noise_std = gamma * an RMS of the base model, see noise_at (soft only)",
@@ -73,20 +75,20 @@ class TokenMode(Settings):
         description="what Gaussian noise is added to: the mixture, in units of the RMS of E; the final hidden state"
         " before the head, or the logits, in units of theirs where the CoT begins",
     )
-    top_k: int | None = Field(
+    top_k: Whole | None = Field(
         default=None,
         ge=2,
         description="soft only: the k largest logits count (chosen before noise on them, behind noise on the state)",
     )
-    inputs_beta: Number | None = Field(
+    inputs_beta: Real | None = Field(
         default=None, ge=0, description="Mixture of Inputs: sampled hard tokens, fed mixed with p E (inference only)"
     )
-    end_entropy: Number | None = Field(
+    end_entropy: Real | None = Field(
         default=None,
         gt=0,
         description="Soft Thinking: nats; the CoT also ends after end_entropy_steps in a row below it (inference only)",
     )
-    end_entropy_steps: int = Field(default=256, ge=1, description="steps in a row, see end_entropy")
+    end_entropy_steps: Whole = Field(default=256, ge=1, description="steps in a row, see end_entropy")
 
     @field_validator("tokens")
     @classmethod
@@ -102,6 +104,8 @@ class TokenMode(Settings):
 
     @model_validator(mode="after")
     def _soft_divides(self) -> TokenMode:
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"temperature: {self.temperature} is too small to divide by; 0 is argmax, for hard tokens")
         if self.tokens == "soft" and self.temperature == 0:
             raise ValueError(
                 "temperature: 0 is for hard tokens; a soft mode divides by its temperature (fuzzy uses 1.0e-4)"
@@ -166,26 +170,68 @@ class TokenMode(Settings):
             return False  # its class decides
         return self.temperature == 0 if self.hard else self.noise == "gaussian" and self.noise_scale == 0
 
+    @property
+    def feeds_tokens(self) -> bool:
+        """Whether each step feeds one row of E, as a language model without soft tokens does."""
+        return self.kind == "hard" and not self.own
+
+    @property
+    def noise_place(self) -> str | None:
+        """What Gaussian noise is added to, whose RMS is its unit; None without such noise."""
+        return self.noise_at if self.noise_scale > 0 else None
+
+    # What training may do with the mode. A user's class is asked for it by `softtok check`.
+
+    @property
+    def sound_ratios(self) -> bool:
+        """Whether ratios of the probabilities of its CoT tokens can be trusted."""
+        return self.hard or self.own
+
+    def not_trained(self) -> Iterator[tuple[str, str]]:
+        """Yields the settings that keep its CoT tokens from being trained, and why."""
+        if self.deterministic:
+            key, why = ("temperature", "argmax") if self.hard else ("noise_scale", "no noise")
+            yield key, f"0 means {why}, so CoT tokens have no log-probability to learn from"
+
+    def inference_only(self) -> list[str]:
+        """Returns the settings that it has and training cannot use."""
+        return [key for key in ("inputs_beta", "end_entropy") if getattr(self, key) is not None]
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Yields the training settings that change nothing in this mode, and on what they have no effect."""
+        if self.hard:
+            yield from ((key, "hard tokens") for key in ("stop_on", "embedding_gradient"))
+        elif self.noise_at != "embedding":
+            yield "embedding_gradient", f"a mixture after noise on the {self.noise_at}, which is a constant"
+
+    def no_kl(self) -> str | None:
+        """Returns why its tokens have no finite KL to the base model's; None if they have."""
+        if self.hard and self.temperature == 0:
+            return "the KL of argmax tokens to the base is infinite; raise the mode's temperature"
+        if not self.hard and not self.own and self.noise_place != "embedding":
+            return "is defined for hard tokens and for soft ones with Gaussian noise on the embedding, not here"
+        return None
+
 
 class SampledMode(TokenMode):
     """A token mode of inference, and how often it is drawn from."""
 
-    samples: int = Field(default=1, ge=1, description="per problem; pass@k is known for k up to this")
+    samples: Samples = Field(default=1, ge=1, description="per problem; pass@k is known for k up to this")
 
 
 class TrainingSettings(Settings):
     """Settings of one training run; the defaults are the paper's where it states them (docs/choices.md)."""
 
-    steps: int = Field(default=4000, ge=1)
-    prompts_per_step: int = Field(default=2, ge=1, description="B")
-    samples_per_prompt: int = Field(default=32, ge=2, description="G; at least 2, for the leave-one-out baseline")
-    learning_rate: Number = Field(default=6e-6, gt=0)
-    warmup_steps: int = Field(default=20, ge=0)
-    weight_decay: Number = Field(default=0.0, ge=0)
-    gradient_clip: Number = Field(default=1.0, gt=0)
-    max_cot_tokens: int = Field(default=128, ge=1)
-    max_answer_tokens: int = Field(default=32, ge=1)
-    answer_temperature: Number = Field(default=1.0, gt=0)
+    steps: Whole = Field(default=4000, ge=1)
+    prompts_per_step: Samples = Field(default=2, ge=1, description="B")
+    samples_per_prompt: Samples = Field(default=32, ge=2, description="G; at least 2, for the leave-one-out baseline")
+    learning_rate: Real = Field(default=6e-6, gt=0)
+    warmup_steps: Whole = Field(default=20, ge=0)
+    weight_decay: Real = Field(default=0.0, ge=0)
+    gradient_clip: Real = Field(default=1.0, gt=0)
+    max_cot_tokens: Whole = Field(default=128, ge=1)
+    max_answer_tokens: Whole = Field(default=32, ge=1)
+    answer_temperature: Real = Field(default=1.0, ge=LEAST_TEMPERATURE)
     stop_on: Literal["shadow", "nearest"] = Field(
         default="shadow", description="whose text ends a soft CoT: argmax or nearest embedding"
     )
@@ -196,15 +242,17 @@ class TrainingSettings(Settings):
         description="rloo; grpo or ppo-clip, which clip ratios of log-probabilities (not for soft CoT terms); or a"
         " class of your own: FILE.py:NAME",
     )
-    updates_per_step: int = Field(default=1, ge=1, description="optimizer steps on one rollout (grpo, ppo-clip)")
+    updates_per_step: Whole = Field(default=1, ge=1, description="optimizer steps on one rollout (grpo, ppo-clip)")
     clip_range: Number = Field(default=0.2, gt=0, lt=1, description="of ratios, where there are several updates")
-    entropy_bonus: Number = Field(default=0.0, ge=0, description="times the entropy (nats) at every CoT token")
-    kl_coefficient: Number = Field(default=0.0, ge=0, description="times the KL to the base at every sampled token")
-    reward_correct: Number = 100.0
-    reward_boxed: Number = Field(default=10.0, description="reward of a wrong answer that is boxed")
-    validation_problems: int = Field(default=256, ge=1, description="held out of the train set")
-    validate_every: int = Field(default=50, ge=1, description="steps between validations, at which checkpoints compete")
-    checkpoint_steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = Field(
+    entropy_bonus: Real = Field(default=0.0, ge=0, description="times the entropy (nats) at every CoT token")
+    kl_coefficient: Real = Field(default=0.0, ge=0, description="times the KL to the base at every sampled token")
+    reward_correct: Real = Field(default=100.0, ge=-1e6)
+    reward_boxed: Real = Field(default=10.0, ge=-1e6, description="reward of a wrong answer that is boxed")
+    validation_problems: Whole = Field(default=256, ge=1, description="held out of the train set")
+    validate_every: Whole = Field(
+        default=50, ge=1, description="steps between validations, at which checkpoints compete"
+    )
+    checkpoint_steps: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="[from, to]: only checkpoints of these steps compete; null: all"
     )
 
@@ -220,6 +268,16 @@ class TrainingSettings(Settings):
         return self
 
     @property
+    def forms_ratios(self) -> bool:
+        """Whether a built-in objective compares probabilities with those before the step."""
+        return self.objective in ("grpo", "ppo-clip")
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Yields the settings that change nothing beside the others, and on what they have no effect."""
+        if self.updates_per_step == 1 and not isinstance(self.objective, Reference) and not is_plugin(self.objective):
+            yield "clip_range", "a single update on each rollout, whose ratios are all 1"
+
+    @property
     def regularised(self) -> bool:
         """Whether the loss has terms that do not depend on rewards."""
         return self.entropy_bonus > 0 or self.kl_coefficient > 0
@@ -228,8 +286,8 @@ class TrainingSettings(Settings):
 class GenerationSettings(Settings):
     """How far and how evaluation generates; a test set may carry its own."""
 
-    max_cot_tokens: int = Field(default=512, ge=1)
-    max_answer_tokens: int = Field(default=32, ge=1)
+    max_cot_tokens: Whole = Field(default=512, ge=1)
+    max_answer_tokens: Whole = Field(default=32, ge=1)
     stop_on: Literal["shadow", "nearest"] = "shadow"
 
 
@@ -245,11 +303,11 @@ class EvaluationSettings(GenerationSettings):
 class SchedulerSettings(Settings):
     """What a job asks the scheduler for."""
 
-    threads: int = Field(default=1, ge=1, description="CPU threads of one job")
-    memory_mb: int = Field(
+    threads: Threads = Field(default=1, ge=1, description="CPU threads of one job")
+    memory_mb: Whole = Field(
         default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
     )
-    runtime_min: int = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
+    runtime_min: Whole = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
 
 
 class DeviceSettings(Settings):
@@ -280,21 +338,23 @@ class DeviceSettings(Settings):
 class SizeSettings(Settings):
     """How much is done at a time; this can change the order of sums, but nothing else."""
 
-    rollout_rows: int = Field(default=256, ge=1, description="trajectories generated side by side outside of training")
-    rollout_tokens: int = Field(
+    rollout_rows: Whole = Field(
+        default=256, ge=1, description="trajectories generated side by side outside of training"
+    )
+    rollout_tokens: Whole = Field(
         default=131072,
         ge=1,
         description="positions, of prompts and rows, for which evaluation and validation have room",
     )
-    micro_batch_tokens: int = Field(
+    micro_batch_tokens: Whole = Field(
         default=16384,
         ge=1,
         description="tokens, of prompts and rows, whose activations training holds at a time; halved if a GPU runs"
         " out of memory",
     )
-    tile_tokens: int = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
-    reward_workers: int = Field(default=1, ge=1)
-    save_every: int = Field(default=50, ge=1, description="training steps between resumable saves")
+    tile_tokens: Whole = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
+    reward_workers: Threads = Field(default=1, ge=1)
+    save_every: Whole = Field(default=50, ge=1, description="training steps between resumable saves")
 
 
 class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
@@ -304,25 +364,25 @@ class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
 class ToySettings(Settings):
     """The embedded default model: a small body trained in the workflow on imperfect demonstrations, or left random."""
 
-    width: int = Field(default=128, ge=1)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    mlp_width: int = Field(default=512, ge=1)
+    width: Size = Field(default=128, ge=1)
+    layers: Size = Field(default=4, ge=1)
+    heads: Size = Field(default=4, ge=1)
+    mlp_width: Size = Field(default=512, ge=1)
     tied: bool = True
     architecture: Literal["llama", "qwen2"] = "llama"
     tokenizer: Literal["words", "bpe", "llama-3", "qwen-2.5"] = Field(
         default="words", description="made here, or a published model's, at its full vocabulary (extra `tokenizers`)"
     )
-    vocabulary: int = Field(default=2048, ge=1, description="tokens of the bpe tokenizer")
-    steps: int = Field(default=500, ge=0, description="0 leaves the weights random")
-    batch: int = Field(default=32, ge=1)
-    learning_rate: Number = Field(default=2e-3, gt=0)
+    vocabulary: Size = Field(default=2048, ge=1, description="tokens of the bpe tokenizer")
+    steps: Whole = Field(default=500, ge=0, description="0 leaves the weights random")
+    batch: Whole = Field(default=32, ge=1)
+    learning_rate: Real = Field(default=2e-3, gt=0)
     wrong: Number = Field(
         default=0.55, ge=0, le=1, description="share of demonstrations that give an intermediate result"
     )
     unboxed: Number = Field(default=0.2, ge=0, le=1, description="share of demonstrations without a box")
-    seed: int = 0
-    threads: int = Field(default=2, ge=1, description="of its training; their number decides how sums are rounded")
+    seed: Seed = 0
+    threads: Threads = Field(default=2, ge=1, description="of its training; their number decides how sums are rounded")
 
     @model_validator(mode="after")
     def _possible(self) -> ToySettings:

@@ -1,4 +1,4 @@
-"""The specs of jobs, one record for each kind of job, and the manifest of a run.
+"""The specs of jobs, one record for each kind of job.
 
 The grid builds a spec and the job parses it; between them it is JSON (`as_json` and `parse`). A spec holds everything
 that decides a result, and no machine setting. Names of runs and paths of results are in the report's spec alone.
@@ -79,31 +79,6 @@ class RunSpec(Record):
                 "mode: train_set, grading, mode and training are given together, or all null (untouched model)"
             )
         return self
-
-
-class Divergence(Record):
-    """The step at which a run diverged, and the reason that it gave."""
-
-    step: int
-    reason: str
-
-
-class RunManifest(Record):
-    """The manifest.json of a finished run: its spec, its result, and its provenance.
-
-    Runs of earlier versions have no hash of their metrics.jsonl.
-    """
-
-    spec: RunSpec
-    steps: int
-    best_step: int | None
-    best_validation: float | None
-    diverged: Divergence | None
-    checkpoint_sha256: str
-    metrics_sha256: str | None = None
-    wall_s: float
-    attempts: list[dict[str, Any]]
-    provenance: dict[str, Any]
 
 
 class EvaluationSpec(Record):

@@ -6,21 +6,42 @@ Every function raises UserError, one line that names the key.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
 from itertools import product
 
 from softtok.config.messages import at, config_error
 from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, Study
 from softtok.config.settings import TokenMode, TrainingSettings
 
+MOST_JOBS = 50_000
 
-def check_study(config: Config, name: str, study: Study) -> None:
-    """Checks a study, whose names are known to exist."""
-    completeness(name, study)
-    for block in study.blocks():
-        vocabulary(config, name, block)
-        pass_at_k(config, name, study, block)
-        training(config, block)
+
+def check_studies(config: Config) -> None:
+    """Checks all studies, whose names are known to exist."""
+    jobs = 0
+    for name, study in config.studies.items():
+        jobs += sum(jobs_of(config, block) for block in study.blocks())
+        if jobs > MOST_JOBS:
+            raise config_error(
+                at("studies", name), f"with this study there would be more than {MOST_JOBS:,} jobs; shorten its lists"
+            )
+    for name, study in config.studies.items():
+        completeness(name, study)
+        used_lists(name, study)
+        pass_at_k(config, name, study)
+        for block in study.blocks():
+            vocabulary(config, name, block)
+            answering(config, block)
+            training(config, block)
+
+
+def jobs_of(config: Config, block: Block) -> int:
+    """Returns the number of jobs of a block; an evaluation counts its modes."""
+    models, train_sets, modes, seeds, test_sets, choice_sets, inference_sets = (
+        getattr(block, name) or [] for name in Block.model_fields
+    )
+    runs = len(models) * (1 + len(train_sets) * len(modes) * len(seeds))
+    answered = len(test_sets) * sum(len(config.inference_sets[name]) for name in inference_sets)
+    return runs * (1 + len(test_sets) * len(inference_sets) + len(choice_sets)) + answered
 
 
 def completeness(name: str, study: Study) -> None:
@@ -65,15 +86,49 @@ def vocabulary(config: Config, study: str, block: Block) -> None:
         )
 
 
-def pass_at_k(config: Config, name: str, study: Study, block: Block) -> None:
+def used_lists(name: str, study: Study) -> None:
+    """Every list of a study must belong to a block, and inference sets to test sets."""
+    for section in Block.model_fields:
+        blocks = study.grid or []
+        if getattr(study, section) and blocks and all(getattr(block, section) is not None for block in blocks):
+            raise config_error(at("studies", name, section), "has no effect: every block of the grid has its own list")
+    if not any(block.test_sets for block in study.blocks()):
+        for section in ("inference_sets", "k"):
+            if getattr(study, section):
+                raise config_error(at("studies", name, section), "has no effect in a study without test_sets")
+
+
+def pass_at_k(config: Config, name: str, study: Study) -> None:
     """pass@k cannot be estimated from fewer than k samples."""
-    for mode in (mode for modes in block.inference_sets or [] for mode in config.inference_sets[modes]):
-        samples = config.inference_modes[mode].samples
-        if study.k and 1 < samples < max(study.k):
+    sets = dict.fromkeys(modes for block in study.blocks() for modes in block.inference_sets or [])
+    samples = {mode: config.inference_modes[mode].samples for modes in sets for mode in config.inference_sets[modes]}
+    where = at("studies", name, "k")
+    if study.k is None or not samples:
+        return
+    if len(set(study.k)) < len(study.k):
+        raise config_error(where, f"{study.k} names a k twice")
+    most = max(samples, key=lambda mode: samples[mode])
+    if max(study.k) > samples[most]:
+        raise config_error(
+            where,
+            f"pass@{max(study.k)} needs {max(study.k)} samples; inference mode {most!r} has samples: {samples[most]}"
+            + (", and no mode of this study has more" if len(samples) > 1 else ""),
+        )
+
+
+def answering(config: Config, block: Block) -> None:
+    """A CoT must be long enough for the steps after which a low entropy ends it, and top_k must leave tokens out."""
+    modes = dict.fromkeys(mode for modes in block.inference_sets or [] for mode in config.inference_sets[modes])
+    for test_set, mode in product(block.test_sets or [], modes):
+        settings, most = config.inference_modes[mode], config.evaluation_of(test_set).max_cot_tokens
+        if settings.end_entropy is not None and settings.end_entropy_steps > most:
             raise config_error(
-                at("studies", name, "k"),
-                f"pass@{max(study.k)} needs {max(study.k)} samples; inference mode {mode!r} has samples: {samples}",
+                at("inference_modes", mode, "end_entropy_steps"),
+                f"{settings.end_entropy_steps} steps do not fit into max_cot_tokens: {most} of test set {test_set!r},"
+                " so end_entropy would have no effect",
             )
+    for model, mode in product(block.models or [], modes):
+        _top_k(config, model, at("inference_modes", mode), config.inference_modes[mode])
 
 
 def training(config: Config, block: Block) -> None:
@@ -81,58 +136,63 @@ def training(config: Config, block: Block) -> None:
     for model, train_set, mode in product(block.models or [], block.train_sets or [], block.training_modes or []):
         settings, tokens = config.training_of(model, train_set, mode), config.training_modes[mode]
         where = at("training_modes", mode)
-        if tokens.deterministic and settings.cot_term:
-            key, why = ("temperature", "argmax") if tokens.hard else ("noise_scale", "no noise")
-            raise config_error(
-                f"{where}.{key}",
-                f"0 means {why}, so CoT tokens have no log-probability to learn from;"
-                " raise it, or set training: {cot_term: false}",
-            )
-        if settings.warmup_steps > settings.steps:
-            raise config_error(
-                at("models", model, "training", "warmup_steps"),
-                f"{settings.warmup_steps} steps of warm-up in {settings.steps} steps: the learning rate would never"
-                " be reached",
-            )
-        _inference_only(where, tokens)
-        _no_effect(where, tokens, config.training_modes[mode].training.given())
-        _importance_ratios(where, settings, tokens)
-        _kl(where, settings, tokens)
-        _checkpoint_steps(where, settings)
-        rows, held_out = most_rows(config.train_sets[train_set]), settings.validation_problems
-        if rows < held_out + settings.prompts_per_step:
-            raise config_error(
-                at("train_sets", train_set),
-                f"{rows} problems are too few for validation_problems: {held_out} and steps of"
-                f" {settings.prompts_per_step} prompts (with model {model!r} and mode {mode!r})",
-            )
-
-
-def _inference_only(where: str, tokens: TokenMode) -> None:
-    for key in ("inputs_beta", "end_entropy"):
-        if getattr(tokens, key) is not None:
+        for key, why in tokens.not_trained() if settings.cot_term else ():
+            raise config_error(f"{where}.{key}", f"{why}; raise it, or set training: {{cot_term: false}}")
+        for key in tokens.inference_only():
             raise config_error(f"{where}.{key}", "is for inference only; move it to an inference mode")
+        for key, what in (*tokens.without_effect(), *settings.without_effect()):
+            if key in config.training_modes[mode].training.given():
+                raise config_error(f"{where}.training.{key}", f"has no effect on {what}; remove it")
+        _objective(where, settings, tokens)
+        if settings.kl_coefficient > 0 and (why_not := tokens.no_kl()) is not None:
+            raise config_error(f"{where}.training.kl_coefficient", why_not)
+        _top_k(config, model, where, tokens)
+        _rewards(model, train_set, settings)
+        _checkpoint_steps(where, settings)
+        _lengths(config, (model, train_set, mode), settings)
 
 
-def _no_effect(where: str, tokens: TokenMode, written: Collection[str]) -> None:
-    """Refuses training settings, written at a token mode, that have no effect in it."""
-    for key, what in _without_effect(tokens):
-        if key in written:
-            raise config_error(f"{where}.training.{key}", f"has no effect on {what}; remove it")
+def _lengths(config: Config, run: tuple[str, str, str], settings: TrainingSettings) -> None:
+    """A run must be longer than its warm-up, and its train set must suffice for a step and the validation."""
+    model, train_set, mode = run
+    if settings.warmup_steps > settings.steps:
+        raise config_error(
+            at("models", model, "training", "warmup_steps"),
+            f"{settings.warmup_steps} steps of warm-up in {settings.steps} steps: the learning rate would never"
+            " be reached",
+        )
+    rows, held_out = most_rows(config.train_sets[train_set]), settings.validation_problems
+    if rows < held_out + settings.prompts_per_step:
+        raise config_error(
+            at("train_sets", train_set),
+            f"{rows} problems are too few for validation_problems: {held_out} and steps of"
+            f" {settings.prompts_per_step} prompts (with model {model!r} and mode {mode!r})",
+        )
 
 
-def _without_effect(tokens: TokenMode) -> Iterator[tuple[str, str]]:
-    """Yields the training settings that change nothing in this mode, and on what they have no effect."""
-    if tokens.hard:
-        yield from ((key, "hard tokens") for key in ("stop_on", "embedding_gradient"))
-    elif tokens.noise_at != "embedding":
-        yield "embedding_gradient", f"a mixture after noise on the {tokens.noise_at}, which is a constant"
+def _top_k(config: Config, model: str, where: str, tokens: TokenMode) -> None:
+    """top_k must leave tokens out."""
+    toy = config.models[model].toy
+    if tokens.top_k is not None and toy is not None and toy.tokenizer == "bpe" and tokens.top_k >= toy.vocabulary:
+        raise config_error(
+            f"{where}.top_k", f"{tokens.top_k} leaves no token out: model {model!r} has vocabulary: {toy.vocabulary}"
+        )
 
 
-def _importance_ratios(where: str, settings: TrainingSettings, tokens: TokenMode) -> None:
+def _rewards(model: str, train_set: str, settings: TrainingSettings) -> None:
+    """A right answer must be worth more than a wrong one."""
+    if settings.reward_boxed >= settings.reward_correct:
+        raise config_error(
+            "training.reward_boxed",
+            f"a wrong answer would get {settings.reward_boxed:g} and a right one reward_correct:"
+            f" {settings.reward_correct:g} (model {model!r}, train set {train_set!r}); set both",
+        )
+
+
+def _objective(where: str, settings: TrainingSettings, tokens: TokenMode) -> None:
     """Objectives with importance ratios need tokens whose ratios can be trusted."""
     key = f"{where}.training.objective"
-    if settings.objective in ("grpo", "ppo-clip") and tokens.tokens == "soft" and settings.cot_term:
+    if settings.forms_ratios and settings.cot_term and not tokens.sound_ratios:
         raise config_error(
             key,
             f"{settings.objective!r} forms importance ratios, and those of soft CoT tokens are unsound (one rounding"
@@ -144,26 +204,14 @@ def _importance_ratios(where: str, settings: TrainingSettings, tokens: TokenMode
         )
 
 
-def _kl(where: str, settings: TrainingSettings, tokens: TokenMode) -> None:
-    """The KL to the base model must exist and be finite."""
-    key = f"{where}.training.kl_coefficient"
-    if settings.kl_coefficient == 0:
-        return
-    if tokens.hard and tokens.temperature == 0:
-        raise config_error(key, "the KL of argmax tokens to the base is infinite; raise the mode's temperature")
-    if tokens.tokens == "soft" and (tokens.noise_scale == 0 or tokens.noise_at != "embedding"):
-        raise config_error(
-            key, "is defined for hard tokens and for soft ones with Gaussian noise on the embedding, not here"
-        )
-
-
 def _checkpoint_steps(where: str, settings: TrainingSettings) -> None:
     """At least one validation must fall in the range of steps whose checkpoints compete."""
     if settings.checkpoint_steps is None:
         return
     first, last = settings.checkpoint_steps
-    validated = {*range(settings.validate_every, settings.steps + 1, settings.validate_every), settings.steps}
-    if not any(first <= step <= last for step in validated):
+    every = settings.validate_every
+    validated = last // every * every if last < settings.steps else settings.steps  # the last one up to `last`
+    if not first <= validated:
         raise config_error(
             f"{where}.training.checkpoint_steps",
             f"no validation falls in {settings.checkpoint_steps} with validate_every: {settings.validate_every}"

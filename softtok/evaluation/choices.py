@@ -20,6 +20,7 @@ from softtok.config.specs import ChoicesSpec
 from softtok.models.devices import announce
 from softtok.models.language_model import LanguageModel, causal_mask, in_fp32, left_pad, logits_fp32, refuse_longer
 from softtok.models.loading import load
+from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import choice_prompt, cloze_prompt
 from softtok.storage.files import read_columns, write_table
 from softtok.storage.progress import progress
@@ -106,9 +107,10 @@ def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]], room: i
     """
     texts: dict[tuple[int, ...], list[int]] = {}  # the tokens to run, all but a pair's last one -> places of its pairs
     rests: list[list[int]] = []
-    for place, (prompt, rest) in enumerate(pairs):
+    prompts = encode(lm, [prompt for prompt, _ in pairs])
+    for place, (prompt, (_, rest)) in enumerate(zip(prompts, pairs, strict=True)):
         rests.append(lm.tokenizer(rest, add_special_tokens=False)["input_ids"])
-        texts.setdefault((*lm.tokenizer(prompt)["input_ids"], *rests[-1][:-1]), []).append(place)
+        texts.setdefault((*prompt, *rests[-1][:-1]), []).append(place)
     scored: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
     head_VD, _ = in_fp32(lm, mixtures=False)
     waiting = sorted(texts, key=lambda text: -len(text))

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from softtok.config.manifests import CheckpointManifest, read
 from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
 from softtok.method.batches import Problem, batches, grade, names_of, problems_hash, read_problems, rms_prompts
-from softtok.method.dry_check import dry_check
+from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
@@ -34,7 +35,7 @@ from softtok.problems.dry_check import check_reward
 from softtok.problems.prompt import decode
 from softtok.problems.reward import Judge, Verdict
 from softtok.problems.workers import BrokenWorkersError
-from softtok.storage.files import ENTROPY_KEY, content_hash, read_manifest, text_hash, write_table, write_text
+from softtok.storage.files import ENTROPY_KEY, content_hash, text_hash, write_table, write_text
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
@@ -48,6 +49,7 @@ SCHEMA = pa.schema(
         "correct": pa.bool_(),
         "boxed": pa.bool_(),
         "status": pa.string(),
+        "other_status": pa.string(),  # of `math` beside `math-strict` or the reverse, where one alone says correct
         "answer": pa.string(),
         "cot": pa.string(),
         "cot_tokens": pa.int64(),
@@ -62,14 +64,13 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
     """Runs all inference modes of `spec`; writes `out` (parquet) and the entropy profile next to it (.entropy.csv)."""
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
-        checkpoint = read_manifest(run / "checkpoint" / "checkpoint.json")
-        check_reward(spec.grading, data, checkpoint["prompt"])
-        for _ in dry_check(spec.inference_modes.values()):
-            pass  # the first failure ends the job
+        checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
+        check_reward(spec.grading, data, checkpoint.prompt)
+        check_method(spec.inference_modes.values())
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm, spec.grading.answer_format)
-        problems = read_problems(data, lm, checkpoint["prompt"], columns=spec.grading.wants_columns)
+        problems = read_problems(data, lm, checkpoint.prompt, columns=spec.grading.wants_columns)
         rms = noise_rms(lm, checkpoint, spec.inference_modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
         policies = {name: Policy(lm, rules, bind(mode, rms), limits) for name, mode in spec.inference_modes.items()}
@@ -78,18 +79,18 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
         # Many test sets have ids such as "row7". If they shared their draws, their results would be correlated. Golds
         # do not count: answers judged by other golds stay the same answers.
         asked = problems_hash(data, ["id", "question"])
-        key = f"evaluate|{asked[:16]}|{checkpoint['seed']}"
+        key = f"evaluate|{asked[:16]}|{checkpoint.seed}"
         digest = problems_hash(data, names_of(spec.grading.wants_columns))
         shards: dict[str, Shard] = {}
         with saved_if_stopped(interruption), Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
             cells = Cells(problems, judge, runtime, key, made_on, interruption)
             for name, mode in spec.inference_modes.items():
                 header = {
-                    "checkpoint": checkpoint["sha256"],
+                    "checkpoint": checkpoint.sha256,
                     "data": digest,
                     "mode": mode.model_dump(mode="json"),
                     "evaluation": settings.model_dump(mode="json"),
-                    "seed": checkpoint["seed"],
+                    "seed": checkpoint.seed,
                     "version": spec.version,
                     "grading": spec.grading.model_dump(mode="json"),
                 }
@@ -111,16 +112,16 @@ def saved_if_stopped(interruption: Interruption) -> Iterator[None]:
 
 
 def noise_rms(
-    lm: LanguageModel, checkpoint: dict[str, Any], modes: Iterable[TokenMode], problems: list[Problem]
+    lm: LanguageModel, checkpoint: CheckpointManifest, modes: Iterable[TokenMode], problems: list[Problem]
 ) -> dict[str, float]:
     """Returns the RMS that is the unit of noise, by the place of the noise.
 
     A trained checkpoint carries those of its base model. An untouched model has no train set, so its states are
     measured after prompts of the test set, if a mode needs them.
     """
-    rms = {"embedding": checkpoint["embedding_rms"] or embedding_rms(lm.embedding_VD)}
-    rms |= checkpoint["state_rms"]
-    if any(mode.noise_scale > 0 and mode.noise_at not in rms for mode in modes):
+    rms = {"embedding": checkpoint.embedding_rms or embedding_rms(lm.embedding_VD)}
+    rms |= checkpoint.state_rms
+    if {mode.noise_place for mode in modes} - {None, *rms}:
         rms |= state_rms(lm, rms_prompts(problems))
     return rms
 
@@ -147,14 +148,21 @@ class Cells:
                 if not made.entropy_NT.isfinite().all():
                     raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
                 verdicts = grade(self.judge, policy.rules, made, part)
-                lines = [_line(policy, made, verdicts, b, problem) for b, problem in enumerate(part)]
+                other = self.judge.other
+                pairs = list(zip(verdicts, grade(other, policy.rules, made, part) if other else verdicts, strict=True))
+                lines = [_line(policy, made, pairs, b, problem) for b, problem in enumerate(part)]
                 shard.append([line | {"made_on": self.made_on} for line in lines])
                 advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))
                 self.interruption.exit_if_asked()
 
 
-def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, problem: Problem) -> dict[str, Any]:
-    """Returns the finished samples of one problem and the sums of its entropy profile."""
+def _line(
+    policy: Policy, made: Rollout, verdicts: list[tuple[Verdict, Verdict]], b: int, problem: Problem
+) -> dict[str, Any]:
+    """Returns the finished samples of one problem and the sums of its entropy profile.
+
+    The second verdict is that of the other reward (`Judge.other`), or the same one again.
+    """
     rows = range(b * made.samples, (b + 1) * made.samples)
     lengths = made.cot_lengths[rows.start : rows.stop]
     longest = int(lengths.max())
@@ -164,9 +172,10 @@ def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, proble
         "problem_id": problem.id,
         "samples": [
             {
-                "correct": verdicts[row].correct,
-                "boxed": verdicts[row].boxed is not None,
-                "status": verdicts[row].status,
+                "correct": verdicts[row][0].correct,
+                "boxed": verdicts[row][0].boxed is not None,
+                "status": verdicts[row][0].status,
+                "other_status": _other_status(*verdicts[row]),
                 "answer": policy.rules.answer_text(made.prefill(row), made.answers[row]),
                 "cot": decode(policy.lm.tokenizer, made.cot(row)),
                 "cot_tokens": len(made.cot(row)),
@@ -178,6 +187,11 @@ def _line(policy: Policy, made: Rollout, verdicts: list[Verdict], b: int, proble
         "entropy_sum": [round(float(value), 6) for value in (entropy * thinking).sum(0)],
         "entropy_count": thinking.sum(0).tolist(),
     }
+
+
+def _other_status(verdict: Verdict, other: Verdict) -> str:
+    """Returns the status of the other verdict if one of the two says correct and the other does not; else ""."""
+    return other.status if verdict.correct != other.correct else ""
 
 
 def _write(shards: dict[str, Shard], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Problems of a prepared data set, rendered, tokenized and put into batches."""
+"""Problems of a prepared data set, rendered, tokenized and put into batches; verdicts on their answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from softtok.config.settings import RuntimeSettings
 from softtok.method.noise_units import RMS_PROMPTS
 from softtok.method.stopping import TextRules
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
+from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import render
 from softtok.problems.reward import Answer, Judge, Verdict
 from softtok.storage.files import content_hash, read_columns
@@ -26,18 +28,18 @@ class Problem:
     prompt: list[int]
     golds: list[str]
     text: str = ""  # of the prompt
-    columns: str = "{}"  # others of the data set, a JSON object, where a reward of the user's own gets them
+    columns: str = "{}"  # others of the data set, a JSON object, where a user's reward gets them
 
 
 def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = False) -> list[Problem]:
     """The problems of a prepared data set, their prompts rendered and tokenized.
 
-    The tokenizer adds its own BOS, if it has one. `columns` also reads the other columns, which a set has for a
-    user's reward.
+    The tokenizer adds its own BOS, if it has one; UserError if that makes two, or a prompt ends in EOS. `columns` also
+    reads the other columns, which a set has for a user's reward.
     """
     table = read_columns(path, names_of(columns)).to_pydict()
     texts = [render(template, question) for question in table["question"]]
-    prompts = lm.tokenizer(texts)["input_ids"]
+    prompts = encode(lm, texts)
     others = table["columns"] if columns else ["{}"] * len(texts)
     return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], texts, others, strict=True)]
 
@@ -88,3 +90,19 @@ def grade(judge: Judge, rules: TextRules, out: Rollout, problems: list[Problem])
     texts = [rules.answer_text(out.prefill(row), answer) for row, answer in enumerate(out.answers)]
     asked = [problems[row // out.samples] for row in range(len(texts))]
     return judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])
+
+
+def reward_metrics(verdicts: list[Verdict]) -> dict[str, float | None]:
+    """Returns what a step logs of its verdicts: mean reward, and shares in percent.
+
+    `reward` and `correct` are of the answers with a verdict, and None if there are none. `unjudged` is the share of the
+    others (`timeout` and `error`).
+    """
+    rewards = [verdict.reward for verdict in verdicts if verdict.judged]
+    correct = [verdict.correct for verdict in verdicts if verdict.judged]
+    return {
+        "reward": torch.tensor(rewards).mean().item() if rewards else None,
+        "correct": 100 * float(np.mean(correct)) if correct else None,
+        "boxed": 100 * float(np.mean([verdict.boxed is not None for verdict in verdicts])),
+        "unjudged": 100 * float(np.mean([not verdict.judged for verdict in verdicts])),
+    }

@@ -1,4 +1,4 @@
-"""Dry checks of token modes and objectives of the user's own: a small example, before any work starts.
+"""Dry checks of a user's token modes and objectives: each runs on a small example before any work starts.
 
 What is wrong is one line that names the user's file and line: code that raises, results of the wrong shape, numbers
 that are not finite, noise that is not as large as the mode says.
@@ -6,7 +6,7 @@ that are not finite, noise that is not as large as the mode says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ UNIT = {"embedding": 1.0, "hidden": 1.0, "logits": 1.0}
 DOING = "in the dry check before any work"
 
 
-def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = None) -> Iterator[str]:
-    """Yields the name of each plug-in that works, tried on an example. Raises UserError for the first that does not."""
-    modes = list(modes)
+def check_method(modes: Iterable[TokenMode], training: TrainingSettings | None = None) -> list[str]:
+    """Tries the plug-ins on an example and returns their names. Raises UserError for the first that does not work."""
+    modes, works = list(modes), []
     for mode in modes:
         if isinstance(mode.tokens, Reference):
             plugin = plugins.read(mode.tokens)
@@ -37,13 +37,14 @@ def dry_check(modes: Iterable[TokenMode], training: TrainingSettings | None = No
                     _try_tokens(bind(tried, UNIT), plugin)
             if training is not None:
                 _refuse_untrainable(mode, training, plugin)
-            yield f"tokens {mode.tokens}"
+            works.append(f"tokens {mode.tokens}")
     if training is not None and isinstance(training.objective, Reference):
         plugin = plugins.read(training.objective)
         with blaming(plugin, DOING):
             _try_objective(objective_of(training), plugin)
         _refuse_ratios(objective_of(training), training, modes, plugin)
-        yield f"objective {training.objective}"
+        works.append(f"objective {training.objective}")
+    return works
 
 
 def _refuse_incomplete(mode: TokenMode, plugin: Plugin) -> None:
@@ -107,7 +108,7 @@ def _refuse_untrainable(mode: TokenMode, training: TrainingSettings, plugin: Plu
         return
     if tokens.log_density is not SoftTokens.log_density:
         raise plugin.fault("has a log_density of its own and no kl; define kl, or set kl_coefficient: 0")
-    if mode.noise_scale == 0:
+    if mode.noise_place is None:
         raise plugin.fault("has no noise, so its KL to the base is infinite; set a noise_scale, or kl_coefficient: 0")
 
 

@@ -10,7 +10,10 @@ number (prefilled words are not among them):
 where clip(r) cuts r to [1 - clip_range, 1 + clip_range] (PPO: arXiv 1707.06347; GRPO: 2402.03300; std with ddof 1 and
 1e-4 as in TRL). pi_old is the policy that the rollout was made with: in the first update of a step all ratios are 1.
 
-An objective of one's own is a subclass of `Objective`: see `examples/dapo.py`.
+A reward is NaN where there is no verdict (`verdict.UNJUDGED`). Such a row is no part of its group: means and standard
+deviations are of the others, and its own advantage is 0. N counts all rows nevertheless.
+
+Your own objective is a subclass of `Objective`: see `examples/dapo.py`.
 
 Shapes: B prompts, G samples, N = B * G rows, M tokens of a tile.
 """
@@ -35,7 +38,7 @@ class Objective:
         self.settings = settings
 
     def advantages(self, rewards_BG: torch.Tensor) -> torch.Tensor:
-        """Returns A, shape (B, G)."""
+        """Returns A, shape (B, G); rows without a verdict are not among the rewards (`group_advantages`)."""
         return leave_one_out(rewards_BG)
 
     def normaliser(self, tokens_BG: np.ndarray, advantages_BG: np.ndarray) -> np.ndarray:
@@ -80,13 +83,31 @@ OBJECTIVES: dict[str, type[Objective]] = {"rloo": Objective, "ppo-clip": PPOClip
 
 
 def objective_of(settings: TrainingSettings) -> Objective:
-    """Returns the objective that the settings name, built in or the user's own."""
+    """Returns the objective that the settings name, built in or a user's."""
     chosen = settings.objective
     return (load_class(chosen, Objective) if isinstance(chosen, Reference) else OBJECTIVES[chosen])(settings)
 
 
 def group_advantages(rewards_BG: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """Returns the advantages of an objective, shape (B, G); zero where all rewards of a prompt are equal."""
+    """Returns the advantages of an objective, shape (B, G).
+
+    They are zero where all rewards of a prompt are equal, and where a reward is NaN. The objective sees a group with
+    such a reward alone and without it.
+    """
+    judged_BG = ~rewards_BG.isnan()
+    if bool(judged_BG.all()):
+        return _advantages(rewards_BG, objective)
+    advantages_BG = torch.zeros_like(rewards_BG)
+    whole_B = judged_BG.all(1)
+    if bool(whole_B.any()):
+        advantages_BG[whole_B] = _advantages(rewards_BG[whole_B], objective)
+    for b in torch.nonzero(~whole_B & (judged_BG.sum(1) > 1)).flatten().tolist():
+        rest_G = judged_BG[b]
+        advantages_BG[b, rest_G] = _advantages(rewards_BG[b, rest_G][None], objective)[0]
+    return advantages_BG
+
+
+def _advantages(rewards_BG: torch.Tensor, objective: Objective) -> torch.Tensor:
     # Rewards such as 0.1 have means that are off by a rounding error.
     equal_B1 = (rewards_BG == rewards_BG[:, :1]).all(1, keepdim=True)
     return objective.advantages(rewards_BG).masked_fill(equal_B1, 0.0)

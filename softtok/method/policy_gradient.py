@@ -2,7 +2,7 @@
 
 The paper's objective is RLOO:
 
-    A_bg = r_bg - mean of the other G-1 rewards of the same prompt
+    A_bg = r_bg - mean of the other G-1 rewards of the same prompt     (of those with a verdict; without one A = 0)
     loss = -1/(B G) sum_bg A_bg * [ sum_CoT log pi(x_t | x_<t) + sum_answer log pi(a_t | ...) ]
 
 Other objectives (`objectives.py`) have other advantages, other weights and, for hard tokens, clipped ratios in the
@@ -10,8 +10,9 @@ place of log-probabilities. Two terms may be added: minus `entropy_bonus` times 
 1), plus `kl_coefficient` times the KL to the base at all sampled tokens. Both divide by the objective's normaliser.
 
 The recorded x is a constant: there is no back-propagation through time. The vocabulary exists for a tile of tokens at a
-time: the gradient of a tile is formed at once and the tile forgotten. Rows without an advantage contribute nothing and,
-without bonus and KL, are not run. Gradients add up in `.grad`; they depend on neither the micro-batch nor the tile.
+time: the gradient of a tile is formed at once and the tile forgotten. Rows without a verdict contribute nothing, to
+bonus and KL neither, and are not run; without bonus and KL the same holds for rows without an advantage. Gradients add
+up in `.grad`; they depend on neither the micro-batch nor the tile.
 
 Shapes: B prompts, G samples, N = B * G rows, n rows of a micro-batch, L completion positions, M tokens of a tile, D
 width, V vocabulary.
@@ -66,7 +67,7 @@ class Loss:
     def has_ratios(self) -> bool:
         """Whether a token's loss is formed of ratios: in the first of several updates they are all 1.
 
-        With a single update the built-in objectives go without, for the gradient is the same. One of the user's own is
+        With a single update the built-in objectives go without, for the gradient is the same. A user's objective is
         always asked, since its loss may differ where ratios are 1.
         """
         own = isinstance(self.settings.objective, Reference)
@@ -78,12 +79,20 @@ class Experience:
     """What a step learns from: a rollout and its advantages.
 
     `old_log_prob_NL` are the log-probabilities of the sampled tokens before any update (`PassStatistics.log_prob_NL` of
-    the first pass), by completion position; they are needed from the second update on the same rollout on.
+    the first pass), by completion position; they are needed from the second update on the same rollout on. `judged_N`
+    says which rows have a verdict; None: all.
     """
 
     rollout: Rollout
     advantages_N: np.ndarray
     old_log_prob_NL: torch.Tensor | None = None
+    judged_N: np.ndarray | None = None
+
+    def rows(self, regularised: bool) -> np.ndarray:
+        """Returns the rows that contribute: those with an advantage, or of a regularised loss those with a verdict."""
+        if not regularised:
+            return np.flatnonzero(self.advantages_N)
+        return np.arange(len(self.advantages_N)) if self.judged_N is None else np.flatnonzero(self.judged_N)
 
 
 @dataclass
@@ -134,7 +143,7 @@ def accumulate_gradients(
     `gradients` are those that an optimizer keeps in fp32 by parameter: head's and E's are added to there.
     """
     rollout, settings = experience.rollout, loss.settings
-    rows = np.arange(len(rollout.answers)) if settings.regularised else np.flatnonzero(experience.advantages_N)
+    rows = experience.rows(settings.regularised)
     terms = tuple(term for term in terms if term != "cot" or settings.cot_term or settings.regularised)
     if len(rows) == 0 or not terms:
         return PassStatistics()

@@ -15,7 +15,7 @@ frozen copies of the present ones.
 
 The text of a CoT is the text of its ids: the sampled tokens, or the *shadow*, the heaviest token of the mixture.
 
-A mode of one's own is a subclass: see `examples/laplace_noise.py`.
+Your own mode is a subclass: see `examples/laplace_noise.py`.
 
 Shapes: N rows, M tokens of a tile, T CoT steps, D width, V vocabulary.
 """
@@ -364,16 +364,16 @@ MODES: dict[str, type[CotTokens]] = {
 
 
 def class_of(mode: TokenMode) -> type[CotTokens]:
-    """Returns the class that makes a mode's tokens, built in or the user's own."""
+    """Returns the class that makes a mode's tokens, built in or a user's."""
     if isinstance(mode.tokens, Reference):
         return load_class(mode.tokens, CotTokens)  # type: ignore[type-abstract]
     return MODES[mode.kind]
 
 
 def bind(mode: TokenMode, rms: Mapping[str, float]) -> CotTokens:
-    """Returns the mode with its noise, in units of the base model's RMS by place (`TokenMode.noise_at`)."""
-    noise_std = mode.noise_scale * rms[mode.noise_at] if mode.noise_scale > 0 else 0.0
-    return class_of(mode)(mode, noise_std)
+    """Returns the mode with its noise, in units of the base model's RMS by place (`TokenMode.noise_place`)."""
+    place = mode.noise_place
+    return class_of(mode)(mode, 0.0 if place is None else mode.noise_scale * rms[place])
 
 
 def greedy(mode: TokenMode) -> TokenMode:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as hf_logging
 
 from softtok.config.settings import DeviceSettings
 from softtok.errors import UserError
 from softtok.models.decoding import Decoder
 from softtok.models.devices import choose_device
+from softtok.models.folder_checks import refuse_folder, refuse_weights
 from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill
 from softtok.models.references import located
-from softtok.problems.prompt import PREFILL_AFTER_CUT, decode
+from softtok.models.tokenizer_checks import refuse_tokenizer
+from softtok.problems.prompt import eos_ids
 
 
 def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     """Loads tokenizer and weights in the working precision, without dropout, and probes the family.
 
-    Raises UserError if the folder holds no causal language model, or the family is not supported.
+    Raises UserError if the folder holds no whole causal language model with its own tokenizer, or the family is not
+    supported.
     """
     device = choose_device(settings)
     if settings.cuda_graphs and device.type != "cuda":
@@ -28,24 +35,42 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     if device.type == "cuda":
         _prepare_gpu()
     name, files = located(folder)
+    refuse_folder(name, files)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files)
-        model = AutoModelForCausalLM.from_pretrained(
-            files,
-            dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
-            attn_implementation="sdpa",
-            device_map={"": device},
-        )
+        # Its report on missing weights runs over many lines; `refuse_weights` says it in one.
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(  # its type knows no loading information
+                files,
+                dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+                attn_implementation="sdpa",
+                device_map={"": device},
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # many libraries raise their own types here; in all cases the folder is at fault
         why = " ".join(str(error).split())[:200]
         raise UserError(f"model {name}: cannot be loaded by transformers ({why or type(error).__name__})") from error
-    # For some families transformers creates an empty tokenizer if the folder holds none.
-    words = decode(tokenizer, tokenizer.encode(PREFILL_AFTER_CUT, add_special_tokens=False))
-    if words.strip() != PREFILL_AFTER_CUT.strip():
-        raise UserError(f"model {name}: its tokenizer writes {words!r} for {PREFILL_AFTER_CUT!r}; are its files there?")
+    model, seen = loaded
+    refuse_weights(name, model, seen)
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    if embedding is not None:  # else `probe` refuses the family
+        refuse_tokenizer(name, tokenizer, model.generation_config, len(embedding))
     lm = LanguageModel(model.eval(), tokenizer, name, settings.cuda_graphs)
     probe(lm)
     return lm
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Temporarily silences transformers' warnings."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 def _prepare_gpu() -> None:
@@ -55,6 +80,33 @@ def _prepare_gpu() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     # Rollout and training multiply different numbers of rows; sums rounded to bf16 in parts would differ more.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def refuse_unfaithful_copy(lm: LanguageModel, folder: Path, texts: list[str]) -> None:
+    """Raises UserError if tokenizer and settings are others once they are saved in `folder` and read again.
+
+    A training saves them beside the weights, and would fail or go wrong at its end.
+    """
+    generation = lm.model.generation_config
+    try:
+        with _quiet():
+            lm.model.config.save_pretrained(folder)
+            lm.tokenizer.save_pretrained(folder)
+            if generation is not None:
+                generation.save_pretrained(folder)
+                generation = GenerationConfig.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as when loading
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model {lm.name}: its settings and tokenizer cannot be saved and read again"
+            f" ({type(error).__name__}: {why})"
+        ) from error
+    ends, ends_again = eos_ids(lm.model.generation_config, lm.tokenizer), eos_ids(generation, tokenizer)
+    if ends != ends_again:
+        raise UserError(f"model {lm.name}: its EOS ids are {sorted(ends)}, and {sorted(ends_again)} once saved")
+    if tokenizer(texts)["input_ids"] != lm.tokenizer(texts)["input_ids"]:
+        raise UserError(f"model {lm.name}: its tokenizer gives other tokens once it is saved and read again")
 
 
 @torch.no_grad()

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from softtok.config.manifests import CheckpointManifest, FolderReference, HubReference, ModelManifest, read
 from softtok.errors import UserError
-from softtok.storage.files import WEIGHTS, folder_sha256, read_manifest
+from softtok.storage.files import WEIGHTS, folder_sha256
 from softtok.storage.hub import locked
 from softtok.storage.integrity import differing
 
+Manifest = CheckpointManifest | ModelManifest
+MANIFESTS: dict[str, type[CheckpointManifest] | type[ModelManifest]] = {
+    "checkpoint.json": CheckpointManifest,
+    "model.json": ModelManifest,
+}
 
-def located(folder: Path) -> tuple[str, Path | str]:
-    """Returns a model's name in messages, and the folder with its files, from the hub's cache if it is of the hub.
+
+def located(folder: Path) -> tuple[str, Path]:
+    """Returns a model's name in messages, and the folder with its files; that of a hub model is in the hub's cache.
 
     Raises UserError if a file is not what it was when the model was made or first used.
     """
-    name, commit, hashes = _follow(folder)
+    name, commit = resolve(folder)
     if commit is None:
-        return name, name
-    files = locked(name, commit)
-    if wrong := differing(files, hashes) if hashes else None:
+        return name, Path(name)
+    files, manifest = locked(name, commit), _manifest(folder)
+    if manifest and manifest.files and (wrong := differing(files, manifest.files)):
         raise UserError(
             f"model {name}: {files / wrong} is damaged, as it is not what was fetched first;"
             f" remove the folder {files.parents[1]} and run snakemake again, which fetches it again"
@@ -30,57 +35,45 @@ def located(folder: Path) -> tuple[str, Path | str]:
 
 
 def resolve(folder: Path) -> tuple[str, str | None]:
-    """Returns where the weights of a model or a run really are: (path or hub id, revision).
+    """Returns where a model's or a run's weights really are: (path or hub id, revision).
 
     Follows the small reference files that stand for a hub model, a local folder, or the untouched model of a `base`
     run. Raises UserError if the files in a local folder have changed.
     """
-    return _follow(folder)[:2]
+    manifest = _manifest(folder)
+    reference = manifest.reference if manifest else None
+    if isinstance(reference, HubReference):
+        return reference.hub, reference.revision
+    if manifest and reference is not None:
+        refuse_changed(folder, reference, manifest)
+        return reference.path, None
+    if manifest and (wrong := _differing(folder, manifest)):
+        raise _damaged(folder, wrong)
+    return str(folder), None
 
 
-def _follow(folder: Path) -> tuple[str, str | None, Mapping[str, str]]:
-    """Returns what `resolve` does, and the recorded hashes of a hub model's files."""
-    for name in ("checkpoint.json", "model.json"):
-        if not (folder / name).is_file():
-            continue
-        manifest = read_manifest(folder / name)
-        reference = manifest.get("reference")
-        if reference is None:
-            refuse_damaged(folder, manifest)
-            break
-        if "hub" in reference:
-            return reference["hub"], reference.get("revision"), manifest.get("files") or {}
-        refuse_changed(folder, manifest)
-        return _follow(Path(reference["path"]))
-    return str(folder), None, {}
+def _manifest(folder: Path) -> Manifest | None:
+    """Returns the manifest of a model, a checkpoint, or neither."""
+    for name, kind in MANIFESTS.items():
+        if (folder / name).is_file():
+            return read(kind, folder / name)
+    return None
 
 
-def refuse_damaged(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises UserError if a file of a model or checkpoint that was made here is not what was written."""
-    wrong = _differing(folder, manifest)
-    if wrong is None:
-        return
-    saved = folder.parent / ".state" / "progress.pt"  # the saved weights are the same files, by hard links
-    what = f"the folder {folder}" + (f" and {saved}" if saved.exists() else "")
-    raise UserError(
-        f"{folder / wrong} is damaged, as it is not what was written; remove {what} and run snakemake again"
-    )
+def refuse_changed(made: Path, reference: FolderReference, manifest: Manifest) -> None:
+    """Raises UserError if the files in a folder have changed since the manifest in `made` referred to it.
 
-
-def refuse_changed(made: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises UserError if the files in a folder have changed since the manifest that refers to it was written.
-
-    Otherwise, results of different weights would have the same name. `made` is the folder of the manifest.
+    Otherwise, results of different weights would have the same name.
     """
-    folder = Path(manifest["reference"]["path"])
-    if (folder / "model.json").is_file():
-        known, found = manifest.get("sha256"), read_manifest(folder / "model.json").get("sha256")
-        if known not in (None, found):
-            raise UserError(f"{made} is of other weights than {folder} has now; remove {made} and run snakemake again")
-        return
+    folder = Path(reference.path)
     wrong = _differing(folder, manifest) if folder.is_dir() else None
     if wrong is None:
         return
+    if reference.weights is None:  # it was made here, and has a manifest of its own
+        own = _manifest(folder)
+        if own is None or _differing(folder, own) is not None:
+            raise _damaged(folder, wrong)
+        raise UserError(f"{made} is of other weights than {folder} has now; remove {made} and run snakemake again")
     what = "weights have" if wrong.endswith(WEIGHTS[1:]) else f"{wrong} has"
     raise UserError(
         f"model folder {folder}: its {what} changed since first use ({wrong});"
@@ -88,9 +81,22 @@ def refuse_changed(made: Path, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def _differing(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+def _damaged(folder: Path, wrong: str) -> UserError:
+    """Returns the error for a file of a model or checkpoint that was made here and is not what was written."""
+    saved = folder.parent / ".state" / "progress.pt"  # the saved weights are the same files, by hard links
+    what = f"the folder {folder}" + (f" and {saved}" if saved.exists() else "")
+    return UserError(
+        f"{folder / wrong} is damaged, as it is not what was written; remove {what} and run snakemake again"
+    )
+
+
+def _differing(folder: Path, manifest: Manifest) -> str | None:
     """Returns the name of a file that is not as recorded; manifests of earlier versions record the weights alone."""
-    if hashes := manifest.get("files"):
-        return differing(folder, hashes)
-    known = manifest.get("sha256")
-    return WEIGHTS if known is not None and folder_sha256(folder, WEIGHTS) != known else None
+    if manifest.files is not None:
+        return differing(folder, manifest.files)
+    return WEIGHTS if folder_sha256(folder, WEIGHTS) != manifest.sha256 else None
+
+
+def weight_stamps(folder: Path) -> dict[str, list[int]]:
+    """Returns the size and the time of the last change of each weight file."""
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob(WEIGHTS))}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from softtok.config.settings import ToySettings
 from softtok.models.real_tokenizers import PUBLISHED, real_tokenizer
+from softtok.models.tokenizer_checks import QUESTION, encode_prompts
 from softtok.problems import toy
 from softtok.problems.prompt import PREFILL_AFTER_CUT, render
 from softtok.problems.toy import Demonstration
@@ -75,7 +76,9 @@ def _fast(tokenizer: Any, **special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, **layout, **special)
 
 
-def make(spec: ToySettings, out: Path, text: Sequence[tuple[str, str]] | None, template: str) -> dict[str, Any]:
+def make(
+    spec: ToySettings, out: Path, text: Sequence[tuple[str, str]] | None, template: str
+) -> dict[str, float | None]:
     """Trains tokenizer and body, saves both in the folder `out` and returns facts for the manifest.
 
     `text`: (question, gold) pairs to learn instead of the toy problems. `template`: the prompt, with `{question}`.
@@ -94,10 +97,11 @@ def make(spec: ToySettings, out: Path, text: Sequence[tuple[str, str]] | None, t
     else:
         sample = islice(shown, BPE_SAMPLE if text is None else len(text))
         tokenizer = bpe_tokenizer([one.prompt + one.answer for one in sample], spec.vocabulary)
+    encode_prompts(out.name, tokenizer, {tokenizer.eos_token_id}, [render(template, QUESTION)])
     with torch.random.fork_rng(devices=[]), _threads(spec.threads):
         torch.manual_seed(spec.seed)
         model = body(spec, tokenizer)
-        facts = {"tokens": 0, "final_loss": None}
+        facts: dict[str, float | None] = {"tokens": 0, "final_loss": None}
         if spec.steps:
             facts = pretrain(model, batches(tokenizer, shown, spec.batch), spec.steps, spec.learning_rate)
     model.save_pretrained(out)
@@ -148,7 +152,7 @@ def body(spec: ToySettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMod
 
 def pretrain(
     model: PreTrainedModel, batches: Iterator[tuple[Tensor, Tensor, Tensor]], steps: int, learning_rate: float
-) -> dict[str, Any]:
+) -> dict[str, float | None]:
     """Trains `model` in place on (ids, prompt mask, answer weights) batches.
 
     Returns the number of tokens seen and the final loss (nats per answer token). AdamW trains embeddings, head and

@@ -131,10 +131,10 @@ def locate(choice: str, door: Door, folders: Sequence[Path] = (Path(),)) -> str 
 
 def _file(source: str, folders: Sequence[Path], key: str) -> Path:
     """Returns the file, relative to the working folder unless it was given as an absolute path."""
-    given = Path(source).expanduser()
+    given = Path(os.path.expanduser(source))
     for folder in folders:
         path = folder / given
-        if path.is_file():
+        if os.path.isfile(path):
             return path if given.is_absolute() else Path(os.path.relpath(path))
     places = " or ".join(sorted({str(folder.resolve()) for folder in folders}))
     raise UserError(f"{key}: there is no file {source!r} in {places}")
@@ -145,7 +145,7 @@ def module_file(module: str, key: str) -> Path:
     for entry in sys.path:
         stem = Path(entry or ".").joinpath(*module.split("."))
         for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     raise UserError(f"{key}: there is no module {module!r} with a source file on Python's path")
 

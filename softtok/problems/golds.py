@@ -20,7 +20,13 @@ GOLD_FAULTS = {
     "timeout": f"takes more than {GOLD_TIMEOUT_S:.0f} s to parse",
     "error": "breaks the parser",
 }
-JUDGES: dict[JudgedBy, BuiltIn] = {"math": "math", "exact": "exact", "choice": "choice", "function": "exact"}
+JUDGES: dict[JudgedBy, BuiltIn] = {
+    "math": "math",
+    "math-strict": "math-strict",
+    "exact": "exact",
+    "choice": "choice",
+    "function": "exact",
+}
 
 
 def checked(problems: Iterator[Row], block: int, judged_by: JudgedBy = "math") -> Iterator[tuple[Row, list[str]]]:

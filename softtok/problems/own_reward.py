@@ -33,7 +33,7 @@ from softtok.problems.verdict import Answer, Status
 
 SIMPLE = Form(required=("answer", "gold"))
 TRL = Form(required=("completions",), optional=("prompts",), open=True)
-DOOR = Door("reward", built_in=("math", "exact", "choice"), forms=(SIMPLE, TRL))
+DOOR = Door("reward", built_in=("math", "math-strict", "exact", "choice"), forms=(SIMPLE, TRL))
 EXAMPLE = Answer("", ("4",), prompt="What is 2 + 2?", columns='{"question": "What is 2 + 2?"}')
 """The problem of the dry check, if no problem of the data set is known."""
 

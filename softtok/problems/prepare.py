@@ -10,7 +10,6 @@ spec has `columns`, a text column holds each whole row of the source or adapter 
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import json
 import sys
@@ -26,10 +25,11 @@ from softtok.problems import toy
 from softtok.problems.adapter import Adapter
 from softtok.problems.boxed import last_boxed
 from softtok.problems.golds import checked, words_warning
+from softtok.problems.local_files import local_files
 from softtok.problems.prompt import normalise
 from softtok.problems.spec import ChoiceFields, DataSpec, FileRows, GoldRule, HubRows, OpenFields, OptionsRule, ToyRows
 from softtok.storage.files import canonical_json, file_sha256, read_columns, write_manifest, write_table
-from softtok.storage.hub import reason, why
+from softtok.storage.hub import patiently, reason, why
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -285,14 +285,10 @@ def toy_rows(source: ToyRows) -> list[Row]:
 
 def read_files(source: FileRows, data_root: Path | None) -> tuple[list[Row], Row]:
     """Returns the rows of local files, and the digest of the file, or of the digests of all files."""
-    named = source.path if isinstance(source.path, list) else [source.path]
-    paths: list[Path] = []
-    for name in named:
-        pattern = Path(data_root or ".") / Path(name).expanduser()
-        found = sorted(Path(path) for path in glob.glob(str(pattern)) if Path(path).is_file())
-        if not found:
-            raise UserError(f"data set {name}: no such file{f' under {data_root}' if data_root else ''}")
-        paths += found
+    try:
+        paths = local_files(source.path, data_root)
+    except UserError as error:
+        raise UserError(f"{describe(source)}: no such file ({error})") from None
     for path in paths:
         if not path.stat().st_size:
             raise UserError(f"data set {path}: the file is empty")
@@ -339,8 +335,8 @@ def read_hub(source: HubRows) -> tuple[list[Row], str | None]:
             # The content of a folder may change, and the usual cache would return the old one.
             with tempfile.TemporaryDirectory() as cache:
                 return datasets.load_dataset(path, name, split=split, cache_dir=cache).to_list(), None
-        commit = HfApi().dataset_info(path, revision=revision).sha
-        return datasets.load_dataset(path, name, split=split, revision=commit).to_list(), commit
+        commit = patiently(lambda: HfApi().dataset_info(path, revision=revision).sha)
+        return patiently(lambda: datasets.load_dataset(path, name, split=split, revision=commit)).to_list(), commit
     except Exception as error:  # network, hub and libraries raise many kinds; all mean that there are no data
         raise UserError(
             f"data set {path} (revision {revision or 'main'}) cannot be fetched: "

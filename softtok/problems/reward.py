@@ -2,9 +2,10 @@ r"""The outcome reward: what an answer is worth, with limits on time, memory and
 
 A data set's `Grading` says how an answer is extracted from the text, and names the reward:
 
-    math     Math-Verify (`math_reward.py`), the paper's
-    exact    the same text as a gold, except for case and spaces (`text_rewards.py`): for words
-    choice   the letter of an option (`text_rewards.py`)
+    math         Math-Verify (`math_reward.py`), the paper's
+    math-strict  what the gold says, however it is written, and nothing else (`strict_reward.py`)
+    exact        the same text as a gold, except for case and spaces (`text_rewards.py`): for words
+    choice       the letter of an option (`text_rewards.py`)
     a `Reference` to a user's function (`own_reward.py`)
 
 The `Judge` decides what it can itself, and asks its workers (`workers.py`) for the rest.
@@ -12,6 +13,8 @@ The `Judge` decides what it can itself, and asks its workers (`workers.py`) for 
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -24,8 +27,10 @@ from softtok.problems import own_reward
 from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.math_reward import check_gold, compare, plain_number, quick_status
 from softtok.problems.own_reward import EXAMPLE, Outcome
+from softtok.problems.strict_math import check_gold_strictly, compare_strictly
+from softtok.problems.strict_reward import quick_strict, readable
 from softtok.problems.text_rewards import choice_status, exact_status, letter
-from softtok.problems.verdict import Answer, GoldStatus, Status, Verdict
+from softtok.problems.verdict import UNJUDGED, Answer, GoldStatus, Status, Verdict
 from softtok.problems.workers import Case, Workers
 from softtok.storage.records import Record
 
@@ -33,9 +38,12 @@ __all__ = ["MATH", "Answer", "Grading", "Judge", "Status", "Verdict"]
 
 MAX_CHARS = 10_000  # of an answer's text; 32 tokens are about 100
 KNOWN_CASES = 100_000  # outcomes remembered
+CPU_S = 0.5  # of a worker, on one answer to mathematics; golds of the real sets take up to 0.2 s
 IMPORT_S, IMPORT_MB = 60.0, 65_536  # limits on the import of a user's file
 
-BuiltIn = Literal["math", "exact", "choice"]
+BuiltIn = Literal["math", "math-strict", "exact", "choice"]
+OTHER: dict[BuiltIn | Reference, BuiltIn] = {"math": "math-strict", "math-strict": "math"}
+"""The reward whose verdict is told beside that of a reward."""
 
 
 class Grading(Record):
@@ -57,8 +65,8 @@ MATH = Grading()
 class Judge:
     """Grades answers; a context manager, whose workers start when first needed and live until `close`.
 
-    `timeout_s` and `memory_mb` are the limits of one answer. Only one thread at a time may use a judge. `Workers` says
-    what the running script needs.
+    `timeout_s` and `memory_mb` are the limits of one answer. Mathematics may take a tenth of the time as CPU time, and
+    `CPU_S` at least. Only one thread at a time may use a judge. `Workers` says what the running script needs.
     """
 
     def __init__(
@@ -76,8 +84,10 @@ class Judge:
         self.grading = grading
         self.plugin = plugins.read(grading.reward) if isinstance(grading.reward, Reference) else None
         prepare = partial(own_reward.install, self.plugin) if self.plugin else None
-        self._workers = Workers(workers, timeout_s, memory_mb, prepare)
+        cpu_s = None if self.plugin else max(CPU_S, timeout_s / 10)
+        self._workers = Workers(workers, timeout_s, memory_mb, prepare, cpu_s)
         self._known: dict[Case, Outcome] = {}
+        self._other: Judge | None = None
 
     def __enter__(self) -> Judge:
         return self
@@ -88,6 +98,17 @@ class Judge:
     def close(self) -> None:
         """Stops the workers, stuck ones included; a later `grade` starts new ones."""
         self._workers.close()
+
+    @property
+    def other(self) -> Judge | None:
+        """A judge of the `OTHER` reward with the same workers, if there is one."""
+        if self.grading.reward not in OTHER:
+            return None
+        if self._other is None:
+            self._other = copy.copy(self)
+            self._other.grading = self.grading.model_copy(update={"reward": OTHER[self.grading.reward]})
+            self._other._known = {}
+        return self._other
 
     def grade(self, items: Sequence[Answer | tuple[str, Sequence[str]]]) -> list[Verdict]:
         """Returns one verdict per answer; see `Answer` and `Verdict`.
@@ -110,13 +131,16 @@ class Judge:
         """Returns whether the reward can use each gold.
 
         ok: it parses and equals itself; string: it parses only as text; unparsed: it does not parse, or does not equal
-        itself; timeout; error. `exact` accepts any text, `choice` needs a letter.
+        itself; timeout; error. `math-strict` also accepts words, `exact` any text, `choice` needs a letter.
         """
         if self.grading.reward == "choice":
             return ["ok" if letter(gold) else "unparsed" for gold in golds]
-        if self.grading.reward != "math":
+        if self.grading.reward not in OTHER:
             return ["ok"] * len(golds)
-        answers = self._workers.ask(check_gold, dict.fromkeys((gold,) for gold in golds if plain_number(gold) is None))
+        strict = self.grading.reward == "math-strict"
+        check = check_gold_strictly if strict else check_gold
+        known = readable if strict else lambda gold: plain_number(gold) is not None
+        answers = self._workers.ask(check, dict.fromkeys((gold,) for gold in golds if not known(gold)))
         return [answers.get((gold,), "ok") for gold in golds]
 
     def dry_check(self, example: Answer | None = None) -> str:
@@ -162,6 +186,8 @@ class Judge:
         match self.grading.reward:
             case "math":
                 return quick_status(found, tuple(golds))
+            case "math-strict":
+                return quick_strict(found, tuple(golds))
             case "exact":
                 return exact_status(found, golds)
             case "choice":
@@ -172,7 +198,9 @@ class Judge:
     @property
     def _question(self) -> Callable[..., Outcome]:
         """The function that workers call on a `_case`."""
-        return compare if self.plugin is None else own_reward.judge
+        if self.plugin is not None:
+            return own_reward.judge
+        return compare_strictly if self.grading.reward == "math-strict" else compare
 
     def _case(self, answer: Answer, found: str) -> Case:
         """Returns everything that the workers' outcome depends on."""
@@ -184,6 +212,8 @@ class Judge:
         if not isinstance(outcome, str):
             solved = outcome >= self.grading.solved_at
             return Verdict(outcome, solved, found, "correct" if solved else "wrong")
+        if outcome in UNJUDGED:
+            return Verdict(math.nan, False, found, outcome)
         reward = self.reward_correct if outcome == "correct" else 0.0 if found is None else self.reward_boxed
         return Verdict(reward, outcome == "correct", found, outcome)
 

@@ -15,8 +15,11 @@ from softtok.problems.toy import Split
 from softtok.storage.records import Record
 
 Kind = Literal["train", "test", "choice"]
-JudgedBy = Literal["math", "exact", "choice", "function"]
-"""How golds are checked: for `math` they must parse, for `choice` be letters; a user's function takes any text."""
+JudgedBy = Literal["math", "math-strict", "exact", "choice", "function"]
+"""How golds are checked: for `math` they must parse, for `math-strict` parse or be words, for `choice` be letters.
+
+A user's function takes any text.
+"""
 
 
 class GoldRule(Record):

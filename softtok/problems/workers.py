@@ -5,8 +5,10 @@ task, so its time, its memory and its crash affect no other case. A task takes t
 100 ms. Workers are forked from a clean fork server that has imported Math-Verify, because the parent, with PyTorch and
 its threads, must not be forked. A replacement is ready in 0.1 s.
 
-The pool's wall clock ends a call. Workers end with their parent, also when it is killed. A signal that asks the job to
-stop is for the parent alone, which may need its workers to come to a point where it can save.
+The pool's wall clock ends a call, and a timer of CPU time (`cpu_s`) ends it much sooner where it computes in vain: the
+worker is killed by a signal, as an exception would not reach a long call of C code, or be caught by SymPy. Workers end
+with their parent, also when it is killed. A signal that asks the job to stop is for the parent alone, which may need
+its workers to come to a point where it can save.
 """
 
 from __future__ import annotations
@@ -50,15 +52,23 @@ class BrokenWorkersError(RuntimeError):
 class Workers:
     """Calls functions in worker processes, which start when first needed and live until `close`.
 
-    `timeout_s` is the wall time of one case. `memory_mb` is what a worker may use in addition to its memory at the
-    start (Linux). `prepare` runs at the start of each worker, before its memory is limited. Only one thread at a time
-    may use the workers. They import the running script again, as in every process pool that does not fork its parent,
-    so a script needs `if __name__ == "__main__":`.
+    `timeout_s` is the wall time of one case, `cpu_s` its CPU time (None: no limit of its own). `memory_mb` is what a
+    worker may use in addition to its memory at the start (Linux). `prepare` runs at the start of each worker, before
+    its memory is limited. Only one thread at a time may use the workers. They import the running script again, as in
+    every process pool that does not fork its parent, so a script needs `if __name__ == "__main__":`.
     """
 
-    def __init__(self, count: int, timeout_s: float, memory_mb: int, prepare: Callable[[], object] | None) -> None:
+    def __init__(
+        self,
+        count: int,
+        timeout_s: float,
+        memory_mb: int,
+        prepare: Callable[[], object] | None,
+        cpu_s: float | None = None,
+    ) -> None:
         self.count = count
         self.timeout_s = timeout_s
+        self.cpu_s = cpu_s
         self.memory_mb = memory_mb
         self.prepare = prepare
         self.pool: ProcessPool | None = None
@@ -106,7 +116,7 @@ class Workers:
 
         began, fresh = time.monotonic(), self.pool is None
         pool = self._running_pool()
-        limits = (self.timeout_s, self.memory_mb)
+        limits = (self.cpu_s, self.timeout_s, self.memory_mb)
         futures = [pool.schedule(_guarded, (function, case, *limits), timeout=self.timeout_s) for case in cases]
         for case, future in zip(cases, futures, strict=True):
             try:
@@ -118,6 +128,9 @@ class Workers:
                     raise RuntimeError(f"no answer in {self.timeout_s + self._patience_s:.0f} s") from None
                 answers[case] = "timeout"
             except ProcessExpired as expired:
+                if expired.exitcode == -signal.SIGPROF:
+                    answers[case] = "timeout"
+                    continue
                 deaths[case] += 1  # by itself, by a signal, or as the machine ran out of memory
                 if expired.exitcode == OUT_OF_MEMORY or deaths[case] == MAX_DEATHS:
                     answers[case] = "error"
@@ -129,7 +142,7 @@ class Workers:
 
         if self.pool is None:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["math_verify", __name__, "softtok.problems.math_reward"])
+            context.set_forkserver_preload(["math_verify", __name__, "softtok.problems.strict_math"])
             with blocked_signals():
                 # The tracker comes first: its start ends the blocking of some signals in this thread.
                 multiprocessing.resource_tracker.ensure_running()
@@ -181,13 +194,15 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _guarded(function: Callable[..., Any], case: Case, cpu_s: float, memory_mb: int) -> Any:
+def _guarded(function: Callable[..., Any], case: Case, cpu_s: float | None, timeout_s: float, memory_mb: int) -> Any:
     """Returns `function(*case)`, or `error`; ends the process with `OUT_OF_MEMORY` if it came close to its limit.
 
-    SymPy and Math-Verify hide MemoryErrors and call the answers different.
+    SIGPROF ends the process after `cpu_s` seconds of CPU time. SymPy and Math-Verify hide MemoryErrors and call the
+    answers different.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu_s) + 1, hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + timeout_s) + 1, hard))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s or 0)
     worker = os.getpid()
     try:
         answer = function(*case)
@@ -198,6 +213,7 @@ def _guarded(function: Callable[..., Any], case: Case, cpu_s: float, memory_mb: 
     except BaseException:  # SystemExit and Math-Verify's TimeoutException too, which would end the parent
         answer = "error"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if os.getpid() != worker:  # the function forked; the child must not continue as a second worker
             os._exit(0)
     if sys.platform == "linux":

@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from softtok.config.specs import ReportRun, RunManifest
+from softtok.config.manifests import RunManifest
+from softtok.config.specs import ReportRun
 from softtok.errors import UserError
 from softtok.problems.prompt import normalise
+from softtok.problems.verdict import UNJUDGED
 from softtok.report.metrics import bootstrap_interval, ks, pass_at_k
 from softtok.report.run_files import (
     bad,
     made_on,
     read_cells,
     read_columns,
+    read_disagreements,
     read_entropy,
     read_manifest,
     read_training,
@@ -38,7 +41,6 @@ METRIC_COLUMNS = (
     *("metric", "k", "index", "value", "n_problems", "n_samples"),
 )
 WHOLE_NUMBERS = dict.fromkeys(("seed", "k", "index", "n_problems", "n_samples"), "Int64")
-UNJUDGED = ("timeout", "error")  # reward statuses that say nothing about the answer
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Results:
     problem_noise: dict[str, float]  # test set -> points (`_problem_noise`), the median over runs
     answers: int
     unjudged: int  # answers on which the reward gave up
+    disagreements: dict[str, Counter[str]]  # test set -> `read_disagreements`, and "answers": how many there are
     made_on: Counter[str]  # device and precision -> number of evaluation and choice files with rows made on it
     overlaps: list[Overlap]
 
@@ -106,6 +109,7 @@ class _Reader:
         self.noise: dict[str, list[float]] = {}
         self.problems: dict[str, tuple[Path, frozenset[str]]] = {}  # set -> the first file on it and its problems
         self.statuses: Counter[str] = Counter()
+        self.disagreements: dict[str, Counter[str]] = {}
         self.made_on: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -155,6 +159,8 @@ class _Reader:
                 profiles = read_entropy(path.with_suffix(".entropy.csv"), path) | profiles
                 cells = counted | cells  # a mode of two inference sets is the same in both; the first one counts
                 self.statuses += seen
+                differing = read_disagreements(path) + Counter(answers=seen.total())
+                self.disagreements[test_set] = self.disagreements.get(test_set, Counter()) + differing
                 self.made_on.update(made_on(path))
         planned = (mode for name in entry.tests[test_set] for mode in study.spec.inference_sets[name])
         if self.absent is None and (lacking := [mode for mode in planned if mode not in cells]):
@@ -176,6 +182,7 @@ class _Reader:
             problem_noise={test_set: float(np.median(points)) for test_set, points in self.noise.items()},
             answers=self.statuses.total(),
             unjudged=sum(self.statuses[status] for status in UNJUDGED),
+            disagreements=self.disagreements,
             made_on=self.made_on,
             overlaps=_overlaps(self.study, self.root, tolerant=self.absent is not None),
         )

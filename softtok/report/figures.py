@@ -40,7 +40,7 @@ from softtok.report.panels import (
     subject,
 )
 from softtok.report.study import Family, Study
-from softtok.storage.files import atomic, write_text
+from softtok.storage.files import atomic, text_hash, write_text
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # model, train set
@@ -147,6 +147,11 @@ def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
     rest = iter(items)
     while part := tuple(islice(rest, size)):
         yield part
+
+
+def short(name: str) -> str:
+    """Returns the name of a file, which long names of entries would make too long for a file system."""
+    return name if len(name) <= 200 else f"{name[:190]}-{text_hash(name)}"
 
 
 def save(plot: Plot, folder: Path) -> str:
@@ -324,7 +329,7 @@ def _entropy(numbers: Numbers, pair: Pair, test_set: str, part: Part) -> Plot:
         f"{f'Points are means over {width} positions. ' if width > 1 else ''}"
         f"{'Bands run from the lowest to the highest seed. ' if several else ''}{runs_phrase(seeds)} {part.caption}"
     )
-    name = f"entropy--{'--'.join(pair)}--{test_set}{part.suffix}"
+    name = short(f"entropy--{'--'.join(pair)}--{test_set}{part.suffix}")
     title = f"Entropy on {test_set}: {subject(*pair)}{part.words}"
     return Plot(name, "entropy", title, caption.strip(), figure)
 

@@ -3,14 +3,15 @@
     def NAME(metrics: pd.DataFrame, training: pd.DataFrame) -> matplotlib.figure.Figure
 
 `metrics` are those of metrics.csv (`collect.METRIC_COLUMNS`), `training` has a row for each training step of each run:
-model, train_set, training_mode, seed, step, validation, reward, cot_tokens, entropy. The first line of the function's
-docstring is the figure's title, the rest its caption.
+model, train_set, training_mode, seed, step, validation, reward, unjudged, cot_tokens, entropy. The first line of the
+function's docstring is the figure's title, the rest its caption.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -31,6 +32,8 @@ def draw_own(references: Iterable[Reference], metrics: pd.DataFrame, training: p
             figure = function(metrics=metrics.copy(), training=training.copy())
         if not isinstance(figure, Figure):
             raise plugin.fault(f"returns {plugins.shown(figure)}, not a matplotlib Figure")
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(figure)  # it can still be saved, and the next `plt.gcf()` is another figure
         title, _, caption = (inspect.getdoc(function) or reference.name).partition("\n")
         yield Plot(f"own--{reference.name}", SECTION, title.rstrip("."), " ".join(caption.split()), figure)
 
@@ -52,7 +55,7 @@ def example() -> tuple[pd.DataFrame, pd.DataFrame]:
     steps = [
         dict(zip(keys, name, strict=True))
         | {"step": step, "validation": 50.0 + step, "reward": 10.0 * step}
-        | {"cot_tokens": 20.0, "entropy": 0.5}
+        | {"unjudged": 0.0, "cot_tokens": 20.0, "entropy": 0.5}
         for name in names
         for step in (1, 2, 3)
     ]
@@ -60,8 +63,8 @@ def example() -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(cells).astype(whole), pd.DataFrame(steps)
 
 
-def dry_check(references: Iterable[Reference]) -> Iterator[str]:
-    """Yields the name of each figure, drawn from made-up runs. Raises UserError for the first that fails."""
-    for reference in references:
-        for _ in draw_own([reference], *example()):
-            yield f"figure {reference}"
+def check_figures(references: Sequence[Reference]) -> list[str]:
+    """Draws the figures from made-up runs and returns their names. Raises UserError for the first that fails."""
+    for _ in draw_own(references, *example()):
+        pass  # the first that fails raises
+    return [f"figure {reference}" for reference in references]

@@ -49,12 +49,13 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     from softtok.report.tables import FORMATS, make_tables
     from softtok.report.terminal import HEADLINE, headline
 
+    own_figures.check_figures(spec.figures)
     study = Study(spec)
     results = collect.collect(study, root)
     diverged = [run.row for run in results.runs if run.manifest.diverged]
     tables = make_tables(study, results.metrics, diverged)
     verdicts = claims.verdicts(study, results.metrics)
-    own = list(own_figures.draw_own(study.spec.figures, results.metrics, results.training))
+    own = list(own_figures.draw_own(spec.figures, results.metrics, results.training))
     collect.write_metrics(results.metrics, out / "metrics.csv")
     write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = set()
@@ -156,8 +157,36 @@ def notes(results: Results) -> list[tuple[str, str]]:
         found.append(("warning", f"{what}. Differences between their results may come from that."))
     if results.unjudged:
         what = f"The reward gave up on {results.unjudged:,} of {results.answers:,} answers (timeout or error)"
-        found.append(("warning", f"{what}. They count as wrong."))
+        found.append(("warning", f"{what}. They count as not solved."))
+    if gave_up := _unjudged_in_training(results):
+        found.append(("warning", gave_up))
+    if differing := _disagreements(results):
+        found.append(("note", differing))
     return found
+
+
+def _disagreements(results: Results) -> str:
+    """Returns how often `math` and `math-strict` differ, by test set; an empty text if they never do."""
+    listed = "; ".join(
+        f"{name}: {seen['own'] + seen['other']:,} of {seen['answers']:,} answers ({seen['own']:,} accepted by the set's"
+        f" reward alone, {seen['other']:,} by the other alone)"
+        for name, seen in results.disagreements.items()
+        if seen["own"] + seen["other"]
+    )
+    return (
+        f"The rewards math and math-strict differ. {listed}. The numbers here are of the set's reward."
+        if listed
+        else ""
+    )
+
+
+def _unjudged_in_training(results: Results) -> str:
+    """Returns a warning if answers of training have no verdict; else an empty text."""
+    shares = results.training["unjudged"].dropna() if len(results.training) else results.training
+    if not len(shares) or not shares.any():
+        return ""
+    what = f"The reward gave up on {shares.mean():.3g} % of the answers in training (timeout or error)"
+    return f"{what}, and on up to {shares.max():.3g} % in a step. They have no part in the gradient or its baseline."
 
 
 def mixture(runs: Sequence[Run]) -> str:

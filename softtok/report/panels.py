@@ -101,8 +101,9 @@ def draw(axes: Axes, frame: pd.DataFrame, x: str, y: str = "value", **settings: 
     A line that is given a label gets it as its name from `label_ends`. An empty frame draws nothing.
     """
     if len(frame):
+        axes.set(xlabel=" ", ylabel=" ")  # else seaborn makes all ticks, and writes the names of the columns
         seaborn.lineplot(frame, x=x, y=y, ax=axes, legend=False, **settings)
-        axes.set(xlabel="", ylabel="")  # seaborn writes the names of the columns
+        axes.set(xlabel="", ylabel="")
 
 
 def pass_panels(
@@ -143,8 +144,10 @@ def label_ends(figure: Figure) -> None:
         for axes in figure.axes
         if axes.get_visible()
     }
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # from here on the panels keep their places, with room for the names
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+    # From here on the panels keep their places, with room for the names. ("none" would draw once more in each save.)
+    figure.set_layout_engine(None)
     for axes, lines in named.items():
         to_axes = axes.transData + axes.transAxes.inverted()
         points = [to_axes.transform(np.asarray(line.get_xydata())[-1]) for line, _ in lines]

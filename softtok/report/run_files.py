@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from softtok.config.manifests import RunManifest
 from softtok.config.messages import explain
-from softtok.config.specs import RunManifest
 from softtok.errors import UserError
 from softtok.problems.boxed import last_boxed, normalised
+from softtok.problems.verdict import UNJUDGED
 from softtok.report.metrics import majority
 from softtok.report.study import Study
 from softtok.storage import files
 from softtok.storage.files import ENTROPY_KEY
 
-MEASURES = ("reward", "cot_tokens", "entropy")  # of every training step
+MEASURES = ("reward", "unjudged", "cot_tokens", "entropy")  # of every training step
 
 
 class MissingError(UserError):
@@ -76,7 +77,8 @@ def read_training(path: Path, sha256: str | None = None) -> pd.DataFrame:
         except (ValueError, TypeError, KeyError) as error:
             raise bad(path, f"has no training step in line {number} ({error!r})") from None
     frame = pd.DataFrame(lines, columns=["step", "validation", *MEASURES]).astype(float)
-    return frame.replace([np.inf, -np.inf], np.nan)  # a run that diverged ends with gaps in its curves
+    # A run that diverged ends with gaps in its curves; a step on which the reward gave up has no reward.
+    return frame.replace([np.inf, -np.inf], np.nan)
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -100,6 +102,20 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 def made_on(path: Path) -> set[str]:
     """Returns the devices and precisions that the rows of a file were made with."""
     return set(read_columns(path, ["made_on"])["made_on"].unique().to_pylist())
+
+
+def read_disagreements(path: Path) -> Counter[str]:
+    """Returns on how many answers `math` and `math-strict` differ: accepted by the set's reward ("own") or the other.
+
+    Answers on which one of them gave up are not among them.
+    """
+    names = ["correct", "status", "other_status"]
+    groups = read_columns(path, names).group_by(names).aggregate([([], "count_all")]).to_pylist()
+    seen: Counter[str] = Counter()
+    for group in groups:
+        if group["other_status"] and not {group["status"], group["other_status"]} & set(UNJUDGED):
+            seen["own" if group["correct"] else "other"] += group["count_all"]
+    return seen
 
 
 def read_cells(path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:

@@ -128,8 +128,7 @@ class Study:
         if mode is None:
             return False
         settings = self.inference_modes[mode]
-        hard = settings.hard and settings.inputs_beta is None
-        return hard and (settings.temperature > 0) == sampled
+        return settings.feeds_tokens and settings.deterministic != sampled
 
     def hard_family(self) -> Family:
         """Returns the family with hard CoT tokens: the one named hard, else the first; empty if there is none."""

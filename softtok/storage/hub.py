@@ -6,13 +6,23 @@ them in their own errors, so the whole chain of causes is searched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from softtok.errors import UserError
 from softtok.storage.files import WEIGHTS
 
 PATTERNS = [WEIGHTS, "*.json", "tokenizer*", "*.model", "*.txt"]  # the files of a model
+BUSY = {408, 429, 500, 502, 503, 504}
+"""The HTTP statuses that may be others a moment later."""
+WAITS_S = (3.0, 12.0)
+"""How long to wait before the second and the third try, if the hub does not say it itself."""
+LONGEST_WAIT_S = 300.0
+
+T = TypeVar("T")
 
 
 def fetch(name: str, revision: str | None) -> Path:
@@ -24,7 +34,7 @@ def fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+        return Path(patiently(lambda: snapshot_download(name, revision=revision, allow_patterns=PATTERNS)))
     except Exception as error:  # from the network, the hub, their libraries or a full disk: there is no model
         raise UserError(
             f"model {name} (revision {revision or 'main'}) cannot be fetched: {why(error, name, revision)}"
@@ -46,6 +56,53 @@ def locked(name: str, commit: str) -> Path:
         return fetch(name, commit)
 
 
+def patiently(ask: Callable[[], T]) -> T:
+    """Returns what `ask` returns; asks again, twice at most, if the hub is busy or the connection was lost.
+
+    What cannot succeed (a wrong name, no access, no such revision, no room on the disk) is not tried again.
+    """
+    for wait in WAITS_S:
+        try:
+            return ask()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            wait = min(max(wait, asked_wait(error)), LONGEST_WAIT_S)
+            print(f"softtok: the hub does not answer ({reason(error)}); trying again in {wait:.0f} s", file=sys.stderr)
+        time.sleep(wait)
+    return ask()
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error may be gone a moment later: a busy hub or a lost connection, and not a user's mistake."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    for cause in chain(error):  # the outermost that says it; those below may have been dealt with
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if (status := _status(cause)) is not None:
+            return status in BUSY
+        if lost(cause) or isinstance(cause, (ConnectionError, TimeoutError)):
+            return True
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """Returns the HTTP status that an error tells, if any."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def asked_wait(error: BaseException) -> float:
+    """Returns the seconds that a busy hub asks to wait, or 0."""
+    for cause in chain(error):
+        headers = getattr(getattr(cause, "response", None), "headers", None) or {}
+        text = str(headers.get("retry-after", ""))
+        if text.isdigit():
+            return float(text)
+    return 0.0
+
+
 def why(error: BaseException, page: str, revision: str | None) -> str:
     """Says why something could not be fetched, and what to do.
 
@@ -59,6 +116,8 @@ def why(error: BaseException, page: str, revision: str | None) -> str:
     )
 
     causes = list(chain(error))
+    if any(_status(cause) in BUSY for cause in causes):
+        return f"the hub is busy ({reason(error)}), also when asked three times; run snakemake again later"
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"access is restricted; ask for it at https://huggingface.co/{page}, then log in with `hf auth login`"
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from softtok.config.manifests import CheckpointManifest, Divergence, ModelManifest, RunManifest, read, write
 from softtok.config.settings import RuntimeSettings, TrainingSettings
-from softtok.config.specs import Divergence, RunManifest, RunSpec
+from softtok.config.specs import RunSpec
 from softtok.errors import UserError
 from softtok.method.batches import (
     Problem,
@@ -27,10 +30,11 @@ from softtok.method.batches import (
     names_of,
     problems_hash,
     read_problems,
+    reward_metrics,
     rms_prompts,
     shuffled,
 )
-from softtok.method.dry_check import dry_check
+from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages, objective_of
 from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
@@ -44,14 +48,7 @@ from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
 from softtok.problems.reward import Judge
 from softtok.problems.workers import BrokenWorkersError
-from softtok.storage.files import (
-    canonical_json,
-    content_hash,
-    read_manifest,
-    text_hash,
-    write_manifest,
-    write_text,
-)
+from softtok.storage.files import canonical_json, content_hash, text_hash, write_text
 from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
@@ -93,6 +90,18 @@ def cot_entropy(out: Rollout) -> float:
     return entropy
 
 
+Metrics = dict[str, float | None]
+"""What metrics.jsonl says of one step, by name."""
+
+
+class Best(NamedTuple):
+    """The best step so far, its validation accuracy (percent) and the hashes of its files (`write_weights`)."""
+
+    step: int | None = None
+    validation: float = -math.inf
+    files: Mapping[str, str] = MappingProxyType({})
+
+
 class Trainer:
     """One run in progress: its model, optimizer, data and best checkpoint so far."""
 
@@ -104,7 +113,7 @@ class Trainer:
         self.started, self.spent_s = time.monotonic(), 0.0  # start of this attempt; seconds of earlier ones
         self.spec, self.runtime, self.out, self.state = spec, runtime, out, out / ".state"
         self.settings, self.seed = spec.training, spec.seed
-        base = read_manifest(model / "model.json")
+        base = read(ModelManifest, model / "model.json")
         self.lm = load(model, runtime)
         announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # never trained
@@ -130,12 +139,12 @@ class Trainer:
         )
         digest = problems_hash(data, names_of(spec.grading.wants_columns))
         # Not of the file: the same problems, prepared again by another version, are no reason to start again.
-        made_of = {"spec": spec.model_dump(mode="json"), "model": base["sha256"], "data": digest}
+        made_of = {"spec": spec.model_dump(mode="json"), "model": base.sha256, "data": digest}
         self.key = content_hash(made_of, 64)
         self.step = 0
-        self.best: dict[str, Any] = {"step": None, "validation": -math.inf}
+        self.best = Best()
         self.saved_best: Path | None = None  # folder of the best weights according to `progress.pt`
-        self.lines: list[dict[str, Any]] = []
+        self.lines: list[Metrics] = []
         self.diverged: Divergence | None = None
 
     def limits(self, answer_temperature: float) -> Limits:
@@ -143,14 +152,17 @@ class Trainer:
         return Limits(s.max_cot_tokens, s.max_answer_tokens, answer_temperature, s.stop_on)
 
     def validate(self) -> float:
-        """Returns the greedy accuracy (percent) on the held-out problems, in the run's own mode without noise."""
+        """Returns the greedy accuracy (percent) on the held-out problems, in the run's own mode without noise.
+
+        A problem without a verdict counts as not solved, as in evaluations.
+        """
         correct, rules = 0, self.greedy.rules
         for part in batches(self.validation, 1, self.greedy.most_steps, self.runtime):
             out = rollout(self.greedy, Batch([p.prompt for p in part], 1, [p.id for p in part]))
             correct += sum(verdict.correct for verdict in grade(self.judge, rules, out, part))
         return 100 * correct / len(self.validation)
 
-    def take_step(self, step: int) -> dict[str, Any]:
+    def take_step(self, step: int) -> Metrics:
         """Takes one step of the protocol and returns its metrics.
 
         Raises FloatingPointError if logits or a gradient are not finite.
@@ -167,7 +179,7 @@ class Trainer:
 
         rewards_BG = torch.tensor([verdict.reward for verdict in verdicts]).view(len(problems), -1)
         advantages_N = group_advantages(rewards_BG, self.objective).flatten().numpy()
-        experience = Experience(out, advantages_N)
+        experience = Experience(out, advantages_N, judged_N=np.array([verdict.judged for verdict in verdicts]))
 
         norms = self.norms_by_term(experience) if step % self.settings.validate_every == 0 else {}
         norm, seen = self.update(step, experience)
@@ -176,9 +188,7 @@ class Trainer:
         rollout_s, reward_s, update_s = np.diff(times).tolist()
         return {
             "step": step,
-            "reward": rewards_BG.mean().item(),
-            "correct": 100 * float(np.mean([verdict.correct for verdict in verdicts])),
-            "boxed": 100 * float(np.mean([verdict.boxed is not None for verdict in verdicts])),
+            **reward_metrics(verdicts),
             "cot_tokens": float(out.cot_lengths.mean()),
             "answer_tokens": float(np.mean([len(answer) for answer in out.answers])),
             "stopped": 100 * float(np.mean(out.stops == STOPS.index("phrase"))),
@@ -270,7 +280,7 @@ class Trainer:
                 self.step += 1
                 self.lines.append(line)
                 self.validate_if_due()
-                advance(1, reward=line["reward"], validation=self.best["validation"])
+                advance(1, reward=line["reward"], validation=self.best.validation)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
                 last = self.step == self.settings.steps
                 if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
@@ -288,8 +298,8 @@ class Trainer:
             return
         due = self.step % self.settings.validate_every == 0 or self.step == self.settings.steps
         if due and "validation" not in self.lines[-1]:  # a stopped job may not have come to it
-            self.lines[-1]["validation"] = self.validate()
-            self.keep_best(self.lines[-1]["validation"])
+            self.lines[-1]["validation"] = accuracy = self.validate()
+            self.keep_best(accuracy)
 
     @property
     def best_folder(self) -> Path:
@@ -297,18 +307,18 @@ class Trainer:
 
         Each step has its own folder, so a job killed before it saves leaves the folder that `progress.pt` names.
         """
-        return self.state / f"best-{self.best['step'] or 0}"
+        return self.state / f"best-{self.best.step or 0}"
 
     def keep_best(self, validation: float) -> None:
         """Keeps the weights if they are the best so far; of equally good ones, those trained longer."""
         first, last = self.settings.checkpoint_steps or (0, self.settings.steps)
-        if first <= self.step <= last and validation >= self.best["validation"]:
-            self.best = {"step": self.step, "validation": validation}
+        if first <= self.step <= last and validation >= self.best.validation:
+            self.best = Best(self.step, validation)
             self.save_weights()
 
     def save_weights(self) -> None:
         """Saves the current weights as the best."""
-        self.best["files"] = write_weights(self.best_folder, self.lm)
+        self.best = self.best._replace(files=write_weights(self.best_folder, self.lm))
         self.delete_stale(self.best_folder, self.saved_best)
 
     def save(self, done: bool = False) -> None:
@@ -316,7 +326,7 @@ class Trainer:
         progress_now = {
             "key": self.key,
             "step": self.step,
-            "best": self.best,
+            "best": self.best._asdict() | {"files": dict(self.best.files)},
             "lines": self.lines,
             "diverged": self.diverged and self.diverged.model_dump(),
             "wall_s": self.wall_s,
@@ -349,16 +359,12 @@ class Trainer:
         if saved is None:
             self.delete_stale()
             return
-        self.step, self.best, self.lines, self.diverged = (
-            saved["step"],
-            saved["best"],
-            saved["lines"],
-            saved["diverged"] and Divergence(**saved["diverged"]),
-        )
+        self.step, self.best, self.lines = saved["step"], Best(**saved["best"]), saved["lines"]
+        self.diverged = saved["diverged"] and Divergence(**saved["diverged"])
         self.spent_s = saved["wall_s"]
         if saved["optimizer"] is not None:
             self.optimizer.load_state(saved["optimizer"])
-        if saved["optimizer"] is None or self.best["step"] is not None:
+        if saved["optimizer"] is None or self.best.step is not None:
             self.saved_best = self.best_folder
         self.delete_stale(self.saved_best)
         print(f"softtok: resuming after step {self.step}")
@@ -369,39 +375,38 @@ class Trainer:
         Snakemake deletes the outputs of a job that failed, or whose end it did not see. Then they are written again
         from .state/, which costs no steps and little disk: the checkpoint's files are hard links to the saved weights.
         """
-        if self.best["step"] is None and not self.best_folder.exists():
+        if self.best.step is None and not self.best_folder.exists():
             self.save_weights()  # diverged before the first validation: the weights as they are
-        files: dict[str, str] = self.best["files"]
-        refuse_damaged(self.best_folder, files)
+        refuse_damaged(self.best_folder, self.best.files)
+        sha256 = weights_sha256(self.best.files)
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
         hard_linked_copy(self.best_folder, checkpoint)
-        write_manifest(
-            checkpoint / "checkpoint.json",
-            {
-                "sha256": weights_sha256(files),
-                "files": files,
-                "embedding_rms": self.rms["embedding"],
-                "state_rms": {name: self.rms[name] for name in ("hidden", "logits")},
-                "prompt": self.spec.model.prompt,
-                "seed": self.seed,
-            },
+        facts = CheckpointManifest(
+            reference=None,
+            sha256=sha256,
+            files=dict(self.best.files),
+            embedding_rms=self.rms["embedding"],
+            state_rms={name: self.rms[name] for name in ("hidden", "logits")},
+            prompt=self.spec.model.prompt,
+            seed=self.seed,
         )
+        write(checkpoint / "checkpoint.json", facts)
         metrics = "".join(canonical_json(line) + "\n" for line in self.lines)
         write_text(self.out / "metrics.jsonl", metrics)
         manifest = RunManifest(
             spec=self.spec,
             steps=self.step,
-            best_step=self.best["step"],
-            best_validation=self.best["validation"] if self.best["step"] is not None else None,
+            best_step=self.best.step,
+            best_validation=self.best.validation if self.best.step is not None else None,
             diverged=self.diverged,
-            checkpoint_sha256=weights_sha256(files),
+            checkpoint_sha256=sha256,
             metrics_sha256=text_hash(metrics, 64),
             wall_s=self.wall_s,
             attempts=attempts(self.state / "attempts.jsonl"),
             provenance=provenance(device_name(str(self.lm.device)), PRECISIONS[self.lm.dtype]),
         )
-        write_manifest(self.out / "manifest.json", manifest.model_dump(mode="json"))
+        write(self.out / "manifest.json", manifest)
 
 
 def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
@@ -418,8 +423,7 @@ def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out:
     ):
         if spec.grading is not None:
             check_reward(spec.grading, data, spec.model.prompt)
-        for _ in dry_check([spec.mode] if spec.mode else [], spec.training):
-            pass  # the first failure ends the job
+        check_method([spec.mode] if spec.mode else [], spec.training)
         trainer = Trainer(spec, runtime, model, data, out)
         with trainer.judge:
             trainer.run(interruption)

@@ -14,6 +14,7 @@ from softtok.config.load import load, read
 from softtok.errors import UserError
 from softtok.problems.answer_format import AnswerFormat
 from tests.support.configurations import Edit, basic, both, put
+from tests.support.project import ROOT
 
 REWARD = "def f(answer, gold):\n    return answer == gold\n"
 ADAPTER = "def a(row):\n    return {'question': row['question'], 'gold': row['gold']}\n"
@@ -90,7 +91,7 @@ class TestIdentity:
         assert run.train_set.spec.columns
         gradings = {e.data.name: e.spec.grading for e in found.evaluations.values()}
         assert gradings["sums"].answer_format == AnswerFormat(extract="all")
-        assert gradings["sums"].reward == "math"
+        assert gradings["sums"].reward == "math-strict"
 
     def test_paths_start_at_the_configuration_files(self) -> None:
         Path("sub").mkdir()
@@ -193,3 +194,36 @@ def test_two_figures_of_one_name_would_share_a_file() -> None:
         Path(name).write_text("def f(metrics, training):\n    return None\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"studies\.first\.figures\[1\]: two figures are named 'f'"):
         grid(put("studies/first/figures", ["one.py:f", "two.py:f"]))
+
+
+class TestRewards:
+    """Which reward a data set has: the paper's where its numbers are compared, `math-strict` elsewhere."""
+
+    def rewards(self, *edits: Edit) -> dict[str, str]:
+        return {e.data.name: str(e.spec.grading.reward) for e in grid(*edits).evaluations.values()}
+
+    def test_the_default_is_strict(self) -> None:
+        assert self.rewards() == {"sums": "math-strict"}
+
+    def test_a_set_with_a_name_in_the_paper_has_the_papers_reward(self) -> None:
+        named = put("test_sets/sums/paper", "gsm8k")
+        assert self.rewards(named) == {"sums": "math"}
+        assert self.rewards(named, put("test_sets/sums/reward", "math-strict")) == {"sums": "math-strict"}
+
+    def test_the_shipped_sets_of_the_paper_say_so(self) -> None:
+        raw = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+        sets = [entry for section in ("train_sets", "test_sets") for entry in raw[section].values()]
+        named = [entry for entry in sets if "paper" in entry]
+        assert len(named) == 7
+        assert {entry.get("reward", raw["train_sets"].get(entry.get("like"), {}).get("reward")) for entry in named} == {
+            "math"
+        }
+        found = read(ROOT / "config.yaml")
+        assert {name: entry.reward for name, entry in found.test_sets.items()} == {
+            "sums": "math-strict",
+            "long-sums": "math-strict",
+            "gsm8k": "math",
+            "gsm8k-few": "math",
+            "math500": "math",
+            "olympiadbench": "math",
+        }

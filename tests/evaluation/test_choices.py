@@ -199,7 +199,7 @@ class Bigrams:
                 self.head_VD[ids[word], ids[last]] = math.log(probability)
             self.head_VD[self.tokenizer.unk_token_id, ids[last]] = math.log(1 - sum(row.values()))
         self.embedding_VD, self.device, self.dtype = torch.eye(size), torch.device("cpu"), torch.float32
-        self.model = SimpleNamespace(config=LlamaConfig())
+        self.name, self.model = "bigrams", SimpleNamespace(config=LlamaConfig(), generation_config=None)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.embedding_VD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from softtok.config.manifests import CheckpointManifest
 from softtok.config.settings import RuntimeSettings
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.evaluate import evaluate, noise_rms
+from softtok.method.batches import Problem, read_problems
 from softtok.models.base_model import base_run
-from softtok.problems.reward import Judge
+from softtok.problems.reward import Grading, Judge
 from softtok.storage.files import read_manifest, write_manifest
 from tests.support.specs import EVALUATION_MODES, base_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
@@ -44,6 +47,33 @@ def test_each_answer_judged_again_by_its_own_problems_gold_gives_its_record(
     assert 0 < table.correct.mean() < 1
     answers = table[table.inference_mode == "hard-sample"].groupby("problem_id").answer
     assert answers.nunique().max() > 1, "a problem's samples are not one answer written down four times"
+
+
+@pytest.mark.parametrize("reward", ["math", "math-strict", "exact"])
+def test_where_math_and_math_strict_differ_both_verdicts_are_recorded(
+    reward: str, run: Path, toy_sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`7 keys` is no 7 to Math-Verify; the other verdict is a column of its own, and changes no other."""
+
+    def counting_keys(*arguments: Any, **options: Any) -> list[Problem]:
+        return [replace(p, golds=[f"{p.golds[0]} keys"]) for p in read_problems(*arguments, **options)]
+
+    monkeypatch.setattr(module, "read_problems", counting_keys)
+    settings = spec("hard-sample").model_copy(update={"grading": Grading.model_validate({"reward": reward})})
+    evaluate(settings, RuntimeSettings(), run, toy_sets["train"], tmp_path / "out.parquet")
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    differing = table[table.other_status != ""]
+    if reward == "exact":
+        assert differing.empty
+        return
+    golds = {problem["id"]: problem["gold"] for problem in pq.read_table(toy_sets["train"]).to_pylist()}
+    with Judge() as judge:
+        verdicts = judge.grade([(text, golds[name]) for text, name in zip(table.answer, table.problem_id, strict=True)])
+    right = [verdict.correct for verdict in verdicts]
+    assert any(right)
+    assert table.correct.tolist() == (right if reward == "math-strict" else [False] * len(table))
+    assert (table.other_status != "").tolist() == right
+    assert (set(differing.other_status) <= {"correct"}) == (reward == "math")
 
 
 def test_each_row_says_what_it_was_made_on_also_after_a_move(
@@ -127,7 +157,7 @@ def replace_golds(data: Path, gold: list[str]) -> None:
 
 def test_noise_of_a_trained_model_is_measured_in_units_of_its_base() -> None:
     lm = tiny_model()
-    rms = noise_rms(lm, {"embedding_rms": 7.0, "state_rms": {}}, [], [])
-    assert rms["embedding"] == 7.0
-    base = noise_rms(lm, {"embedding_rms": None, "state_rms": {}}, [], [])
-    assert base["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())
+    base = CheckpointManifest(reference=None, sha256="", embedding_rms=None, state_rms={}, prompt="", seed=0)
+    assert noise_rms(lm, base.model_copy(update={"embedding_rms": 7.0}), [], [])["embedding"] == 7.0
+    rms = noise_rms(lm, base, [], [])
+    assert rms["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())

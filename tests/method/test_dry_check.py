@@ -10,7 +10,7 @@ import pytest
 
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.errors import UserError
-from softtok.method.dry_check import dry_check
+from softtok.method.dry_check import check_method
 from softtok.plugins import Reference
 
 HEAD = """from softtok.method.objectives import GRPO, Objective
@@ -39,7 +39,7 @@ def reference(tmp_path: Path, code: str) -> Reference:
 def test_every_built_in_kind_can_be_derived_from(tmp_path: Path, base: str, settings: dict[str, Any]) -> None:
     """Without noise too, as in greedy validation."""
     mode = TokenMode(tokens=reference(tmp_path, f"class Mine({base}):\n    pass\n"), temperature=0.5, **settings)
-    assert list(dry_check([mode], TrainingSettings())) == [f"tokens {mode.tokens}"]
+    assert check_method([mode], TrainingSettings()) == [f"tokens {mode.tokens}"]
 
 
 SHIFTED = "class Mine(SoftTokens):\n    def noise(self, draw_ND):\n        return 3 * self.noise_std * draw_ND\n"
@@ -76,7 +76,7 @@ def test_a_mistake_in_a_token_mode_is_one_line(tmp_path: Path, name: str) -> Non
     code, settings, training, says = MISTAKES[name]
     mode = TokenMode(tokens=reference(tmp_path, code), temperature=0.5, **settings)
     with pytest.raises(UserError) as caught:
-        list(dry_check([mode], TrainingSettings(**training)))
+        check_method([mode], TrainingSettings(**training))
     assert says in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "mine.py")) and "\n" not in str(caught.value)
 
@@ -102,5 +102,5 @@ def test_a_mistake_in_an_objective_is_one_line(tmp_path: Path, name: str) -> Non
     code, updates, says = OBJECTIVES[name]
     training = TrainingSettings(objective=reference(tmp_path, code), updates_per_step=updates)
     with pytest.raises(UserError) as caught:
-        list(dry_check([TokenMode(tokens="soft", temperature=0.5, noise_scale=0.3)], training))
+        check_method([TokenMode(tokens="soft", temperature=0.5, noise_scale=0.3)], training)
     assert says in str(caught.value) and "\n" not in str(caught.value)

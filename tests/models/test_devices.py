@@ -10,10 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from softtok.config.settings import RuntimeSettings
+from softtok.config.settings import DeviceSettings, RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import make_model
 from softtok.models.devices import announce, choose_device, gpu_names, say, take_free
+from softtok.models.language_model import LanguageModel
+from softtok.models.loading import load
 from tests.support.specs import folder_model
 
 JOB = """
@@ -99,15 +101,17 @@ def test_a_job_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     [({"gpus": 1}, "bf16"), ({"gpus": 1, "precision": "fp32"}, "fp32"), ({}, "auto"), ({"device": "cuda:1"}, "bf16")],
 )
 def test_models_are_fetched_and_probed_without_a_gpu(
-    asked: dict[str, Any], precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], precision: str, tiny_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the precision of the jobs on a GPU: in fp32 a large model may need more memory than there is."""
-    weights = tmp_path / "mine" / "model.safetensors"
-    weights.parent.mkdir()
-    weights.write_text("weights")
-    seen: list[RuntimeSettings] = []
-    monkeypatch.setattr("softtok.models.loading.load", lambda folder, runtime: seen.append(runtime))
-    make_model(folder_model(weights.parent), RuntimeSettings(**asked, cuda_graphs=bool(asked)), tmp_path / "made", None)
+    seen: list[DeviceSettings] = []
+
+    def watched(folder: Path, device: DeviceSettings) -> LanguageModel:
+        seen.append(device)
+        return load(folder, device)
+
+    monkeypatch.setattr("softtok.models.loading.load", watched)
+    make_model(folder_model(tiny_toy), RuntimeSettings(**asked, cuda_graphs=bool(asked)), tmp_path / "made", None)
     (runtime,) = seen
     assert choose_device(runtime) == torch.device("cpu")
     assert runtime.precision == precision and not runtime.cuda_graphs

@@ -18,8 +18,9 @@ import torch
 import transformers
 from transformers.cache_utils import Cache, DynamicCache
 
+from softtok.config.manifests import CheckpointManifest, FolderReference, HubReference, ModelManifest
 from softtok.config.settings import RuntimeSettings
-from softtok.config.specs import FolderSource
+from softtok.config.specs import FolderSource, ModelSpec
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer, grouped_attention, layer_states
 from softtok.models.base_model import _referred
@@ -28,6 +29,8 @@ from softtok.models.language_model import LanguageModel, causal_mask, left_pad, 
 from softtok.models.loading import load, probe
 from softtok.models.references import resolve
 from softtok.models.toy_model import bpe_tokenizer
+from softtok.storage.files import write_json
+from softtok.storage.integrity import weights_sha256
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 CPU = RuntimeSettings(device="cpu")
@@ -341,10 +344,11 @@ def test_what_is_no_model_is_refused_with_one_line(folder: Path, damage: Any) ->
 
 
 def test_a_made_up_tokenizer_is_refused(tmp_path: Path) -> None:
-    """Where a Qwen folder holds no tokenizer, transformers gives an empty one."""
+    """Where a Qwen folder holds no vocabulary, transformers gives an empty tokenizer."""
     folder = save(tmp_path / "qwen", "qwen2")
     without(folder, "tokenizer*")
-    with pytest.raises(UserError, match="are its files there"):
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"are its files there|cannot be loaded by transformers"):
         load(folder, CPU)
 
 
@@ -361,6 +365,14 @@ def test_what_is_longer_than_a_model_is_refused() -> None:
         refuse_longer(lm, 41, "test set x")
 
 
+def model_manifest(referred: tuple[HubReference | FolderReference, str]) -> dict[str, Any]:
+    """Returns the model.json of a model that is not copied."""
+    reference, sha256 = referred
+    spec = ModelSpec(source=FolderSource(path="theirs"), prompt="{question}", version=1)
+    manifest = ModelManifest(spec=spec, reference=reference, sha256=sha256, facts={}, provenance={})
+    return manifest.model_dump(mode="json")
+
+
 def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     """Else results of the old weights and of the new ones would stand in one row of a table."""
     weights = tmp_path / "mine/model.safetensors"
@@ -368,7 +380,7 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     weights.write_text("weights")
     manifest = tmp_path / "made/model.json"
     manifest.parent.mkdir()
-    manifest.write_text(json.dumps(_referred(FolderSource(path=str(weights.parent)))))
+    write_json(manifest, model_manifest(_referred(FolderSource(path=str(weights.parent)))))
     os.utime(weights, (1, 1))
     assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
     weights.write_text("changed")  # as long as before
@@ -383,22 +395,32 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
 def test_references_lead_to_the_weights(tmp_path: Path) -> None:
     """run/checkpoint -> model folder -> hub id with its revision, or a user's folder, or the folder itself."""
 
-    def write(name: str, value: Any) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-        return path.parent
+    def write(name: str, value: dict[str, Any]) -> Path:
+        write_json(tmp_path / name, value)
+        return (tmp_path / name).parent
 
-    hub = write("hub/model.json", {"reference": {"hub": "someone/model", "revision": "abc"}})
-    base = write("run/checkpoint/checkpoint.json", {"reference": {"path": str(hub)}})
-    assert resolve(base) == ("someone/model", "abc")
-    mine = write("mine/model.json", {"reference": {"path": str(tmp_path / "elsewhere")}})
-    assert resolve(mine) == (str(tmp_path / "elsewhere"), None)
+    def checkpoint(reference: FolderReference | None) -> dict[str, Any]:
+        made = CheckpointManifest(
+            reference=reference,
+            sha256=weights_sha256({}),
+            embedding_rms=None,
+            state_rms={},
+            prompt="{question}",
+            seed=0,
+        )
+        return made.model_dump(mode="json")
+
+    hub_reference = HubReference(hub="someone/model", revision="abc")
+    hub = write("hub/model.json", model_manifest((hub_reference, "0")))
+    assert resolve(hub) == ("someone/model", "abc")
+    base = write("run/checkpoint/checkpoint.json", checkpoint(FolderReference(path=str(tmp_path / "toy"))))
+    assert resolve(base) == (str(tmp_path / "toy"), None)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/model.safetensors").write_text("weights")
-    theirs = write("of-theirs/model.json", _referred(FolderSource(path=str(tmp_path / "theirs"))))
+    (tmp_path / "theirs/model.json").write_text("a file of the user's with this name")
+    theirs = write("of-theirs/model.json", model_manifest(_referred(FolderSource(path=str(tmp_path / "theirs")))))
     assert resolve(theirs) == (str(tmp_path / "theirs"), None)
-    trained = write("trained/checkpoint/checkpoint.json", {"reference": None})
+    trained = write("trained/checkpoint/checkpoint.json", checkpoint(None))
     assert resolve(trained) == (str(trained), None)
     assert resolve(tmp_path) == (str(tmp_path), None)
 

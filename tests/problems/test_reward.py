@@ -494,6 +494,7 @@ def report():
 
 if __name__ == "__main__":
     judge = Judge(timeout_s=1.5, memory_mb=512)
+    judge._workers.cpu_s = None  # the limit of one answer's CPU time would end the worker before
     judge.grade([(" \\\\boxed{1/2}", ["3"])])
     threading.Thread(target=report).start()
     judge.grade([(" \\\\boxed{\\\\binom{10^9}{10^8}}", ["42"])] * 3)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,31 @@ def test_a_table_counts_the_diverged_runs_of_each_row(made: tuple[Study, pd.Data
 
 def test_the_least_number_of_voters_has_its_table(made: tuple[Study, pd.DataFrame]) -> None:
     assert "majority-voting" in make_tables(*made)
+
+
+def test_answers_of_training_without_a_verdict_are_told_of(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=(), choice_sets=("order",), problems=4, steps=4)
+    assert not any("gave up" in text for _, text in notes(collect(study_of(spec), tmp_path)))
+    (path,) = (path for path in tmp_path.rglob("metrics.jsonl") if "/hard/" in str(path))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2] |= {"unjudged": 100.0, "reward": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (warning,) = (text for _, text in notes(collect(study_of(spec), tmp_path)) if "gave up" in text)
+    assert warning.startswith("The reward gave up on 25 % of the answers in training (timeout or error)")
+    assert "up to 1e+02 %" not in warning and "up to 100 % in a step" in warning
+
+
+def test_how_often_the_two_rewards_differ_is_told(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=(), test_sets=("sums", "long-sums"), choice_sets=(), problems=4)
+    assert not any("math-strict" in text for _, text in notes(collect(study_of(spec), tmp_path)))
+    (path,) = (path for path in tmp_path.rglob("*.parquet") if "/sums/" in str(path))
+    table = pd.read_parquet(path)
+    table["correct"] = table.index % 2 == 0
+    table.loc[:4, "other_status"] = ["wrong", "correct", "unparsed", "", "timeout"]
+    table.loc[5, ["status", "other_status"]] = ["timeout", "correct"]
+    table.to_parquet(path)
+    (note,) = (
+        text for kind, text in notes(collect(study_of(spec), tmp_path)) if kind == "note" and "math-strict" in text
+    )
+    counts = f"sums: 3 of {len(table)} answers (2 accepted by the set's reward alone, 1 by the other alone)"
+    assert counts in note and "long-sums" not in note

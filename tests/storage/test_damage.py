@@ -15,7 +15,6 @@ import torch
 
 from softtok.__main__ import main
 from softtok.config.settings import DeviceSettings, RuntimeSettings
-from softtok.config.specs import FolderSource, HubSource
 from softtok.errors import UserError
 from softtok.evaluation.choices import choices
 from softtok.evaluation.evaluate import evaluate
@@ -27,9 +26,27 @@ from softtok.report.study import Study
 from softtok.storage.files import open_table, read_columns, read_manifest, text_hash, write_manifest, write_table
 from softtok.storage.shards import Shard
 from softtok.training.train import Trainer, train
-from tests.support.damage import Evaluation, assert_same_evaluation, damages, evaluation, flipped, refused, seal
+from tests.support.damage import (
+    Evaluation,
+    assert_same_evaluation,
+    changed_copy,
+    damages,
+    evaluation,
+    flipped,
+    refused,
+    seal,
+)
 from tests.support.report_specs import report_spec
-from tests.support.specs import HARD, base_spec, choices_spec, evaluation_spec, folder_model, toy_model, train_spec
+from tests.support.specs import (
+    HARD,
+    base_spec,
+    choices_spec,
+    evaluation_spec,
+    folder_model,
+    hub_model,
+    toy_model,
+    train_spec,
+)
 from tests.support.synthetic_runs import write_study
 from tests.support.training_runs import lines, weights
 
@@ -281,9 +298,9 @@ def test_a_damaged_cache_of_the_hub_is_told(tiny_toy: Path, tmp_path: Path, monk
     shutil.copytree(tiny_toy, cached)
     (cached / "model.json").unlink()
     monkeypatch.setattr(base_model, "fetch", lambda name, revision: cached)
-    monkeypatch.setattr(references, "locked", lambda name, commit: cached)
-    manifest = base_model._referred(HubSource(hub="org/tiny", revision=None))
-    write_manifest(tmp_path / "made" / "model.json", manifest)
+    for module in (base_model, references):
+        monkeypatch.setattr(module, "locked", lambda name, commit: cached)
+    make_model(hub_model("org/tiny"), RuntimeSettings(), tmp_path / "made", None)
     base_run(base_spec(toy_model()), tmp_path / "made", run)
     for folder in (tmp_path / "made", run / "checkpoint"):
         load(folder, DeviceSettings())
@@ -300,8 +317,8 @@ def test_a_model_that_was_made_again_and_is_another_is_told(inputs: Inputs, tmp_
     model, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(inputs["model"], model)
     base_run(base_spec(toy_model()), model, run)
-    manifest = read_manifest(model / "model.json")
-    write_manifest(model / "model.json", manifest | {"sha256": "ab" * 32})
+    shutil.rmtree(model)
+    changed_copy(inputs["model"], model)
     with pytest.raises(UserError, match=rf"^{run}/checkpoint is of other weights than {model} has now; remove {run}"):
         load(run / "checkpoint", DeviceSettings())
 
@@ -337,9 +354,9 @@ def test_old_manifests_know_the_weights_alone(inputs: Inputs, tmp_path: Path) ->
         load(model, DeviceSettings())
 
 
-def test_a_folder_source_needs_no_path_of_ours(inputs: Inputs) -> None:
-    """A user's folder may be one that was made here; its own manifest is compared then."""
-    source = FolderSource(path=str(inputs["run"] / "checkpoint"))
-    manifest = base_model._referred(source)
-    assert manifest["files"].keys() >= {"model.safetensors", "tokenizer.json"}
-    assert "checkpoint.json" not in manifest["files"]
+def test_a_users_folder_may_be_one_that_was_made_here(inputs: Inputs, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    make_model(folder_model(inputs["run"] / "checkpoint"), RuntimeSettings(), made, None)
+    files = read_manifest(made / "model.json")["files"]
+    assert files.keys() >= {"model.safetensors", "tokenizer.json", "config.json"} and "checkpoint.json" not in files
+    load(made, DeviceSettings())

@@ -21,6 +21,7 @@ import pytest
 import torch
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -35,7 +36,7 @@ from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import base_run, make_model
 from softtok.models.loading import load
-from softtok.problems.prepare import prepare
+from softtok.problems.prepare import prepare, read_hub
 from softtok.problems.spec import HubRows
 from softtok.storage.files import read_json
 from tests.support.project import ROOT
@@ -261,12 +262,12 @@ class ConnectError(TransportError):
     pass
 
 
+# Who it concerns can do something, or is told after one try: asking again would not help.
 REFUSALS = {
     "gated": (answer(GatedRepoError, 403), "access is restricted; ask for it at https://huggingface.co/{page}, "),
     "missing": (answer(RepositoryNotFoundError, 401), "the hub has nothing of this name, or it is private; "),
     "wrong revision": (answer(RevisionNotFoundError, 404), "it has no revision 'v9'"),
     "not in the cache": (LocalEntryNotFoundError("no snapshot\nmore"), "the hub cannot be reached and the local "),
-    "no connection": (ConnectError("[Errno -2] Name or service not known"), "the hub cannot be reached and the local "),
     "offline": (OfflineModeIsEnabled("no"), "the hub cannot be reached and the local "),
     "gated, wrapped": (
         wrapped(answer(GatedRepoError, 403), datasets.exceptions.DatasetNotFoundError("no access")),
@@ -274,6 +275,89 @@ REFUSALS = {
     ),
     "disk full": (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device; "),
 }
+
+
+# What may be gone a moment later.
+HICCUPS = {
+    "no connection": (ConnectError("[Errno -2] Name or service not known"), "the hub cannot be reached and the local "),
+    "lost while asking": (
+        wrapped(ConnectError("reset"), LocalEntryNotFoundError("no snapshot\nmore")),
+        "the hub cannot be reached and the local ",
+    ),
+    "too many requests": (answer(HfHubHTTPError, 429), "the hub is busy (HfHubHTTPError: 429 Client Error. "),
+    "unavailable": (answer(HfHubHTTPError, 503), "the hub is busy ("),
+    "unavailable, wrapped": (
+        wrapped(answer(HfHubHTTPError, 502), datasets.exceptions.DatasetNotFoundError("no answer")),
+        "the hub is busy (",
+    ),
+    "timeout": (TimeoutError("timed out"), "TimeoutError: timed out; "),
+}
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited between tries, in no time."""
+    waited: list[float] = []
+    monkeypatch.setattr("softtok.storage.hub.time.sleep", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize("name", HICCUPS)
+def test_a_busy_hub_is_asked_three_times(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, words = HICCUPS[name]
+    tries = []
+
+    def refuse(*args: Any, **options: Any) -> None:
+        tries.append(args)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError) as caught:
+        make_model(hub_model("org/model"), CPU, tmp_path / "out/model", None)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert len(tries) == 3 and waits == [3.0, 12.0]
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[-1] for line in printed] == [" trying again in 3 s", " trying again in 12 s"]
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_succeed_is_asked_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    tries = []
+
+    def refuse(*args: Any, **options: Any) -> None:
+        tries.append(args)
+        raise REFUSALS[name][0]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError):
+        make_model(hub_model("org/model", "v9"), CPU, tmp_path / "out/model", None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    with pytest.raises(UserError):
+        read_hub(HubRows(path="org/set", name=None, split="test", revision="v9"))
+    assert len(tries) == 2 and not waits
+
+
+def test_a_hub_that_recovers_is_used(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """After the wait that it asks for."""
+    busy, known = answer(HfHubHTTPError, 429), huggingface_hub.snapshot_download
+    busy.response.headers = {"retry-after": "55"}  # type: ignore[attr-defined]
+    errors = [busy, TimeoutError()]
+
+    def download(*args: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return known(*args, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    make_model(hub_model("org/tiny"), CPU, tmp_path / "models/tiny", None)
+    assert waits == [55.0, 12.0]
+    assert read_json(tmp_path / "models/tiny/model.json")["reference"]["revision"] == COMMIT
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -410,7 +494,7 @@ def test_a_hub_model_that_cannot_be_used_leaves_nothing(repository: Path, tmp_pa
     for path in (repository / "snapshots" / COMMIT).glob("model*"):
         path.unlink()
     spec = hub_model("org/tiny")
-    with pytest.raises(UserError, match=r"model org/tiny: cannot be loaded by transformers") as caught:
+    with pytest.raises(UserError, match=r"model org/tiny: .* holds no \*\.safetensors file") as caught:
         make_model(spec, CPU, tmp_path / "models/tiny", None)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "models").iterdir())

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+from softtok.problems.boxed import last_boxed
+
 
 def box(answer: str) -> str:
     """Returns an answer as a rollout gives it."""
@@ -26,3 +32,21 @@ def closes(text: str) -> bool:
             return True
         escaped = character == "\\" and not escaped
     return False
+
+
+def golds_of_sets(folder: str | None) -> list[str]:
+    """Returns the golds of the real data sets in a folder, as published; none without a folder."""
+    if not folder:
+        return []
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (Path(folder) / name).read_text(encoding="utf-8").splitlines()]
+
+    solutions = [row["solution"] for name in ("train", "test") for row in rows(f"math/{name}.jsonl")]
+    return [
+        *(row["answer"].split("####")[1].strip() for name in ("train", "test") for row in rows(f"gsm8k/{name}.jsonl")),
+        *(gold for solution in solutions if (gold := last_boxed(solution)) is not None),
+        *(str(row["answer"]) for row in rows("deepscaler/deepscaler_preview_partial.jsonl")),
+        *(row["answer"] for row in rows("math500/test.jsonl")),
+        *(gold for row in rows("olympiadbench/test.jsonl") for gold in row["final_answer"]),
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from softtok.config.specs import ReportSpec
 from softtok.errors import UserError
 from softtok.storage.files import ENTROPY_KEY, read_json, read_manifest, write_manifest, write_table
 from softtok.storage.integrity import file_hashes, weights_sha256
+from tests.support.examples import multiplier
 
 T = TypeVar("T")
 
@@ -26,8 +26,8 @@ PAGE = 4096  # bytes that a disk or a file system loses together
 
 
 def times(count: int) -> int:
-    """Returns a number of examples, multiplied by SOFTTOK_EXAMPLES where that is set."""
-    return count * int(os.environ.get("SOFTTOK_EXAMPLES", "1"))
+    """Returns a number of examples, multiplied as those of property tests are (`examples.py`)."""
+    return max(1, round(count * multiplier()))
 
 
 def damages(content: bytes, count: int, seed: str) -> Iterator[tuple[str, bytes]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -120,6 +122,25 @@ class Project:
         logs = "\n".join(f"{log}: {log.read_text()[-2000:]}" for log in self.folder.glob("results/logs/**/*.log"))
         assert done.returncode == 0, done.stdout[-4000:] + logs
         return done.stdout
+
+    def build_interrupted(self, first: str, *words: str) -> None:
+        """Builds in two attempts: the first one is stopped, as by Ctrl-C, when a file matches the pattern `first`.
+
+        Asserts that no training that had finished is repeated. (Snakemake makes the outputs of jobs again whose end it
+        did not see; the times in their metrics tell that no step was repeated.)
+        """
+        process = self.start(*words)
+        deadline = time.monotonic() + 600
+        while not list(self.folder.glob(first)):
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+        assert process.returncode != 0
+        finished = {path: path.read_text() for path in self.folder.glob("results/runs/**/metrics.jsonl")}
+        assert finished
+        self.build(*words)
+        assert {path: path.read_text() for path in finished} == finished, "what was finished is not done again"
 
 
 def dry_run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

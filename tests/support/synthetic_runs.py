@@ -152,6 +152,7 @@ def _write_training(
             line = {
                 "step": step,
                 "reward": float(np.clip(38 + gain * learned + rng.normal(0, 12), 0, 100)),
+                "unjudged": 0.0,
                 "cot_tokens": float(cot * (0.62 - 0.12 * learned) + rng.normal(0, 1.5)),
                 "entropy": float(max(0.02, 0.9 + (_ENTROPY.get(mode, 0.8) - 0.9) * learned + rng.normal(0, 0.04))),
                 "seconds": 0.5,
@@ -201,6 +202,7 @@ def _write_cell(
                     "correct": correct.ravel(),
                     "boxed": True,
                     "status": np.where(correct.ravel(), "correct", "wrong"),
+                    "other_status": "",
                     "answer": np.where(correct.ravel(), r"\boxed{42}", r"\boxed{7}"),
                     "cot": "3 + 4 = 7",
                     "cot_tokens": lengths.ravel(),

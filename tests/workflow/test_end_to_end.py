@@ -7,8 +7,6 @@ and so does the small rehearsal of the paper's grid.
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +47,7 @@ def small() -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory, small: dict[str, Any]) -> Project:
     """The small demo, built once; its first attempt is killed in the middle."""
     project = Project.create(tmp_path_factory.mktemp("demo") / "project", small)
-    process = project.start("--cores", "2")
-    deadline = time.monotonic() + 600
-    while not list(project.folder.glob("results/runs/toy/sums/*/*/manifest.json")):
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
-    # Snakemake makes the outputs of jobs again whose end it did not see; their measured times tell that no step was.
-    first = {path: path.read_text() for path in project.folder.glob("results/runs/**/metrics.jsonl")}
-    assert first
-    project.build("--cores", "2")
-    assert {path: path.read_text() for path in first} == first, "what was finished is not done again"
+    project.build_interrupted("results/runs/toy/sums/*/*/manifest.json", "--cores", "2")
     return project
 
 

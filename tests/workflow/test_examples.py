@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -82,18 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The examples, run once; the first attempt is stopped after the first trained model."""
     project = Project.create(tmp_path_factory.mktemp("examples") / "project", shipped())
     shutil.copytree(ROOT / "examples", project.folder / "examples")
-    process = project.start("--cores", "2", *WORDS)
-    deadline = time.monotonic() + 600
-    while not list(project.folder.glob("results/runs/parrot/*/*/*/manifest.json")):
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
-    first = {path: path.read_text() for path in project.folder.glob("results/runs/**/metrics.jsonl")}
-    assert first
-    project.build("--cores", "2", *WORDS)
-    assert {path: path.read_text() for path in first} == first, "what was finished is not done again"
+    project.build_interrupted("results/runs/parrot/*/*/*/manifest.json", "--cores", "2", *WORDS)
     return project
 
 

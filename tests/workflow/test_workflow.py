@@ -10,9 +10,11 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -328,9 +330,20 @@ def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandI
     assert asked == ["4000", "5000", "6000"]
 
 
-def test_network_rules_are_tried_again(project: StandInProject) -> None:
-    assert project.snakemake(FAIL="data").returncode == 1
-    assert (project.folder / "calls.txt").read_text().count("data results/data/choice/words") == 3
+def test_what_fails_is_tried_once_and_its_spec_printed_once(project: StandInProject) -> None:
+    """The command asks a busy hub again itself; the rule cannot know what is worth a second try."""
+    failed = project.snakemake("--cores", "1", FAIL="data model")
+    assert failed.returncode == 1
+    calls = (project.folder / "calls.txt").read_text()
+    assert calls.count("data results/data/choice/words") == calls.count("model ") == 1
+    study = project.grid().studies["first"]
+    specs = {run.model.json for run in study.runs.values()}
+    specs |= {test.data.json for tests in study.evaluations.values() for test in tests.values()}
+    specs |= {choice.data.json for choices in study.choices.values() for choice in choices.values()}
+    assert len(specs) == failed.stdout.count("Error in rule") == 3
+    for spec in specs:
+        assert failed.stdout.count(f"--spec {shlex.quote(spec)}") == 1
+    assert failed.stdout.count("its command returned non-zero exit status 1") == 3
 
 
 def test_rules_use_the_python_of_the_environment_without_activation(finished: StandInProject) -> None:
@@ -377,6 +390,45 @@ def test_repeated_keys_and_command_line_settings_are_seen(done: StandInProject) 
     assert done.snakemake("-n", "--config", "data_rot=x").stdout.strip().endswith("did you mean 'data_root'?")
     done.path.write_text(TINY + "  first: {}\n")
     assert "config: studies.first: this key appears twice in config.yaml" in done.snakemake("-n").stdout
+
+
+def test_a_hostile_configuration_is_one_line_before_snakemake_reads_it(project: StandInProject) -> None:
+    for line in ("x: &x {y: *x}\n", "x: " + "{a: " * 900 + "1" + "}" * 900 + "\n", "training: {steps: 010}\n"):
+        project.path.write_text(TINY + line)
+        told = project.snakemake("-n").stdout.strip().split("\n")
+        assert told[-1].startswith("softtok: error: config: ") and len(told) <= 2, told[-3:]
+
+
+@pytest.mark.parametrize("name", ["{y}", "[x]", "{y} [x] $z 'q'"])
+def test_projects_lie_in_folders_of_any_name(finished: StandInProject, tmp_path: Path, name: str) -> None:
+    there = finished.copy(tmp_path / name)
+    assert "Nothing to be done" in there.build()
+    there.edit(lambda config: config["choice_sets"].update(more={"toy": {"task": "choice", "problems": 6}}))
+    there.edit(lambda config: config["studies"]["first"]["choice_sets"].append("more"))
+    assert "data results/data/choice/more.parquet" in there.jobs()
+
+
+TITLE = "</script><script>alert(1)</script> <!-- & 'a' \"b\" \u2028 {y} {wildcards} $HOME `ls` \\"
+
+
+def test_no_text_of_a_configuration_is_run_by_the_page_of_snakemakes_report(done: StandInProject) -> None:
+    """Titles, prompts and folders stand in params; the page keeps these in scripts."""
+    folder = done.folder / "<script>alert(2)<" / "script>"
+    folder.mkdir(parents=True)
+    done.edit(lambda config: config["studies"]["first"].update(title=TITLE))
+    done.edit(lambda config: config["models"]["toy"].update(prompt=f"{TITLE} {{question}}"))
+    (folder / "local.jsonl").write_text('{"q": "1 + 1?", "a": "2"}\n')
+    local = {"file": {"path": "local.jsonl"}, "question": "q", "gold": {"field": "a", "after": TITLE}}
+    done.edit(lambda config: config["test_sets"].update(local=local))
+    done.edit(lambda config: config["train_sets"]["sums"]["exclude"].append("local"))
+    done.edit(lambda config: config.update(data_root=str(folder)))
+    done.build()
+    done.build("--report", "page.zip")
+    with zipfile.ZipFile(done.folder / "page.zip") as file:
+        (name,) = [name for name in file.namelist() if name.endswith("report.html") and name.count("/") == 1]
+        page = file.read(name).decode()
+    assert "results/reports/first/report.html" in page
+    assert "alert(" not in page
 
 
 def test_another_configuration_replaces_the_shipped_one(project: StandInProject) -> None:

@@ -1,9 +1,11 @@
 # Expands the configuration to jobs, which the rules look up. Specs are made in softtok/config/grid.py, paths in jobs.py.
+import re
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from softtok.config.grid import Grid
 from softtok.config.jobs import (
@@ -28,7 +30,24 @@ except UserError as error:
 
 # Rules call the `softtok` of the environment that Snakemake runs in, even if that is not activated, whatever a `conda:` line says.
 # They `exec` it. A waiting shell would be killed by the signal at which softtok saves its state, and the job would end too early.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# Snakemake fills in braces, which the folder's name may hold.
+softtok_bin = shlex.quote(str(Path(sys.executable).parent))
+shell.prefix(
+    f"export PATH={softtok_bin.replace('{', '{{').replace('}', '}}')}:$PATH; "
+)
+
+
+def without_command(record):
+    """Shortens the exception of a failed job to its exit status. Its command, with the whole spec, is printed with the job."""
+    text = str(record.msg)
+    if "CalledProcessError" in text:
+        record.msg = re.sub(
+            r"Command '.*' (returned|died)", r"its command \1", text, flags=re.DOTALL
+        )
+    return True
+
+
+logger.addFilter(without_command)
 
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"

@@ -6,7 +6,6 @@ rule dataset:
         manifest=f"{DATA}.json",
     log:
         aside("logs", f"{DATA}.log"),
-    retries: 2  # the hub may be busy
     conda:
         "../../environment.yml"
     resources:

@@ -7,7 +7,6 @@ rule model:
         aside("logs", f"{MODEL}.log"),
     benchmark:
         aside("benchmarks", f"{MODEL}.tsv")
-    retries: 2  # the hub may be busy
     conda:
         "../../environment.yml"
     threads: lambda wildcards: model_of(wildcards).threads
