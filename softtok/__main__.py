@@ -124,7 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     rest.add_argument("--yes", action="store_true", help="with --remove: without a question")
     check = add("check", _check, "check the configuration, and run a study's plug-ins on an example")
     check.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
-    for command in (tables, rest, check):
+    look = add("preview", _preview, "print a data set's first prompts and golds, and what its reward says of answers")
+    look.add_argument("set", help="the name of a train, test or choice set in config.yaml")
+    look.add_argument(
+        "--prompt-of", metavar="MODEL", help="whose prompt to show; default: the first model that uses the set"
+    )
+    for command in (tables, rest, check, look):
         command.add_argument(
             "--config",
             type=Path,
@@ -308,6 +313,14 @@ def _check(options: argparse.Namespace) -> None:
         for name in dict.fromkeys(_dry_checks(grid.studies[study])):
             print(f"{name}: works")
     print(f"{', '.join(wanted)}: the configuration and all plug-ins are valid")
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from softtok.config.preview import preview_lines
+
+    root = str(options.data_root) if options.data_root else None
+    for line in preview_lines(options.config, options.set, options.prompt_of, root):
+        print(line)
 
 
 def _dry_checks(study: Study) -> Iterator[str]:

@@ -12,12 +12,12 @@ from typing import Literal
 
 from softtok import plugins
 from softtok.config import doors
+from softtok.config.first_rows import check_first_rows
 from softtok.config.messages import at, config_error, nearest, shown
 from softtok.config.paper_results import printed_lines
 from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, OpenSet
 from softtok.config.settings import RuntimeSettings
 from softtok.config.study_checks import check_studies
-from softtok.errors import UserError
 from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward
 from softtok.problems.spec import Kind
@@ -247,10 +247,7 @@ def paths(config: Config, requested: Sequence[str]) -> None:
                     "this key is missing: with data_root, every data set is read from local files",
                 )
             if source == "file" and name in used:
-                try:
-                    entry.file.found(config.data_root)
-                except UserError as error:
-                    raise config_error(at(section, name, "file", "path"), str(error)) from None
+                check_first_rows(kind, name, entry, config.data_root)
 
 
 def wanted(config: Config, studies: Iterable[str], kind: Kind) -> Collection[str]:

@@ -17,7 +17,7 @@ from softtok import plugins
 from softtok.config import doors
 from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run, for_pages
 from softtok.config.reports import report_spec
-from softtok.config.schema import Config, DataSet, OpenSet, TrainSet
+from softtok.config.schema import DATA_SECTIONS, Config, DataSet, Files, OpenSet, TrainSet
 from softtok.config.schema import Study as StudySettings
 from softtok.config.settings import ToySettings
 from softtok.config.specs import (
@@ -54,7 +54,7 @@ from softtok.problems.spec import (
 from softtok.storage.files import file_sha256, text_hash
 
 # Raise one of these by hand when the code changes what it makes from the same settings.
-DATA_VERSION = 3
+DATA_VERSION = 4
 MODEL_VERSION = 3
 TRAIN_VERSION = 3
 EVAL_VERSION = 4
@@ -129,7 +129,7 @@ class Grid:
         spec = DataSpec(
             kind=kind,
             source=_rows(kind, entry, self.config.data_root),
-            fields=_fields(kind, entry, self.config.data_root),
+            fields=fields_of(kind, entry, self.config.data_root),
             limit=entry.limit,
             exclude={data.name: data.spec.model_copy(update=ASKED_ONLY) for data in exclude},
             adapter=doors.reference(adapter.DOOR, entry.adapter, self.config),
@@ -140,6 +140,16 @@ class Grid:
         data = Data(name, spec, exclude)
         self.data[data.stem] = data
         return data
+
+    def sets(self, name: str) -> list[tuple[Data, Grading | None]]:
+        """Returns the data sets of this name, one for each kind that has it, and how answers to them are judged."""
+        open_kinds: tuple[Literal["train", "test"], ...] = ("train", "test")
+        found: list[tuple[Data, Grading | None]] = [
+            (self._data(kind, name), self._grading(kind, name))
+            for kind in open_kinds
+            if name in getattr(self.config, DATA_SECTIONS[kind])
+        ]
+        return found + ([(self._data("choice", name), None)] if name in self.config.choice_sets else [])
 
     def _grading(self, kind: Literal["train", "test"], name: str) -> Grading:
         return self._once("grading", kind, name, make=lambda: self._make_grading(kind, name))
@@ -244,15 +254,22 @@ def _rows(kind: Kind, entry: DataSet, data_root: str | None) -> ToyRows | HubRow
     if chosen == "hub" and entry.hub is not None:
         return part(HubRows, entry.hub)
     assert entry.file is not None  # `DataSet` has checked that there is a source
+    return file_rows(entry.file, _digests(entry, data_root))
+
+
+def file_rows(files: Files, sha256: list[str] | None = None) -> FileRows:
+    """Returns where the rows of a local data set are; without hashes for one that is only looked at."""
     return FileRows(
-        path=entry.file.path,
-        format=entry.file.format,
-        columns=entry.file.columns,
-        sha256=_digests(entry, data_root),
+        path=files.path,
+        format=files.format,
+        columns=files.columns,
+        sha256=sha256,
+        separator=files.separator,
+        rows=files.rows,
     )
 
 
-def _fields(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | ChoiceFields:
+def fields_of(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | ChoiceFields:
     """Returns which fields of its rows mean what; `checks.py` has tested that the needed ones are given."""
     chosen = entry.source(data_root)
     if entry.adapter is not None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from softtok.config.messages import explain
 from softtok.config.specs import ModelSpec, RunSpec
@@ -39,10 +39,10 @@ class ModelManifest(Record):
     """
 
     spec: ModelSpec
-    reference: HubReference | FolderReference | None
+    reference: HubReference | FolderReference | None = None
     sha256: str
     files: dict[str, str] | None = None
-    facts: dict[str, float | None]
+    facts: dict[str, float | None] = Field(default_factory=dict)
     provenance: dict[str, str]
 
 
@@ -52,7 +52,7 @@ class CheckpointManifest(Record):
     The RMS values are units of noise. A trained checkpoint carries those of its base model.
     """
 
-    reference: HubReference | FolderReference | None
+    reference: HubReference | FolderReference | None = None
     sha256: str
     files: dict[str, str] | None = None
     embedding_rms: float | None

@@ -7,10 +7,11 @@ the configuration into jobs and their specs. `workflow/schemas/config.schema.jso
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from softtok.config.settings import (
     ChoiceFormat,
@@ -27,7 +28,7 @@ from softtok.config.values import Name, Real, Seed, Whole
 from softtok.errors import UserError
 from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.local_files import local_files
-from softtok.problems.prepare import FORMATS
+from softtok.problems.rows import FORMATS, format_of
 from softtok.problems.spec import GoldRule, Kind, OptionsRule
 
 DATA_SECTIONS: dict[Kind, str] = {"train": "train_sets", "test": "test_sets", "choice": "choice_sets"}
@@ -102,12 +103,25 @@ class Model(Entry):
 
 
 class Gold(Part, GoldRule):
-    """Where the right answer is: a field, the text after a marker in it, or its last balanced box."""
+    """Where the right answer is: a field, the text after or before a marker in it, its last box, a pattern in these."""
+
+    before: str | None = Field(default=None, min_length=1, description="the text before the first such marker")
+    after: str | None = Field(default=None, min_length=1, description="the text after the last such marker")
+    pattern: str | None = Field(default=None, description="regular expression: its first match, or the group in it")
 
     @model_validator(mode="after")
     def _one_rule(self) -> Gold:
-        if self.boxed and self.after is not None:
-            raise ValueError("gold is either `after` a marker or `boxed`, not both")
+        if self.boxed and (self.after is not None or self.before is not None):
+            raise ValueError("gold is either `after` or `before` a marker or `boxed`, not both")
+        if self.pattern is not None:
+            try:
+                groups = re.compile(self.pattern).groups
+            except re.error as error:
+                raise ValueError(f"pattern: {self.pattern!r} is not a regular expression: {error}") from None
+            if groups > 1:
+                raise ValueError(
+                    f"pattern: {self.pattern!r} has {groups} groups; one can be the gold, make others (?:...)"
+                )
         return self
 
 
@@ -127,7 +141,7 @@ class Fields(Part):
     """Which fields of a row mean what; dots lead into nested values."""
 
     id: str | None = Field(default=None, description="field that names a problem; none: the row's number")
-    question: str | None = None
+    question: str | None = Field(default=None, description='field, or a text with fields: "{Body} {Question}"')
     gold: Gold | None = Field(default=None, description="train and test sets")
     choices: Options | None = Field(default=None, description="choice sets")
     answer: str | None = Field(default=None, description="choice sets: an index, a letter or a label")
@@ -161,15 +175,25 @@ class Files(Fields):
     path: str | list[str] = Field(description="file, pattern or list of these, below `data_root` where that is given")
     format: Literal["json", "csv", "parquet"] | None = Field(default=None, description="none: from the name's ending")
     columns: list[str] | None = Field(default=None, description="names for a csv file without a header line")
+    separator: str | None = Field(default=None, description='of a csv file; none: ",", or "\t" for .tsv')
+    rows: str | None = Field(default=None, description="key of the rows, in a file that is one JSON object")
     comparable: bool = Field(
         default=True, description="false: these are not the paper's problems, so its numbers are not shown"
     )
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, separator: str | None) -> str | None:
+        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+            hint = '; a tab is "\\t", in double quotes' if separator == "\\t" else ""
+            raise ValueError(f"{separator!r} is not one character that can stand between cells{hint}")
+        return separator
 
     def found(self, root: str | None) -> list[Path]:
         """Returns the files, sorted. Raises UserError if a pattern matches none or an ending names no format."""
         paths = local_files(self.path, root)
         for path in paths:
-            if self.format is None and path.suffix not in FORMATS:
+            if self.format is None and format_of(path) is None:
                 raise UserError(f"{path.name!r} ends in none of {', '.join(FORMATS)}; set `format:`")
         return paths
 

@@ -42,7 +42,7 @@ def refuse_folder(name: str, folder: Path) -> None:
     Looks at the names of files and at the headers of weight files only, so that it takes no time.
     """
     for path in sorted(folder.glob("*")):
-        if path.suffix in {".safetensors", ".json", ".model"} and _starts_with(path, LFS_POINTER):
+        if path.suffix in {".safetensors", ".json", ".model"} and _start(name, path, len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"model {name}: {path.name} is a pointer of Git LFS, not the file; run `git lfs pull`")
     if (folder / "adapter_config.json").exists():
         raise UserError(
@@ -82,11 +82,12 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def _starts_with(path: Path, start: bytes) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(start)) == start
+def _start(name: str, path: Path, size: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:  # no permission, a folder, a link to nothing
+        raise UserError(f"model {name}: {path.name} cannot be read ({error.strerror})") from error
 
 
 def _settings(name: str, path: Path) -> dict[str, Any]:
@@ -144,9 +145,11 @@ def refuse_weights(name: str, model: PreTrainedModel, seen: Mapping[str, Any]) -
     if missing:
         looks = _looks_like(missing, unexpected, model)
         raise UserError(f"model {name}: its files do not hold {_some(missing)}; {looks}")
-    for key, held, asked in sorted(seen["mismatched_keys"]):
+    if mismatched := sorted(seen["mismatched_keys"]):
+        (key, held, asked), *others = mismatched
+        likewise = f" (so with {_some([other for other, *_ in others])})" if others else ""
         raise UserError(
-            f"model {name}: {key} has the shape {_shape(held)}, and config.json asks for {_shape(asked)};"
+            f"model {name}: {key} has the shape {_shape(held)}, and config.json asks for {_shape(asked)}{likewise};"
             f" {_looks_resized(key, tuple(held), tuple(asked))}"
         )
     if unexpected:
@@ -158,8 +161,11 @@ def refuse_weights(name: str, model: PreTrainedModel, seen: Mapping[str, Any]) -
             " set it to false if the head is right, or remove the head from the files"
         )
     for key, parameter in model.named_parameters():
-        if not all(map(math.isfinite, map(float, parameter.detach().aminmax()))):  # one pass, and NaN goes through it
+        low, high = map(float, parameter.detach().aminmax())  # one pass, and NaN goes through it
+        if not math.isfinite(low) or not math.isfinite(high):
             raise UserError(f"model {name}: {key} holds NaN or infinity; the file is damaged, or its training diverged")
+        if low == high == 0 and parameter.ndim > 1:  # a bias may be zero; interrupted downloads leave zeros behind
+            raise UserError(f"model {name}: {key} is zero throughout; the file is not complete: copy it again")
 
 
 def _has_own_head(model: PreTrainedModel) -> bool:

@@ -52,13 +52,13 @@ def refuse_tokenizer(
 
 
 def _ends(name: str, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:
-    try:
-        return eos_ids(generation, tokenizer)
-    except (TypeError, ValueError) as error:
-        named = getattr(generation, "eos_token_id", None)
-        raise UserError(
-            f"model {name}: eos_token_id in generation_config.json is {named!r}; it must be an id, or a list of ids"
-        ) from error
+    named = getattr(generation, "eos_token_id", None)
+    for i in named if isinstance(named, list | tuple) else [named]:
+        if i is not None and type(i) is not int:  # a bool is an int, too
+            raise UserError(
+                f"model {name}: eos_token_id in generation_config.json is {named!r}; it must be an id, or a list of ids"
+            )
+    return eos_ids(generation, tokenizer)
 
 
 def refuse_additions(name: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,7 +2,7 @@ r"""Finds the answer in a text, `\boxed{...}` with balanced braces, and normalis
 
 Math-Verify merges neighbouring boxes into a set and finds nothing in an unclosed one. So the reward, the rule that ends
 an answer and the preparation of data share the one definition here. Escaped braces (`\{`, with an odd number of
-backslashes) are plain text.
+backslashes) are plain text. Published solutions write boxes in more ways (`last_box`) than an answer may.
 """
 
 from __future__ import annotations
@@ -46,6 +46,54 @@ def last_boxed(text: str) -> str | None:
         elif token.lastgroup is not None:
             starts.append(token.end() if token.lastgroup == "box" else None)
     return content
+
+
+# In a solution also `\boxed 5`, `\fbox{7}` and their relatives. `\(` and `$` tell where mathematics ends.
+_SOLUTION_TOKENS = re.compile(
+    r"(?P<box>\\\\?(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?P<brace>\{)?)"
+    r"|(?P<open>\{)|(?P<close>\})|(?P<begin>\\[(\[])|(?P<end>\\[)\]])|(?P<dollar>\$\$?)|\\.",
+    re.DOTALL,
+)
+
+
+def last_box(solution: str) -> str | None:
+    r"""Returns what a published solution boxes last, or None: like `last_boxed`, with more ways to write a box.
+
+    `\fbox{7}` and `\framebox{7}` are boxes too. A box without braces, `\boxed 5`, holds what follows up to the end of
+    its formula, or outside of one up to the next space, without a full stop or comma behind it.
+    """
+    starts: list[int | None] = []
+    last, content, bare, formula = -1, None, (-1, False), False
+    for token in _SOLUTION_TOKENS.finditer(solution):
+        match token.lastgroup:
+            case "brace" | "box" if token["brace"] is None:
+                bare = (token.end(), formula)
+            case "brace" | "box":
+                starts.append(token.end())
+            case "open":
+                starts.append(None)
+            case "close":
+                start = starts.pop() if starts else None
+                if start is not None and start > last:
+                    last, content = start, solution[start : token.start()]
+            case "begin" | "end" | "dollar":
+                formula = not formula if token.lastgroup == "dollar" else token.lastgroup == "begin"
+    return (_bare(solution, *bare) if bare[0] > last else None) or content
+
+
+_BARE_TOKENS = re.compile(r"(?P<open>\{)|(?P<close>\})|(?P<end>\$|\\[)\]])|(?P<space>\s)|\\.", re.DOTALL)
+
+
+def _bare(text: str, start: int, formula: bool) -> str | None:
+    """Returns the content of a box without braces that starts here; None if its own braces do not close."""
+    depth, end = 0, len(text)
+    for token in _BARE_TOKENS.finditer(text, start):
+        kind = token.lastgroup
+        if depth == 0 and (kind in ("close", "end") or (kind == "space" and not formula)):
+            end = token.start()
+            break
+        depth += {"open": 1, "close": -1}.get(kind or "", 0)
+    return text[start:end].strip().rstrip(".,;:") if depth == 0 else None
 
 
 _SPACE = re.compile(r"(?<![A-Za-z0-9,.]) | (?![A-Za-z0-9,.])")  # keeps `1, 234` from `1,234`, `\pi r` from `\pir`

@@ -6,13 +6,14 @@ is called on the first row of local data. Any failure is a UserError with file a
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from softtok.plugins import Reference
 from softtok.problems.adapter import Adapter
-from softtok.problems.prepare import describe, read_rows
 from softtok.problems.prompt import render
 from softtok.problems.reward import Answer, Grading, Judge
+from softtok.problems.sources import describe, read_rows
 from softtok.problems.spec import DataSpec, HubRows
 from softtok.storage.files import read_columns
 
@@ -44,6 +45,6 @@ def check_adapter(spec: DataSpec, data_root: Path | None) -> str:
     if isinstance(spec.source, HubRows):
         return "its rows are known when the data set is fetched"
     rows, _ = read_rows(spec.source, data_root)
-    for row in rows[:1]:
+    for row in islice(rows, 1):
         adapter(row, f"{describe(spec.source)}, row 0")
     return ""

@@ -22,6 +22,7 @@ from softtok.problems.boxed import normalised
 from softtok.problems.verdict import GoldStatus, Status
 
 MAX_COMMAS = 200  # golds of MATH, DeepScaleR and OlympiadBench have up to 47; a list of 1,000 takes 0.5 s
+MAX_BARS, MAX_RELATIONS, MAX_UNIONS, MAX_COMMANDS = 20, 30, 20, 100  # those golds have up to 4, 7, 4 and 16
 MAX_DEPTH = 40  # of brackets; a depth of 100 takes 1.5 s, to fail
 MAX_EXPONENT = 10_000
 
@@ -81,6 +82,12 @@ _POWER = re.compile(
     rf"\^{_INTO}(?=([0-9]+)\s*\^{_INTO}([0-9]+))"  # 9^9 in 2^{9^9}
     rf"|(?<![0-9])([0-9]+)\s*\^{_INTO}([0-9]+)[\s}}]*\)[\s)}}]*!"  # and in (9^9)!
 )
+_COUNTED = (
+    (re.compile(r"\|"), MAX_BARS),
+    (re.compile(r"[=<>]|\\(?:le|ge|lt|gt|ne)q?(?![A-Za-z])"), MAX_RELATIONS),
+    (re.compile(r"\\(?:cup|cap)(?![A-Za-z])"), MAX_UNIONS),
+    (re.compile(r"\\[A-Za-z]+"), MAX_COMMANDS),
+)
 _BRACKET = re.compile(r"[][(){}]")
 
 
@@ -88,9 +95,12 @@ _BRACKET = re.compile(r"[][(){}]")
 def _blows_up(latex: str) -> bool:
     """Whether evaluating this would waste a worker: huge powers and factorials, towers, long lists, deep nesting.
 
-    This only saves time: what it misses is stopped by the limits of the worker.
+    So would long chains of relations, unions, bars or commands. This only saves time: what it misses is stopped by the
+    limits of the worker.
     """
     if latex.count(",") > MAX_COMMAS or _HUGE.search(latex):
+        return True
+    if any(len(sign.findall(latex)) > most for sign, most in _COUNTED):
         return True
     for power in _POWER.finditer(latex):
         base, exponent = (float(number) for number in power.groups() if number is not None)

@@ -25,19 +25,23 @@ A user's function takes any text.
 class GoldRule(Record):
     """Where the right answer is: a field with a text, a number, or a list of which any one is right.
 
-    The answer is all of it; or the text after the last `after` in it; or, if `boxed`, the content of its last balanced
-    box.
+    The answer is all of it; or the text after the last `after` in it, and before the first `before` in that; or, if
+    `boxed`, the content of its last balanced box. Of this text it may be the first match of `pattern` (a regular
+    expression, or its group). A text without the `after`, a box or a match has no answer.
     """
 
     field: str
     after: str | None = None
     boxed: bool = False
+    before: str | None = None
+    pattern: str | None = None
 
 
 class OptionsRule(Record):
     """Where the options of a multiple-choice question are: in one `field` with a list, or in one of `fields` each.
 
-    `labels` is the field with their labels, if these are not A, B, ...
+    `labels` is the field with their labels, if these are not A, B, ... Options that bring their own letters or numbers
+    ("A)5"), and an object of options by label, need no `labels`.
     """
 
     field: str | None = None
@@ -48,7 +52,8 @@ class OptionsRule(Record):
 class OpenFields(Record):
     """The fields of train and test problems; without `id`, the row's number names a problem.
 
-    Dots lead into nested values ("prompt.0.content").
+    Dots lead into nested values ("prompt.0.content", and "prompt.-1.content" from the end). `question` is a field, or
+    a text with fields in braces ("{Body} {Question}").
     """
 
     kind: Literal["open"] = "open"
@@ -91,8 +96,9 @@ class HubRows(Record):
 class FileRows(Record):
     """Local files; `path` may be a list or a pattern, `columns` names those of a csv file without a header line.
 
-    `sha256` holds the digests of the files, as their content may change. It is None if they were missing when the
-    configuration was read.
+    `separator` stands between the cells of a csv file (None: a comma, or a tab if the file's name ends in .tsv). `rows`
+    is the key of the rows in a file that is one JSON object (None: the only list of rows in it). `sha256` holds the
+    digests of the files, as their content may change. It is None if they were missing when the configuration was read.
     """
 
     kind: Literal["file"] = "file"
@@ -100,6 +106,8 @@ class FileRows(Record):
     format: Literal["json", "csv", "parquet"] | None
     columns: list[str] | None
     sha256: list[str] | None
+    separator: str | None = None
+    rows: str | None = None
 
 
 ADAPTED = OpenFields(id=None, question="question", gold=GoldRule(field="gold"))

@@ -70,7 +70,8 @@ def _says(gold: str, answer: str) -> bool:
     values = [reading for reading in _read(expected_text) if _is_number(reading)]
     if values:
         return _is_value(values[0], given_text)
-    return any(_equal(expected, given) for expected in _read(gold) for given in _read(answer))
+    pairs = {(expected_text, given_text): None, (gold, answer): None}
+    return any(_equal(expected, given) for a, b in pairs for expected in _read(a) for given in _read(b))
 
 
 def _is_value(value: sympy.Expr, answer: str) -> bool:
@@ -122,19 +123,25 @@ def _equal(gold: Any, answer: Any) -> bool:
 
     if _is_number(gold) and _is_number(answer):
         return _same_value(gold, answer)
+    if isinstance(gold, str) or isinstance(answer, str):
+        return bool(gold == answer)
+    if gold == answer and gold not in (sympy.nan, sympy.zoo):
+        return True
     options = {"float_rounding": PRECISION, "numeric_precision": PRECISION, "timeout_seconds": None}
     if verify([gold], [answer], allow_set_relation_comp=True, **options):
-        equations = isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq)
-        return not equations or bool(sympy.solve(gold)) or _same_equation(gold, answer)
+        return _same_equation(gold, answer)
     return _agree(gold, answer)
 
 
-def _same_equation(gold: sympy.Eq, answer: sympy.Eq) -> bool:
-    """Whether an equation without a solution is a multiple of another one."""
+def _same_equation(gold: Any, answer: Any) -> bool:
+    """Whether what Math-Verify calls equal is: to it, equations that SymPy finds no solution of are all alike."""
     import sympy
 
-    ratio = sympy.simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
-    return bool(ratio.is_number and ratio.is_nonzero)
+    sides = [(one.lhs, one.rhs) for one in (gold, answer) if isinstance(one, sympy.Eq)]
+    if len(sides) < 2 or not all(isinstance(side, sympy.Expr) for pair in sides for side in pair):
+        return True
+    ratio = sympy.simplify((sides[0][0] - sides[0][1]) / (sides[1][0] - sides[1][1]))
+    return bool(ratio.is_number and ratio.is_nonzero) or bool(sympy.solve(gold))
 
 
 def _agree(gold: Any, answer: Any) -> bool:

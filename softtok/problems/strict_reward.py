@@ -163,8 +163,8 @@ def _ratio(gold: str, answer: str) -> bool | None:
 
 
 def _parts(text: str) -> list[Fraction] | None:
-    parts = re.split(r"\s*(?::|\\text\s*\{\s*to\s*\}|\\colon|(?<=\d)\s+to\s+(?=\d))\s*", plain(text))
-    numbers = [read_number(part) for part in parts]
+    parts = re.split(r"\s*(?::|\\text\s*\{\s*to\s*\}|\\colon|(?<=\d)\s+to\s+(?=\d))\s*", surface(text))
+    numbers = [read_number(plain(part)) for part in parts]
     return [number.value for number in numbers if number] if len(parts) > 1 and all(numbers) else None
 
 

@@ -33,6 +33,7 @@ from softtok.report.run_files import (
     read_training,
 )
 from softtok.report.study import Row, Study, row_of
+from softtok.storage import files
 from softtok.storage.files import atomic
 
 # `n_samples` is samples per problem; for entropy, the generations that are still in their CoT at `index`.
@@ -41,6 +42,7 @@ METRIC_COLUMNS = (
     *("metric", "k", "index", "value", "n_problems", "n_samples"),
 )
 WHOLE_NUMBERS = dict.fromkeys(("seed", "k", "index", "n_problems", "n_samples"), "Int64")
+TOLD_FROM = 0.05  # the share of flagged problems from which a report names a set
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Results:
     disagreements: dict[str, Counter[str]]  # test set -> `read_disagreements`, and "answers": how many there are
     made_on: Counter[str]  # device and precision -> number of evaluation and choice files with rows made on it
     overlaps: list[Overlap]
+    flagged: dict[str, str]  # train or test set of which many problems are flagged -> how many, and why
 
 
 def collect(study: Study, root: Path, absent: list[Absent] | None = None) -> Results:
@@ -104,7 +107,7 @@ class _Reader:
     def __init__(self, study: Study, root: Path, absent: list[Absent] | None) -> None:
         self.study, self.root, self.absent = study, root, absent
         self.runs: list[Run] = []
-        self.metrics: list[pd.DataFrame] = []
+        self.metrics: list[tuple[Any, ...]] = []  # rows of `METRIC_COLUMNS`
         self.training: list[pd.DataFrame] = []
         self.noise: dict[str, list[float]] = {}
         self.problems: dict[str, tuple[Path, frozenset[str]]] = {}  # set -> the first file on it and its problems
@@ -134,19 +137,18 @@ class _Reader:
         self.runs.append(run)
         self.training.append(history)
         for test_set in filter(entry.tests.__contains__, self.study.test_sets):
-            for measured in self._read_tests(entry, test_set):
-                self.metrics.append(measured.assign(**names, test_set=test_set))
+            for mode, measured in self._read_tests(entry, test_set):
+                self.metrics += [(*names.values(), test_set, mode, *line) for line in measured]
         for choice_set in filter(entry.choices.__contains__, self.study.choice_sets):
             path = folder / "choices" / f"{choice_set}-{entry.choices[choice_set]}.parquet"
             with self._noting(entry, choice_set):
                 choices = read_columns(path, ["id", "correct", "nll", "tokens"]).to_pandas().sort_values("id")
                 _check_problems(self.problems, f"choice set {choice_set}", path, choices["id"])
                 self.made_on.update(made_on(path))
-                metrics = _choice_metrics(choices)
-                self.metrics.append(metrics.assign(**names, test_set=choice_set, inference_mode=""))
+                self.metrics += [(*names.values(), choice_set, "", *line) for line in _choice_metrics(choices)]
 
-    def _read_tests(self, entry: ReportRun, test_set: str) -> Iterator[pd.DataFrame]:
-        """Yields the metrics of each inference mode of a run on one test set."""
+    def _read_tests(self, entry: ReportRun, test_set: str) -> Iterator[tuple[str, list[Measured]]]:
+        """Yields each inference mode of a run on one test set, with its metrics."""
         study, folder = self.study, self.root / entry.path / "eval" / test_set
         cells: dict[str, pd.DataFrame] = {}
         profiles: dict[str, pd.DataFrame] = {}
@@ -169,12 +171,10 @@ class _Reader:
         if greedy in cells:
             self.noise.setdefault(test_set, []).append(_problem_noise(cells[greedy], study.samples(greedy)))
         for mode in filter(cells.__contains__, study.inference_modes):
-            measured = _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode), study.spec.k)
-            yield measured.assign(inference_mode=mode)
+            yield mode, _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode), study.spec.k)
 
     def results(self) -> Results:
-        columns = pd.DataFrame(columns=list(METRIC_COLUMNS), dtype=object)
-        tidy = pd.concat([columns, *self.metrics], ignore_index=True)
+        tidy = pd.DataFrame(self.metrics, columns=list(METRIC_COLUMNS), dtype=object)
         return Results(
             runs=self.runs,
             metrics=tidy.astype({**WHOLE_NUMBERS, "value": float}),
@@ -185,6 +185,7 @@ class _Reader:
             disagreements=self.disagreements,
             made_on=self.made_on,
             overlaps=_overlaps(self.study, self.root, tolerant=self.absent is not None),
+            flagged=_flagged(self.study, self.root),
         )
 
 
@@ -209,6 +210,25 @@ def _overlaps(study: Study, root: Path, tolerant: bool) -> list[Overlap]:
     return found
 
 
+def _flagged(study: Study, root: Path) -> dict[str, str]:
+    """Returns the train and test sets with a share of over `TOLD_FROM` of problems that were flagged in preparation."""
+    found = {}
+    for kind, paths in study.spec.data.items():
+        for name, path in paths.items():
+            manifest = (root / path).with_suffix(".json")
+            if not manifest.exists():
+                continue
+            try:
+                made = files.read_manifest(manifest, remove=manifest)
+                flagged, problems = len(made["flagged"]), int(made["rows"])
+                kinds = ", ".join(f"{what} {count:,}" for what, count in made["reasons"]["flagged"].items())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise bad(manifest, "is damaged") from None
+            if flagged > TOLD_FROM * problems:
+                found[f"{kind} set {name}"] = f"{flagged:,} of {problems:,} problems ({kinds})"
+    return found
+
+
 def write_metrics(metrics: pd.DataFrame, path: Path) -> None:
     """Writes metrics.csv with 6 decimals and empty cells for what does not apply; equal metrics give equal bytes."""
     with atomic(path) as temporary:
@@ -219,36 +239,49 @@ def row_text(row: Row) -> str:
     return ", ".join(name for name in row if name != "none")
 
 
+class Measured(NamedTuple):
+    """The last columns of a row of metrics; `position` is its `index`."""
+
+    metric: str
+    k: int | None
+    position: int | None
+    value: float
+    n_problems: int
+    n_samples: int
+
+
 def _mode_metrics(
     cell: pd.DataFrame, profile: pd.DataFrame | None, samples: int, wanted: Sequence[int] | None
-) -> pd.DataFrame:
+) -> list[Measured]:
     """Returns pass@k and majority@k (percent), mean CoT length and entropy of one inference mode.
 
     `cell` has one row per problem. `wanted` lists the study's own k; those above the number of samples are left out.
     k = 1 and the number of samples are always included, because the tables need them.
     """
+    problems = len(cell)
     shown = sorted({1, samples, *(k for k in wanted if k <= samples)}) if wanted else ks(samples)
-    lines: list[tuple[Any, ...]] = [
-        ("pass@k", k, None, 100 * pass_at_k(cell["correct"], samples, k).mean(), samples) for k in shown
+    found = [
+        Measured("pass@k", k, None, 100 * pass_at_k(cell["correct"], samples, k).mean(), problems, samples)
+        for k in shown
     ]
     if samples > 1:
-        lines.append(("majority@k", samples, None, 100 * cell["majority"].mean(), samples))
-    lines.append(("cot_tokens", None, None, cell["cot_tokens"].sum() / (len(cell) * samples), samples))
+        found.append(Measured("majority@k", samples, None, 100 * cell["majority"].mean(), problems, samples))
+    tokens = cell["cot_tokens"].sum() / (problems * samples)
+    found.append(Measured("cot_tokens", None, None, tokens, problems, samples))
     if profile is not None:
-        lines += [("entropy", None, index, entropy, count) for index, entropy, count in profile.itertuples(index=False)]
-    return _tidy(lines, len(cell))
+        found += [
+            Measured("entropy", None, position, entropy, problems, count)
+            for position, entropy, count in profile.itertuples(index=False)
+        ]
+    return found
 
 
-def _choice_metrics(choices: pd.DataFrame) -> pd.DataFrame:
+def _choice_metrics(choices: pd.DataFrame) -> list[Measured]:
     """Returns accuracy (percent), and nats per token over the tokens of all right answers."""
     per_token = choices["nll"].sum(skipna=False) / choices["tokens"].sum()
     accuracy = 100 * choices["correct"].mean()
-    return _tidy([("accuracy", None, None, accuracy, 1), ("nll_per_token", None, None, per_token, 1)], len(choices))
-
-
-def _tidy(lines: Sequence[tuple[Any, ...]], problems: int) -> pd.DataFrame:
-    columns = ["metric", "k", "index", "value", "n_samples"]
-    return pd.DataFrame(lines, columns=columns, dtype=object).assign(n_problems=problems)
+    measured = {"accuracy": accuracy, "nll_per_token": per_token}
+    return [Measured(metric, None, None, value, len(choices), 1) for metric, value in measured.items()]
 
 
 def _problem_noise(cell: pd.DataFrame, samples: int) -> float:

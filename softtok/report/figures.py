@@ -160,7 +160,8 @@ def save(plot: Plot, folder: Path) -> str:
         buffer = io.StringIO()
         plot.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": plot.title})
         with atomic(folder / f"{plot.name}.png") as temporary:
-            plot.figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
+            fast = {"compress_level": 3}  # a tenth larger than at PIL's default, in two thirds of the time
+            plot.figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None}, pil_kwargs=fast)
     # Verdana has the widths of DejaVu Sans, where a viewer lacks that.
     text = buffer.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     write_text(folder / f"{plot.name}.svg", text)

@@ -151,6 +151,10 @@ def notes(results: Results) -> list[tuple[str, str]]:
             f"{one.shared:,} of {one.problems:,} of {one.test_set} in {one.train_set}" for one in results.overlaps
         )
         found.append(("warning", f"Questions of test sets stand in train sets as well: {shares} (see `exclude:`)."))
+    if results.flagged:
+        shares = "; ".join(f"{data_set}: {share}" for data_set, share in results.flagged.items())
+        what = f"Many problems were flagged when they were prepared: {shares}"
+        found.append(("warning", f"{what}. `softtok preview` shows what the reward makes of their golds."))
     if len(results.made_on) > 1:
         places = "; ".join(f"{name}: {count}" for name, count in results.made_on.most_common())
         what = f"Evaluations and choice sets were made on different devices or in different precisions ({places} files)"

@@ -583,8 +583,13 @@ def test_what_decides_a_result_changes_exactly_its_hashes(edit: Edit, changed: s
     assert {kind for kind in before if before[kind] != after[kind]} == changed
 
 
+def row(text: str) -> str:
+    """A line of a data file with the fields that some edit of the set `local` maps."""
+    return json.dumps({"q": text, "a": text, "b": f"#### {text}"}) + "\n"
+
+
 def local(path: Path, text: str) -> Edit:
-    path.write_text(text)
+    path.write_text(row(text))
     return both(
         put("data_root", str(path.parent)),
         put("studies/first/test_sets", ["local"]),
@@ -605,7 +610,7 @@ def test_a_local_file_counts_by_its_content_not_by_its_folder(tmp_path: Path) ->
     assert isinstance(spec.source, FileRows) and spec.source.path == "x.jsonl"
     assert str(tmp_path) not in spec.as_json()
     rewritten = both(
-        changed, put("test_sets/local/file/path", "x.jsonl"), lambda _: (tmp_path / "b/x.jsonl").write_text("2")
+        changed, put("test_sets/local/file/path", "x.jsonl"), lambda _: (tmp_path / "b/x.jsonl").write_text(row("2"))
     )
     assert hashes(grid_of(rewritten))["evaluations"] != hashes(grid_of(one))["evaluations"]
 
@@ -613,7 +618,7 @@ def test_a_local_file_counts_by_its_content_not_by_its_folder(tmp_path: Path) ->
 def test_hub_is_read_without_data_root_and_each_source_has_its_own_fields(tmp_path: Path) -> None:
     use = put("studies/first/test_sets", ["local"])
     own = put("test_sets/local/file/gold", {"field": "b", "after": "####"})
-    (tmp_path / "local.jsonl").write_text("")
+    (tmp_path / "local.jsonl").write_text(row("1"))
     specs = [
         next(data.spec for data in grid_of(use, own, *more).data.values() if data.name == "local")
         for more in ([], [put("data_root", str(tmp_path))])
@@ -683,7 +688,7 @@ def test_a_revision_is_not_inherited_by_another_repository(moved: dict[str, Any]
 
 
 def test_files_of_other_problems_than_the_papers_are_compared_with_nothing(tmp_path: Path) -> None:
-    (tmp_path / "local.jsonl").write_text("")
+    (tmp_path / "local.jsonl").write_text(row("1"))
 
     def spec(root: bool, **file: Any) -> Any:
         named = both(put("studies/first/test_sets", ["local"]), put("test_sets/local/paper", "gsm8k"))

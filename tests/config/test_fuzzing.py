@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from softtok.config.grid import Grid
@@ -94,6 +94,7 @@ def comes_to(make: Callable[[], Grid]) -> str:
         return message
     for study in grid.studies.values():
         assert study.json.isprintable() and study.spec_path
+    event("a plan")
     return "a plan"
 
 
@@ -119,14 +120,36 @@ def value_at(config: Any, way: Sequence[Key]) -> Any:
     return config
 
 
+NAMES = sorted({str(key) for known in PLACES.values() for way in known for key in way})
+
+
+def near(value: Any) -> st.SearchStrategy[Any]:
+    """Returns values of the same type, which are more often right, and then contradict others."""
+    match value:
+        case bool():
+            return st.just(not value)
+        case int():
+            return st.one_of(st.integers(0, 12), st.sampled_from([value - 1, value + 1, value * 100]))
+        case float():
+            return st.sampled_from([0, 0.0, 0.5, 1.0, 2, value * 2, value / 100, "1e-3"])
+        case str():
+            return st.sampled_from([*NAMES, f"{value}2", value.upper(), value[:-1], "", "toy", "math", "exact"])
+        case list():
+            return st.lists(st.sampled_from(value), max_size=4) if value else st.just(["toy"])
+        case _:
+            return st.sampled_from([{}, None, []])
+
+
 def change(data: st.DataObject, config: Any, known: list[tuple[Key, ...]]) -> None:
     """Changes a configuration at one of its places."""
     *way, last = data.draw(st.sampled_from(known))
     place: Any = value_at(config, way)
-    if value_at(config, (*way, last)) is None:
+    if (value := value_at(config, (*way, last))) is None or isinstance(place, str):
         return
-    what = data.draw(st.sampled_from(["set", "set", "drop", "rename", "add", "share"]))
-    if what == "set":
+    what = data.draw(st.sampled_from(["near", "near", "near", "set", "drop", "rename", "add", "share"]))
+    if what == "near":
+        place[last] = data.draw(near(value))
+    elif what == "set":
         place[last] = data.draw(VALUES)
     elif what == "drop":
         del place[last]
@@ -158,7 +181,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@some(100)
+@some(200)
 @given(data=st.data())
 def test_the_shipped_configuration_with_changes_is_a_plan_or_one_line(data: st.DataObject, somewhere: Path) -> None:
     config = mutated(data, SHIPPED, PLACES["shipped"])
@@ -200,7 +223,7 @@ def test_any_bytes_are_one_line(content: bytes, somewhere: Path) -> None:
     assert comes_to(lambda: Grid(read(somewhere / "config.yaml"))) != "a plan"
 
 
-@some(100)
+@some(200)
 @given(data=st.data())
 def test_files_over_each_other_are_a_plan_or_one_line(data: st.DataObject, somewhere: Path) -> None:
     """What `softtok check --config A B` reads, with every kind of alias that YAML writes."""

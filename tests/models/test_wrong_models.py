@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from softtok.__main__ import main
 from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import make_model
@@ -221,7 +222,12 @@ REFUSED: dict[str, tuple[bool, Edit, str]] = {
     "another width of the MLP": (
         TIED,
         lambda folder: configure(folder, intermediate_size=96),
-        f"{LAYER_0}mlp.down_proj.weight has the shape 32x64, and config.json asks for 32x96; config.json is that of",
+        f"{LAYER_0}mlp.down_proj.weight has the shape 32x64, and config.json asks for 32x96 (so with {LAYER_0}mlp.gate",
+    ),
+    "vocab_size of E and head": (
+        UNTIED,
+        lambda folder: configure(folder, vocab_size=300),
+        f"asks for 300x32 (so with {EMBEDDING}); config.json says vocab_size: 300, and the files have 260 rows",
     ),
     "other heads": (TIED, lambda folder: configure(folder, num_key_value_heads=4), "k_proj.weight has the shape 16x32"),
     "empty weights": (
@@ -233,6 +239,11 @@ REFUSED: dict[str, tuple[bool, Edit, str]] = {
     "infinity": (TIED, with_value(EMBEDDING, float("inf")), f"{EMBEDDING} holds NaN or infinity"),
     "NaN in a norm": (UNTIED, with_value("model.norm.weight", float("nan")), "model.norm.weight holds NaN or infinity"),
     "-infinity in a head": (UNTIED, with_value(HEAD, float("-inf")), f"{HEAD} holds NaN or infinity"),
+    "zeros": (
+        TIED,
+        replaced(f"{LAYER_0}mlp.up_proj.weight", torch.zeros_like),
+        "up_proj.weight is zero throughout; the",
+    ),
     "tied, another head stored": (
         UNTIED,
         lambda folder: configure(folder, tie_word_embeddings=True),
@@ -267,6 +278,11 @@ REFUSED: dict[str, tuple[bool, Edit, str]] = {
         lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, '),
         "generation_config.json cannot be read (",
     ),
+    "a link to nothing": (
+        TIED,
+        lambda folder: (folder / "more.safetensors").symlink_to("nowhere"),
+        "more.safetensors cannot be read (No such file or directory)",
+    ),
     "code of its own": (
         TIED,
         lambda folder: configure(folder, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModel": "own.M"}),
@@ -299,6 +315,17 @@ def test_a_wrong_model_is_refused_in_one_line(
     assert str(later.value) == message
     printed = capfd.readouterr()
     assert not printed.out and not printed.err
+
+
+def test_the_command_prints_one_line_and_fails(
+    saved: dict[bool, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(saved[TIED], tmp_path / "model", lambda folder: configure(folder, tie_word_embeddings=False))
+    spec, runtime = folder_model(folder).as_json(), CPU.model_dump_json()
+    assert main(["model", "--spec", spec, "--runtime", runtime, "--out", str(tmp_path / "made")]) == 1
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"softtok: error: model {folder}: its files do not hold lm_head.weight; ")
 
 
 def only_head(folder: Path) -> None:

@@ -131,6 +131,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "one of several EOS beyond V": (ends([EOS, 5, 99999]), "its EOS id 99999 has no row"),
     "a negative EOS": (ends(-1), "its EOS id -1 has no row"),
     "words for an EOS": (ends("<eos>"), "generation_config.json is '<eos>'; it must be an id, or a list of ids"),
+    "a fraction for an EOS": (ends(1.5), "generation_config.json is 1.5; it must be an id, or a list of ids"),
+    "true for an EOS": (ends([True]), "generation_config.json is [True]; it must be an id, or a list of ids"),
     "lists in a list": (ends([[EOS]]), "it must be an id, or a list of ids"),
     "dropout": (edit_tokenizer(lambda t: t["model"].update(dropout=0.1)), "tokenizer.json has a dropout"),
     "small letters": (

@@ -165,6 +165,10 @@ class TestWords:
         assert "reward: exact" in warning
         assert f"softtok: warning: data set rows.jsonl: {warning}\n" in capsys.readouterr().err
 
+    def test_nor_are_they_for_a_reward_of_mathematics_that_knows_words(self) -> None:
+        (warning,) = words("math-strict")[1]["warnings"]
+        assert "4 of 4 golds are words" in warning and "set reward: exact" in warning
+
     def test_not_under_exact_or_a_function(self, capsys: pytest.CaptureFixture[str]) -> None:
         for judged_by in ("exact", "function"):
             problems, manifest = words(judged_by)

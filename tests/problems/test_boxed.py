@@ -1,10 +1,12 @@
 r"""`boxed.py`: balanced braces, escapes, which box is the last, and time linear in the text."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softtok.problems.boxed import closes_box, last_boxed
+from softtok.problems.boxed import closes_box, last_box, last_boxed
 
 PIECES = [r"\boxed{", r"\boxed {", r"\\boxed{", "{", "}", r"\{", r"\}", r"\\", "\\", "boxed{", "7", " ", "\n", "\x00"]
 texts = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
@@ -97,3 +99,50 @@ def test_a_million_characters_come_to_an_end(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
     assert last_boxed(text) is None
     assert closes_box(text) == (0 if piece == "}" else None)
+
+
+@pytest.mark.parametrize(
+    ("solution", "content"),
+    [
+        (r"so $\boxed{\text{A}}$ or \fbox{7}", "7"),
+        (r"\fbox{7}, no: \boxed{8}", "8"),
+        (r"\framebox{7}", "7"),
+        (r"\boxed 5", "5"),
+        (r"\boxed 5.", "5"),
+        (r"It is $\boxed 12$.", "12"),
+        (r"$$\boxed 3x + 2$$ at last", "3x + 2"),
+        (r"\(\boxed 7\) so", "7"),
+        (r"\[\boxed \frac12 \]", r"\frac12"),
+        (r"\boxed 9 apples", "9"),
+        (r"\boxed\frac{1}{2}.", r"\frac{1}{2}"),
+        (r"{\boxed 5}", "5"),
+        (r"{\text{so \boxed{5}}", "5"),
+        (r"\underline{\boxed{4}}", "4"),
+        (r"\{\boxed{4}\}", "4"),
+        (r"costs \$3: \boxed 4 \$", "4"),
+        (r"\boxed{\fbox{7}}", "7"),
+        (r"\boxed{3} then \boxed{4", "3"),
+        (r"\boxed{3} then $\boxed 4$", "4"),
+        (r"\boxed 3 then $\boxed{4}$", "4"),
+        (r"\boxed{3} then \boxed", "3"),
+        (r"\boxed{\frac{1}{2}", None),
+        (r"\boxed \frac{1}{2", None),
+        (r"\boxedx{3}", None),
+        (r"\boxed{}", ""),
+        ("", None),
+    ],
+)
+def test_last_box_of_a_published_solution(solution: str, content: str | None) -> None:
+    assert last_box(solution) == content
+
+
+@given(texts)
+def test_last_box_is_last_boxed_where_all_boxes_have_braces(text: str) -> None:
+    if not re.search(r"\\boxed(?!\s*\{)(?![A-Za-z])", text):
+        assert last_box(text) == last_boxed(text)
+
+
+@pytest.mark.timeout(120, method="signal")
+@pytest.mark.parametrize("piece", ["\\", "{", "}", r"\boxed{", r"\boxed ", "$", r"$\boxed ", r"\fbox{", r"\(", "7"])
+def test_a_solution_of_a_million_characters_comes_to_an_end(piece: str) -> None:
+    last_box(piece * (1_000_000 // len(piece)))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from softtok.errors import UserError
@@ -17,9 +13,9 @@ from softtok.problems.prepare import prepare
 from softtok.problems.prompt import normalise
 from softtok.problems.spec import Kind
 from softtok.problems.toy import OPTIONS
+from tests.support.data_files import SUFFIXES, Row, prepared, write
 from tests.support.specs import data_spec
 
-Row = dict[str, Any]
 PLAIN: Row = {"question": "q", "gold": {"field": "a"}}
 
 
@@ -28,36 +24,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(path: Path, rows: list[Row]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def prepared(
-    kind: Kind, source: Row, out: Path | str = "out/set.parquet", exclude: dict[str, Path] | None = None, **spec: Any
-) -> tuple[list[Row], Row]:
-    """(rows, manifest) of a prepared set."""
-    out = Path(out)
-    prepare(data_spec(kind, source, **spec), out, exclude or {}, None)
-    return pq.read_table(out).to_pylist(), json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-
-
 def from_rows(kind: Kind, rows: list[Row], name: str = "rows.jsonl", **spec: Any) -> tuple[list[Row], Row]:
     return prepared(kind, {"file": {"path": str(write(Path(name), rows))}}, out=f"out/{name}.parquet", **spec)
 
 
 class TestFiles:
-    @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+    @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_every_format_gives_the_same_problems(self, suffix: str) -> None:
         rows = [{"q": "What is “π” – in 2 digits?", "a": "3.1"}, {"q": "Two\nlines, and a comma?", "a": "5"}]
         problems, manifest = from_rows("test", rows, f"rows.{suffix}", **PLAIN)
@@ -311,6 +283,34 @@ class TestHub:
         assert manifest["revision"] is None
         assert len(manifest["source_sha256"]) == 64
 
+    @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv"])
+    def test_files_of_the_hub_are_read_as_they_are_written(self, suffix: str, tmp_path: Path) -> None:
+        golds = ["123456789012345678901234567890", "0.10", "007", "2024-01-01", r"\frac{1}{2}"]
+        for split in ("train", "test"):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            write(tmp_path / "set" / f"{split}.{suffix}", [{"q": f"{split} {gold}", "a": gold} for gold in golds])
+        source = {"hub": {"path": str(tmp_path / "set"), "split": "test+train", "revision": None}}
+        problems, _ = prepared("test", source, **PLAIN)
+        assert [problem["gold"] for problem in problems] == [[gold] for gold in golds * 2]
+        assert [problem["question"].split()[0] for problem in problems] == ["test"] * 5 + ["train"] * 5
+
+    def test_json_of_the_hub_may_change_its_types_late(self, tmp_path: Path) -> None:
+        (tmp_path / "set").mkdir()
+        lines = ['{"q": "q", "a": 5}'] * 3000 + [
+            '{"q": "q", "a": 123456789012345678901234567890}',
+            '{"q": "x", "a": "y"}',
+        ]
+        (tmp_path / "set" / "train.jsonl").write_text("\n".join(lines))
+        source = {"hub": {"path": str(tmp_path / "set"), "split": "train", "revision": None}}
+        problems, _ = prepared("test", source, judged_by="exact", **PLAIN)
+        assert [problem["gold"] for problem in problems[-2:]] == [["123456789012345678901234567890"], ["y"]]
+
+    def test_a_slice_of_a_split_is_left_to_the_hubs_library(self, tmp_path: Path) -> None:
+        (tmp_path / "set").mkdir()
+        write(tmp_path / "set" / "train.jsonl", [{"q": f"x{n}", "a": f"{n}"} for n in range(4)])
+        source = {"hub": {"path": str(tmp_path / "set"), "split": "train[1:3]", "revision": None}}
+        assert [problem["gold"] for problem in prepared("test", source, **PLAIN)[0]] == [["1"], ["2"]]
+
     def test_the_revision_is_resolved_fetched_and_locked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import datasets
         import huggingface_hub
@@ -326,6 +326,7 @@ class TestHub:
             "dataset_info",
             lambda self, path, revision: type("Info", (), {"sha": f"{path}@{revision}"}),
         )
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: None)  # neither JSON nor CSV
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         _, manifest = prepared(
             "test", {"hub": {"path": "o/d", "name": "main", "split": "test", "revision": "v1"}}, **PLAIN

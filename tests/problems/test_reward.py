@@ -20,8 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softtok import plugins
 from softtok.problems import math_reward, reward
 from softtok.problems.math_reward import quick_status
+from softtok.problems.own_reward import DOOR
 from softtok.problems.reward import Answer, Judge
 from softtok.problems.verdict import STATUSES, Verdict
 from tests.support.answers import bare, box
@@ -36,6 +38,10 @@ HOSTILE = {  # answer -> what the shortcuts make of it
     "2^{2^{2^5}}": "refused",
     "((9^9))!": "refused",
     "1000000!": "refused",
+    "|" * 41: "refused",
+    r"\pi" * 200: "refused",
+    r" \cup ".join(f"({n},{n + 1})" for n in range(40)): "refused",
+    "x" + "=x" * 60: "refused",
     ",".join(map(str, range(2000))): "refused",
     "{" * 2000 + "5" + "}" * 2000: "refused",
     "(" * 3000 + "5" + ")" * 3000: "refused",
@@ -372,7 +378,7 @@ def test_memory_of_verdicts_is_bounded_and_forgets_errors(monkeypatch: pytest.Mo
 
 
 def test_hostile_answers_hurt_nobody_else() -> None:
-    ordinary = [(box(rf"\frac{{{2 * n}}}{{14}}"), [rf"\frac{{{n}}}{{{7 + n % 2}}}"]) for n in range(1, 20)]
+    ordinary = [(box(rf"\frac{{{2 * n}}}{{14}}"), [rf"\frac{{{n}}}{{{7 + n % 2}}}"]) for n in range(1, 30)]
     hostile = [(rf" \boxed{{{answer}}}" if answer != r"\frac{" else r" \boxed{\frac{", ["42"]) for answer in HOSTILE]
     items = [item for pair in zip(hostile, ordinary, strict=False) for item in pair]
     with Judge(timeout_s=2) as judge:
@@ -397,8 +403,37 @@ def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) ->
     assert statuses == ["timeout", "timeout", "timeout", "timeout", "correct", "wrong"]
 
 
+@pytest.mark.parametrize("rewarded", ["math", "math-strict"])
+def test_cpu_time_ends_an_answer_long_before_the_wall(rewarded: str) -> None:
+    with Judge(grading=reward.Grading.model_validate({"reward": rewarded})) as judge:
+        judge._workers.timeout_s = 600
+        started = time.monotonic()
+        answers = [SLOW, "(x+1)^{900}", r"\frac{84}{2}", SLOW + "+1", r"\frac{86}{2}"]
+        statuses = [verdict.status for verdict in judge.grade([(box(answer), [r"\frac{84}{2}"]) for answer in answers])]
+    expanded = "timeout" if rewarded == "math" else "wrong"  # what has a variable is no number, and is not expanded
+    assert statuses == ["timeout", expanded, "correct", "timeout", "wrong"]
+    assert time.monotonic() - started < 120, "not the 600 s of the wall"
+
+
+def test_idle_waiting_is_no_cpu_time_and_a_users_reward_has_no_such_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Judge() as judge:
+        judge._workers.cpu_s = 0.2
+        assert list(judge._workers.ask(time.sleep, [(0.6,)]).values()) == [None]
+    body = ["import time", "end = time.process_time() + 0.8", "while time.process_time() < end: pass", "return 1.0"]
+    code = "\n    ".join(["def f(answer, gold):", *body])
+    Path("busy.py").write_text(code, encoding="utf-8")
+    with Judge(
+        timeout_s=60, grading=reward.Grading.model_validate({"reward": plugins.locate("busy.py:f", DOOR)})
+    ) as judge:
+        assert [verdict.reward for verdict in judge.grade([(box("1"), ["2"])])] == [1.0]
+
+
 def test_a_worker_stuck_in_one_c_call_is_killed() -> None:
     with Judge(timeout_s=1) as judge:
+        judge._workers.cpu_s = None
         judge.grade([(box("1/2"), ["3"])])
         (stuck,) = [worker.pid for worker in workers()]
         assert list(judge._workers.ask(sum, [(range(10**12),)]).values()) == ["timeout"]

@@ -16,6 +16,7 @@ from softtok.report.collect import collect
 from softtok.report.page import notes
 from softtok.report.study import Row, Study
 from softtok.report.tables import LEAST_VOTERS, make_tables, to_csv
+from softtok.storage.files import write_json
 from tests.support.report_specs import study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, MADE_ON, write_study
 
@@ -66,6 +67,22 @@ def test_test_problems_that_were_trained_on_are_told_of(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"long\.parquet"):
         collect(study_of(spec), tmp_path)
     assert collect(study_of(spec), tmp_path, []).overlaps == [], "tables before all has finished go without"
+
+
+@pytest.mark.parametrize(("flagged", "told"), [(1, False), (2, True)])
+def test_a_set_with_more_than_a_twentieth_flagged_is_told_of(tmp_path: Path, flagged: int, told: bool) -> None:
+    spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=("sums",), choice_sets=(), problems=4)
+    spec["data"] = {"train": {"sums": "train.parquet"}, "test": {"sums": "test.parquet"}}
+    for name in ("train", "test"):
+        pd.DataFrame({"question": [f"{name}?"]}).to_parquet(tmp_path / f"{name}.parquet")
+    manifest = {"rows": 20, "flagged": [{}] * flagged, "reasons": {"dropped": {}, "flagged": {"units": flagged}}}
+    write_json(tmp_path / "test.json", manifest)
+    results = collect(study_of(spec), tmp_path)
+    assert results.flagged == ({"test set sums": "2 of 20 problems (units 2)"} if told else {})
+    assert any("test set sums: 2 of 20 problems (units 2)" in text for _, text in notes(results)) == told
+    (tmp_path / "test.json").write_text("[]")
+    with pytest.raises(UserError, match=r"test\.json (is damaged|cannot be read)"):
+        collect(study_of(spec), tmp_path)
 
 
 def test_results_made_on_several_devices_are_told_of(tmp_path: Path) -> None:

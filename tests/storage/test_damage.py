@@ -21,9 +21,19 @@ from softtok.evaluation.evaluate import evaluate
 from softtok.models import base_model, references
 from softtok.models.base_model import base_run, make_model
 from softtok.models.loading import load
+from softtok.problems.prepare import prepare
+from softtok.problems.spec import GoldRule
 from softtok.report.collect import collect
 from softtok.report.study import Study
-from softtok.storage.files import open_table, read_columns, read_manifest, text_hash, write_manifest, write_table
+from softtok.storage.files import (
+    file_sha256,
+    open_table,
+    read_columns,
+    read_manifest,
+    text_hash,
+    write_manifest,
+    write_table,
+)
 from softtok.storage.shards import Shard
 from softtok.training.train import Trainer, train
 from tests.support.damage import (
@@ -41,6 +51,7 @@ from tests.support.specs import (
     HARD,
     base_spec,
     choices_spec,
+    data_spec,
     evaluation_spec,
     folder_model,
     hub_model,
@@ -270,6 +281,18 @@ def test_a_damaged_spec_of_a_report_is_refused(tmp_path: Path, capsys: pytest.Ca
         assert main(["report", "--spec", str(path), "--root", str(tmp_path), "--out", str(tmp_path / "none")]) == 1
         (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("softtok: error: ")]
         assert str(path) in told and not (tmp_path / "none").exists()
+
+
+def test_a_source_that_has_changed_since_the_configuration_was_read_is_refused(tmp_path: Path) -> None:
+    """Its hash is part of the set's name; other rows would be found under it."""
+    path, out = tmp_path / "mine.jsonl", tmp_path / "mine.parquet"
+    path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    source = {"path": str(path), "sha256": [file_sha256(path)]}
+    spec = data_spec("test", {"file": source}, question="question", gold=GoldRule(field="answer"))
+    prepare(spec, out, {}, None)
+    path.write_text('{"question": "1 + 1?", "answer": "3"}\n')
+    with pytest.raises(UserError, match="has changed since the configuration was read; run snakemake again"):
+        prepare(spec, tmp_path / "other.parquet", {}, None)
 
 
 # models that are elsewhere

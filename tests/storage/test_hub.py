@@ -36,7 +36,8 @@ from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import base_run, make_model
 from softtok.models.loading import load
-from softtok.problems.prepare import prepare, read_hub
+from softtok.problems.hub_sets import read_hub
+from softtok.problems.prepare import prepare
 from softtok.problems.spec import HubRows
 from softtok.storage.files import read_json
 from tests.support.project import ROOT
@@ -195,19 +196,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str 
     """Stands in for the hub: names lead to local copies, `main` to COMMIT. Returns what is asked of it."""
     monkeypatch.chdir(tmp_path)
     asked: list[tuple[str, str | None]] = []
-    read_folder = datasets.load_dataset
+    read_folder, find_files = datasets.load_dataset, datasets.load_dataset_builder
 
     def info(self: Any, path: str, revision: str | None) -> Any:
         assert revision is None
         return type("Info", (), {"sha": COMMIT})
 
-    def fetch(path: str, name: str | None = None, *, revision: str | None = None, **options: Any) -> Any:
+    def find(path: str, name: str | None = None, *, revision: str | None = None) -> Any:
         asked.append((path, revision))
         (folder := tmp_path / "hub" / path).mkdir(parents=True)
         PUBLISHED[path](folder)
-        return read_folder(str(folder), name, cache_dir=str(tmp_path / "cache"), **options)
+        return find_files(str(folder), name, cache_dir=str(tmp_path / "cache"))
+
+    def fetch(path: str, name: str | None = None, *, revision: str | None = None, **options: Any) -> Any:
+        assert asked == [(path, revision)]
+        return read_folder(str(tmp_path / "hub" / path), name, cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset_builder", find)
     monkeypatch.setattr(datasets, "load_dataset", fetch)
     return asked
 
@@ -379,7 +385,7 @@ def test_a_refused_model_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-@pytest.mark.parametrize("step", ["dataset_info", "load_dataset"])
+@pytest.mark.parametrize("step", ["dataset_info", "load_dataset_builder", "load_dataset"])
 def test_a_refused_data_set_is_one_line_and_leaves_nothing(
     name: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +395,7 @@ def test_a_refused_data_set_is_one_line_and_leaves_nothing(
         raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": COMMIT}))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: None)  # of a kind that `load_dataset` reads
     monkeypatch.setattr(huggingface_hub.HfApi if step == "dataset_info" else datasets, step, refuse)
     spec = data_spec(
         "test",

@@ -39,7 +39,12 @@ EVALUATION_MODES = {
 
 
 def data_spec(kind: Kind, source: dict[str, dict[str, Any]], limit: int | None = None, **fields: Any) -> DataSpec:
-    """Returns the spec of a data set from what matters of it; `source` is as in config.yaml."""
+    """Returns the spec of a data set from what matters of it; `source` is as in config.yaml.
+
+    `fields` are those of its rows, and `judged_by`, `columns` and the like of the spec.
+    """
+    plain: dict[str, Any] = {"exclude": {}, "adapter": None, "judged_by": "math", "columns": False, "version": 1}
+    plain |= {name: fields.pop(name) for name in plain if name in fields}
     ((name, given),) = source.items()
     rows: ToyRows | HubRows | FileRows
     if name == "toy":
@@ -49,10 +54,9 @@ def data_spec(kind: Kind, source: dict[str, dict[str, Any]], limit: int | None =
     elif name == "hub":
         rows = HubRows(**{"name": None, "revision": None} | given)
     else:
-        rows = FileRows(**{"format": None, "columns": None, "sha256": None} | given)
+        rows = FileRows(**{"format": None, "columns": None, "sha256": None, "separator": None, "rows": None} | given)
     which = ChoiceFields if kind == "choice" else OpenFields
     mapped = which(**{"id": None} | fields)
-    plain: dict[str, Any] = {"exclude": {}, "adapter": None, "judged_by": "math", "columns": False, "version": 1}
     return DataSpec(kind=kind, source=rows, fields=mapped, limit=limit, **plain)
 
 

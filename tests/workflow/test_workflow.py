@@ -512,7 +512,7 @@ def test_gsm8k_smoke_is_a_target_and_reads_local_files_when_told(tmp_path: Path)
     assert "--data-root" not in hub.stdout
     (tmp_path / "files/gsm8k").mkdir(parents=True)
     for name in ("train", "test"):
-        (tmp_path / f"files/gsm8k/{name}.jsonl").write_text("{}\n")
+        (tmp_path / f"files/gsm8k/{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
     files = dry_run(tmp_path, "-p", "--config", "data_root=files", "--", "gsm8k-smoke")
     assert counts(files) == counts(hub)
     assert files.stdout.count("--data-root files") == 3

@@ -1,0 +1,72 @@
+"""Shows a data set before anything is trained on it: prompts with their golds, and what the reward says of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from string import ascii_uppercase
+
+from softtok.problems.golds import forms
+from softtok.problems.math_reward import plain_number
+from softtok.problems.prepare import make_problems
+from softtok.problems.prompt import choice_prompt, cloze_prompt, render
+from softtok.problems.reward import Answer, Grading, Judge
+from softtok.problems.rows import Row
+from softtok.problems.sources import describe
+from softtok.problems.spec import DataSpec
+from softtok.problems.text_rewards import is_words, letter
+
+SHOWN = 3
+
+
+def preview(spec: DataSpec, grading: Grading | None, template: str, data_root: Path | None) -> Iterator[str]:
+    """Yields lines: the prompts of the first problems with their golds, and the verdicts of `variants` of the golds.
+
+    A `choice` set has no grading. Questions of excluded test sets are not left out, as these may not be prepared yet.
+    """
+    made, _ = make_problems(spec.model_copy(update={"limit": SHOWN, "exclude": {}}), {}, data_root)
+    yield f"{spec.kind} set from {describe(spec.source)}, {made.source_rows:,} rows"
+    yield "up to the last problem below: " + made.summary().partition(", ")[2]
+    if grading is None:
+        for problem in made.problems:
+            yield from _choice(problem, template)
+        return
+    yield f"reward: {grading.reward}"
+    with Judge(grading=grading) as judge:
+        for problem in made.problems:
+            yield from _open(problem, grading, template, judge)
+
+
+def _choice(problem: Row, template: str) -> Iterator[str]:
+    place, text = problem["answer"], problem["choices"][problem["answer"]]
+    yield from ("", f"--- {problem['id']}", choice_prompt(problem["question"], problem["choices"]))
+    yield f"right: {ascii_uppercase[place]}, {text!r} (with choice_format: cloze, after {cloze_prompt('...')!r})"
+
+
+def _open(problem: Row, grading: Grading, template: str, judge: Judge) -> Iterator[str]:
+    prompt = render(template, problem["question"])
+    yield from ("", f"--- {problem['id']}", prompt, "gold: " + ", or ".join(map(repr, problem["gold"])))
+    answers = list(dict.fromkeys(variant for gold in problem["gold"] for variant in variants(gold)))
+    columns = problem.get("columns", "{}")
+    texts = [grading.answer_format.written(answer) for answer in answers]
+    verdicts = judge.grade([Answer(text, problem["gold"], prompt, columns) for text in texts])
+    for answer, verdict in zip(answers, verdicts, strict=True):
+        yield f"  {verdict.status:<9} {answer!r}"
+
+
+def variants(gold: str) -> list[str]:
+    """Returns what models write where this gold is right, the gold first, and for a number one that is wrong."""
+    found = [gold, *(form.plain for form in forms(gold) if form.plain is not None)]
+    bare = found[-1]
+    found += [f"{bare}.", f"**{bare}**"]
+    number = plain_number(bare)
+    if letter(gold):
+        found += [f"({gold})", f"{gold}. because", gold.lower()]
+    elif is_words(gold):
+        found += [gold.upper(), gold.lower(), rf"\text{{{gold}}}", gold[::-1]]
+    else:
+        found += [f"${bare}$", f"x = {bare}"]
+    if number is not None:
+        found += [f"{number:,f}", f"{bare} dollars"] + ([f"{bare}.0"] if number == number.to_integral_value() else [])
+        found.append(f"{number + 1:f}")
+    return list(dict.fromkeys(found))
