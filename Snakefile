@@ -1,14 +1,21 @@
 # The entry of the workflow. `snakemake` builds the studies of `run:` in config.yaml, `snakemake STUDY` any other.
+import atexit
 import sys
+import time
 from pathlib import Path
 
 from snakemake.utils import min_version
 
 from softtok.config.yaml_files import read_yaml
 from softtok.errors import UserError
+from softtok.storage.trouble import disk_trouble, tell_failures
 
 min_version("9.27")
 
+# Snakemake shows a traceback if it cannot write, and `snakemake -q all` shows nothing at all, not even why a job failed.
+if trouble := disk_trouble(Path()):
+    sys.exit(f"softtok: error: {trouble}")
+atexit.register(tell_failures, Path("results"), time.time())
 
 # Snakemake reports broken YAML without its place, and does not bound what it reads.
 if Path("config.yaml").exists():

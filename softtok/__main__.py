@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
+from softtok.storage.trouble import storage_trouble
 
 if TYPE_CHECKING:
     from softtok.config.grid import Study
     from softtok.config.settings import RuntimeSettings
 
+EXIT_CTRL_C = 130  # as a shell reports a command that Ctrl-C ended
 ALLOCATORS = {
     "THP_MEM_ALLOC_ENABLE": "1",  # CPU: huge pages, which make a step 7 % faster
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # GPU: no fragmentation by tensors of many sizes
@@ -38,24 +40,44 @@ def main(arguments: list[str] | None = None) -> int:
             if (path := getattr(options, name, None)) is not None and not path.exists():
                 raise UserError(f"{path} does not exist; snakemake makes it")
         options.run(options)
-    except UserError as error:
-        print(f"softtok: error: {error}", file=sys.stderr)
-        return 1
+        sys.stdout.flush()  # on a full disk it fails here, and not after the end
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `softtok show demo | head`
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which light commands do not import
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return EXIT_CTRL_C
+    except Exception as error:
+        told = _explained(error, getattr(options, "out", None))
+        if told is None:
             raise
-        why = " ".join(str(error).split(". ")[0].split())
-        less = "lower rollout_tokens or rollout_rows (in training: micro_batch_tokens) under runtime"
-        print(f"softtok: error: {why}; {less}, or move the optimizer (optimizer_device: cpu)", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"softtok: error: {error}; make room and run it again", file=sys.stderr)
+        _tell(f"error: {told}")
         return 1
     return 0
+
+
+def _explained(error: Exception, out: Path | None) -> str | None:
+    """Returns what a user reads of an error that has a cause outside of the code; None for any other.
+
+    `out` is where a command writes.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which light commands do not import
+        why = " ".join(str(error).split(". ")[0].split())
+        less = "lower rollout_tokens or rollout_rows (in training: micro_batch_tokens) under runtime"
+        return f"{why}; {less}, or move the optimizer (optimizer_device: cpu)"
+    return storage_trouble(error, out)
+
+
+def _tell(text: str) -> None:
+    """Prints a line to stderr. Where that is a file on a full disk, the line is lost, and the exit status remains."""
+    with contextlib.suppress(OSError):
+        print(f"softtok: {text}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at the end, and exit with a status of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--partial", action="store_true", help="from what has finished; what is missing is named")
     tables.add_argument("--out", type=Path, metavar="PATH", help="write them to this folder instead (md, csv, tex)")
     rest = add("unused", _unused, "list what no study of config.yaml needs any more in results/, with its size")
+    rest.add_argument("--remove", action="store_true", help="remove it, after a question")
+    rest.add_argument("--yes", action="store_true", help="with --remove: without a question")
     check = add("check", _check, "check the configuration, and run a study's plug-ins on an example")
     check.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     look = add("preview", _preview, "print a data set's first prompts and golds, and what its reward says of answers")
@@ -211,8 +235,13 @@ def _choices(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from softtok.config.specs import ReportSpec, parse
     from softtok.report.page import make_report
+    from softtok.storage.files import text_hash
 
-    make_report(parse(ReportSpec, options.spec), options.out, options.root)
+    spec = parse(ReportSpec, options.spec)
+    named = re.fullmatch(r".+-([0-9a-f]{8})\.json", Path(options.spec).name)  # as `REPORT_SPEC` in config/jobs.py
+    if named and named[1] != text_hash(spec.as_json()):
+        raise UserError(f"{options.spec} is damaged: its name is of another spec; remove it and run snakemake again")
+    make_report(spec, options.out, options.root)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -237,17 +266,35 @@ def _tables(options: argparse.Namespace) -> None:
 def _unused(options: argparse.Namespace) -> None:
     from softtok.config.grid import Grid
     from softtok.config.load import read
-    from softtok.config.unused import size, unused
+    from softtok.config.unused import remove, size, unused
 
+    if options.yes and not options.remove:
+        raise UserError("--yes answers the question of --remove; give both, or neither")
     root = str(options.data_root) if options.data_root else None
-    count = total = 0
-    for path in unused(Grid(read(options.config, (), root)), options.results):
-        held = size(path)
-        count, total = count + 1, total + held
-        print(f"{held / 1e6:10.1f} MB\t{path}")
+    found = {path: size(path) for path in unused(Grid(read(options.config, (), root)), options.results)}
+    for path, held in found.items():
+        print(f"{held / 1e6:10.1f} MB\t{_one_line(path)}")
     files = ", ".join(map(str, options.config))
-    found = f"{count} places, {total / 1e9:.1f} GB" if count else "nothing"
-    print(f"{found} in {options.results} that no study of {files} needs; none was removed", file=sys.stderr)
+    places = f"{len(found)} places, {sum(found.values()) / 1e9:.1f} GB" if found else "nothing"
+    summary = f"{places} in {_one_line(options.results)} that no study of {files} needs"
+    if not (options.remove and found and (options.yes or _agreed(summary))):
+        print(f"{summary}; none was removed", file=sys.stderr)
+        return
+    for path in found:
+        remove(path)
+    print(f"{summary}; all was removed", file=sys.stderr)
+
+
+def _one_line(path: Path) -> str:
+    """Returns a path as a text of one line, whatever its folders are called."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def _agreed(summary: str) -> bool:
+    """Asks whether to remove what was listed; no answer is no."""
+    print(f"{summary}; remove? [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline().strip().lower()
+    return answer in ("y", "yes")
 
 
 def _check(options: argparse.Namespace) -> None:

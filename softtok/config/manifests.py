@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import Field, JsonValue, ValidationError
 from softtok.config.messages import explain
 from softtok.config.specs import ModelSpec, RunSpec
 from softtok.errors import UserError
+from softtok.storage.files import read_manifest, write_manifest
 from softtok.storage.records import Record
 
 M = TypeVar("M", bound=Record)
@@ -32,12 +34,14 @@ class FolderReference(Record):
 class ModelManifest(Record):
     """The model.json of a base model; `reference` says where the weights are if they are not beside it.
 
-    `sha256` identifies the weights. `facts` are those of a toy's pretraining.
+    `sha256` identifies the weights. `files` has the SHA-256 of all files that decide how the model works, by name (None
+    in an earlier version). `facts` are those of a toy's pretraining.
     """
 
     spec: ModelSpec
     reference: HubReference | FolderReference | None = None
     sha256: str
+    files: dict[str, str] | None = None
     facts: dict[str, float | None] = Field(default_factory=dict)
     provenance: dict[str, str]
 
@@ -50,6 +54,7 @@ class CheckpointManifest(Record):
 
     reference: HubReference | FolderReference | None = None
     sha256: str
+    files: dict[str, str] | None = None
     embedding_rms: float | None
     state_rms: dict[str, float]
     prompt: str
@@ -64,7 +69,10 @@ class Divergence(Record):
 
 
 class RunManifest(Record):
-    """The manifest.json of a finished run: its spec, its result, and its provenance."""
+    """The manifest.json of a finished run: its spec, its result, and its provenance.
+
+    Runs of earlier versions have no hash of their metrics.jsonl.
+    """
 
     spec: RunSpec
     steps: int
@@ -72,6 +80,7 @@ class RunManifest(Record):
     best_validation: float | None
     diverged: Divergence | None
     checkpoint_sha256: str
+    metrics_sha256: str | None = None
     wall_s: float
     attempts: list[dict[str, JsonValue]]
     provenance: dict[str, str]
@@ -79,10 +88,16 @@ class RunManifest(Record):
 
 def read(kind: type[M], path: Path) -> M:
     """Reads a manifest. Raises UserError if the file is missing or damaged."""
+    manifest = read_manifest(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        why = error.strerror if isinstance(error, OSError) else explain(error, kind, "")
+        return kind.model_validate_json(json.dumps(manifest))
+    except ValidationError as error:
+        why = explain(error, kind, "")
         raise UserError(
             f"{path} cannot be read ({why}); remove the folder {path.parent} and run snakemake again"
         ) from error
+
+
+def write(path: Path, manifest: Record) -> None:
+    """Writes a manifest with its checksum, atomically."""
+    write_manifest(path, manifest.model_dump(mode="json"))

@@ -1,40 +1,71 @@
-"""Finds results that no study needs any more, because its settings have changed.
+"""Finds and removes results that no study needs any more, and what killed jobs left half written.
 
-Nothing is removed here, as settings may change back.
+Only names that the project gives are found, in the places where it gives them, and no link is followed, so nothing
+else can be removed. What settings left behind is removed when the user asks for it alone, as settings may change back.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from softtok.config.grid import Grid
+from softtok.storage.locks import is_locked
 
-# Where results/ has names with a spec's hash (see the patterns in jobs.py); folders come before their content.
-RUNS = "runs/*/*/*/seed*"
-PLACES = ("data/*/*", "models/*", "specs/*", RUNS, f"{RUNS}/eval/*/*", f"{RUNS}/choices/*")
-HASHED = re.compile(r"([A-Za-z0-9].*)-[0-9a-f]{8}(\.parquet|\.json|\.entropy\.csv)?")
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+MADE = rf"({NAME})-[0-9a-f]{{8}}"
+RUN = rf"runs/{NAME}/{NAME}/{NAME}/seed\d+-[0-9a-f]{{8}}"
+# What has a spec's hash in its name (see the patterns in jobs.py), by its path in results/.
+HASHED = re.compile(
+    rf"data/(train|test|choice)/{MADE}\.(parquet|json)"
+    rf"|models/{MADE}|specs/{MADE}\.json|{RUN}|{RUN}/eval/{NAME}/{MADE}\.(parquet|entropy\.csv)"
+    rf"|{RUN}/choices/{MADE}\.parquet"
+)
+# The folders that jobs write into, and the temporary names of `storage.files.atomic` and of a model's trial.
+FOLDER = re.compile(
+    rf"data/(train|test|choice)|models(/{MADE})?|specs"
+    rf"|{RUN}(/checkpoint|/\.state(/shards|/best-\d+)?|/eval/{NAME}|/choices)?|reports/{NAME}(/tables|/figures)?"
+)
+LEFTOVER = re.compile(rf"\.({NAME}\.[0-9a-f]{{8}}|{MADE}\.[a-z0-9_]{{8}})\.tmp")
 
 
 def unused(grid: Grid, results: Path) -> Iterator[Path]:
     """Yields files and folders in `results` that no study of the grid needs, but not the content of such folders.
 
-    Names without a hash were not made by the workflow and are left out. If the local files of a data set or model are
-    missing now, its hash is not known, so everything with its name or below that name is left out too.
+    If the local files of a data set or model are missing now, its hash is not known, so everything with its name or
+    below that name is left out. Leftovers of killed jobs are yielded too, unless a job is at work in their run.
     """
-    wanted = {results / Path(path).relative_to("results") for path in _paths(grid)}
+    wanted = {Path(path).relative_to("results").as_posix() for path in _paths(grid)}
     unknown = {data.name for data in grid.data.values() if data.spec.unknown}
     unknown |= {model.name for model in grid.models.values() if model.text and model.text.spec.unknown}
-    listed: set[Path] = set()
-    for place in PLACES:
-        for path in sorted(results.glob(place)):
-            named = HASHED.fullmatch(path.name)
-            if named is None or path in wanted or not listed.isdisjoint(path.parents):
-                continue
-            if unknown.isdisjoint((named[1], *path.relative_to(results).parts)):
-                listed.add(path)
-                yield path
+    for top in ("data", "models", "specs", "runs", "reports"):
+        if (results / top).is_dir() and not (results / top).is_symlink():
+            yield from _unused(results, top, wanted, unknown)
+
+
+def _unused(results: Path, below: str, wanted: set[str], unknown: set[str]) -> Iterator[Path]:
+    """Yields what is unused below a folder of `results`, in the order of names."""
+    with os.scandir(results / below) as entries:
+        found = sorted((entry for entry in entries if not entry.is_symlink()), key=lambda entry: entry.name)
+    for entry in found:
+        path, place = results / below / entry.name, f"{below}/{entry.name}"
+        if re.fullmatch(RUN, place) and any(is_locked(lock) for lock in (path / ".state" / "locks").glob("*")):
+            continue  # a job is at work there
+        leftover = FOLDER.fullmatch(below) and LEFTOVER.fullmatch(entry.name)
+        hashed = HASHED.fullmatch(place) and place not in wanted and unknown.isdisjoint(_names(place))
+        if leftover or hashed:
+            yield path
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _unused(results, place, wanted, unknown)
+
+
+def _names(place: str) -> set[str]:
+    """Returns the names in a path: those of its folders, and its own without the hash."""
+    *folders, last = place.split("/")
+    return {*folders, re.sub(r"-[0-9a-f]{8}(\.[a-z.]+)?$", "", last)}
 
 
 def _paths(grid: Grid) -> Iterator[str]:
@@ -52,3 +83,11 @@ def size(path: Path) -> int:
     """Returns the bytes of a file or folder; hard links to one file, as in checkpoints, count once."""
     files = [file.lstat() for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path.lstat()]
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder that `unused` found. Links in a folder are removed, and what they point to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

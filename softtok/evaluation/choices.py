@@ -13,7 +13,6 @@ from pathlib import Path
 from string import ascii_uppercase
 
 import pyarrow as pa
-import pyarrow.parquet
 import torch
 
 from softtok.config.settings import RuntimeSettings
@@ -23,7 +22,7 @@ from softtok.models.language_model import LanguageModel, causal_mask, in_fp32, l
 from softtok.models.loading import load
 from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import choice_prompt, cloze_prompt
-from softtok.storage.files import atomic, read_columns
+from softtok.storage.files import read_columns, write_table
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
 
@@ -67,8 +66,7 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
                     row = (question.id, correct, predicted, nll, tokens, made_on)
                     records.append(dict(zip(SCHEMA.names, row, strict=True)))
                 advance(len(part))
-        with atomic(out) as temporary:
-            pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)
+        write_table(out, pa.Table.from_pylist(records, SCHEMA))
 
 
 def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:

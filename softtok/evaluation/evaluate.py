@@ -8,20 +8,20 @@ modes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 
 from softtok.config.manifests import CheckpointManifest, read
 from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
-from softtok.method.batches import Problem, batches, grade, read_problems, rms_prompts
+from softtok.method.batches import Problem, batches, grade, names_of, problems_hash, read_problems, rms_prompts
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.rollout import rollout
@@ -34,7 +34,8 @@ from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
 from softtok.problems.prompt import decode
 from softtok.problems.reward import Judge, Verdict
-from softtok.storage.files import atomic, content_hash, file_sha256, write_text
+from softtok.problems.workers import BrokenWorkersError
+from softtok.storage.files import ENTROPY_KEY, content_hash, text_hash, write_table, write_text
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
@@ -75,11 +76,13 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
         policies = {name: Policy(lm, rules, bind(mode, rms), limits) for name, mode in spec.inference_modes.items()}
         longest = max(len(p.prompt) for p in problems) + max(policy.most_steps for policy in policies.values())
         refuse_longer(lm, longest, f"test set {data}")
-        # Many test sets have ids such as "row7". If they shared their draws, their results would be correlated.
-        digest = file_sha256(data)
-        key = f"evaluate|{digest[:16]}|{checkpoint.seed}"
+        # Many test sets have ids such as "row7". If they shared their draws, their results would be correlated. Golds
+        # do not count: answers judged by other golds stay the same answers.
+        asked = problems_hash(data, ["id", "question"])
+        key = f"evaluate|{asked[:16]}|{checkpoint.seed}"
+        digest = problems_hash(data, names_of(spec.grading.wants_columns))
         shards: dict[str, Shard] = {}
-        with Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
+        with saved_if_stopped(interruption), Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
             cells = Cells(problems, judge, runtime, key, made_on, interruption)
             for name, mode in spec.inference_modes.items():
                 header = {
@@ -96,6 +99,16 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
+
+
+@contextlib.contextmanager
+def saved_if_stopped(interruption: Interruption) -> Iterator[None]:
+    """Exits with 75 if the reward's workers break while a signal asks the job to stop; finished batches are saved."""
+    try:
+        yield
+    except BrokenWorkersError:
+        interruption.exit_if_asked()
+        raise
 
 
 def noise_rms(
@@ -195,9 +208,6 @@ def _write(shards: dict[str, Shard], out: Path) -> None:
             total[: len(line["entropy_sum"])] += line["entropy_sum"]
             count[: len(line["entropy_count"])] += line["entropy_count"]
         profile += [(name, i, f"{s / c:.6f}", c) for i, (s, c) in enumerate(zip(total, count, strict=True))]
-    write_text(
-        out.with_suffix(".entropy.csv"),
-        "inference_mode,index,entropy,count\n" + "".join(",".join(map(str, row)) + "\n" for row in profile),
-    )
-    with atomic(out) as temporary:
-        pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), temporary)
+    text = "inference_mode,index,entropy,count\n" + "".join(",".join(map(str, row)) + "\n" for row in profile)
+    write_text(out.with_suffix(".entropy.csv"), text)
+    write_table(out, pa.Table.from_pylist(records, SCHEMA), {ENTROPY_KEY: text_hash(text, 64)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +37,24 @@ def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = 
     The tokenizer adds its own BOS, if it has one; UserError if that makes two, or a prompt ends in EOS. `columns` also
     reads the other columns, which a set has for a user's reward.
     """
-    table = read_columns(path, ["id", "question", "gold", *(["columns"] if columns else [])]).to_pydict()
+    table = read_columns(path, names_of(columns)).to_pydict()
     texts = [render(template, question) for question in table["question"]]
     prompts = encode(lm, texts)
     others = table["columns"] if columns else ["{}"] * len(texts)
     return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], texts, others, strict=True)]
+
+
+def names_of(columns: bool) -> list[str]:
+    """Returns the columns that a job reads of a prepared data set; `columns` as in `read_problems`."""
+    return ["id", "question", "gold", *(["columns"] if columns else [])]
+
+
+def problems_hash(path: Path, names: Sequence[str]) -> str:
+    """Returns the SHA-256 of these columns of a prepared data set, as JSON.
+
+    It identifies the problems, whatever the bytes of the file are, which another version of its writer may change.
+    """
+    return content_hash(read_columns(path, names).to_pylist(), 64)
 
 
 def shuffled(count: int, key: str) -> np.ndarray:

@@ -12,14 +12,16 @@ from softtok.config.manifests import (
     ModelManifest,
     RunManifest,
     read,
+    write,
 )
 from softtok.config.settings import DeviceSettings
 from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunSpec, ToySource
 from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
 from softtok.problems.prompt import render
-from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, write_json, write_text
-from softtok.storage.hub import fetch
+from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, read_columns, text_hash, write_text
+from softtok.storage.hub import fetch, locked
+from softtok.storage.integrity import file_hashes
 from softtok.storage.provenance import provenance
 
 
@@ -42,10 +44,17 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
             refuse_folder(str(folder), folder)  # before its weights are hashed, which takes long
         reference, sha256 = _referred(spec.source)
     made_on = device_name("cpu") if reference is None else None
-    manifest = ModelManifest(spec=spec, reference=reference, sha256=sha256, facts=facts, provenance=provenance(made_on))
+    manifest = ModelManifest(
+        spec=spec,
+        reference=reference,
+        sha256=sha256,
+        files=file_hashes(_folder(reference, out)),
+        facts=facts,
+        provenance=provenance(made_on),
+    )
     if reference is not None:
         _probe(manifest, device, out)
-    write_json(out / "model.json", manifest.model_dump(mode="json"))
+    write(out / "model.json", manifest)
 
 
 def _referred(source: HubSource | FolderSource) -> tuple[HubReference | FolderReference, str]:
@@ -60,6 +69,13 @@ def _referred(source: HubSource | FolderSource) -> tuple[HubReference | FolderRe
     return FolderReference(path=str(folder), weights=weight_stamps(folder)), folder_sha256(folder, WEIGHTS)
 
 
+def _folder(reference: HubReference | FolderReference | None, out: Path) -> Path:
+    """Returns where the files of a model are that was made in the folder `out`."""
+    if isinstance(reference, HubReference):
+        return locked(reference.hub, reference.revision)
+    return out if reference is None else Path(reference.path)
+
+
 def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
     """Loads the model that a manifest refers to, so that one that cannot be used is refused now, not hours later.
 
@@ -71,8 +87,8 @@ def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
     if device.gpus or device.device.startswith("cuda"):
         device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as trial:
-        write_json(Path(trial) / "model.json", manifest.model_dump(mode="json"))
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as trial:
+        write(Path(trial) / "model.json", manifest)
         lm = load(Path(trial), device)
         refuse_other_reading(lm.name, lm.tokenizer)
         encode(lm, [render(manifest.spec.prompt, QUESTION)])
@@ -81,14 +97,12 @@ def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
 
 def _toy(source: ToySource, prompt: str, out: Path, text: Path | None) -> dict[str, float | None]:
     """Makes a toy in the folder `out` and returns the facts of its pretraining."""
-    import pandas as pd
-
     from softtok.models.toy_model import make
 
     pairs = None
     if text is not None:
-        table = pd.read_parquet(text, columns=["question", "gold"])
-        pairs = [(question, gold[0]) for question, gold in table.itertuples(index=False)]
+        table = read_columns(text, ["question", "gold"]).to_pydict()
+        pairs = [(question, gold[0]) for question, gold in zip(table["question"], table["gold"], strict=True)]
     with atomic(out) as temporary:
         return make(source.toy, temporary, pairs, prompt)
 
@@ -102,12 +116,13 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
     checkpoint = CheckpointManifest(
         reference=manifest.reference or FolderReference(path=str(model)),
         sha256=manifest.sha256,
+        files=manifest.files,
         embedding_rms=None,
         state_rms={},
         prompt=spec.model.prompt,
         seed=spec.seed,
     )
-    write_json(out / "checkpoint" / "checkpoint.json", checkpoint.model_dump(mode="json"))
+    write(out / "checkpoint" / "checkpoint.json", checkpoint)
     write_text(out / "metrics.jsonl", "")
     run = RunManifest(
         spec=spec,
@@ -116,8 +131,9 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
         best_validation=None,
         diverged=None,
         checkpoint_sha256=manifest.sha256,
+        metrics_sha256=text_hash("", 64),
         wall_s=0.0,
         attempts=[],
         provenance=provenance(),
     )
-    write_json(out / "manifest.json", run.model_dump(mode="json"))
+    write(out / "manifest.json", run)

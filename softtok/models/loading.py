@@ -17,10 +17,9 @@ from softtok.models.decoding import Decoder
 from softtok.models.devices import choose_device
 from softtok.models.folder_checks import refuse_folder, refuse_weights
 from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill
-from softtok.models.references import resolve
+from softtok.models.references import located
 from softtok.models.tokenizer_checks import refuse_tokenizer
 from softtok.problems.prompt import eos_ids
-from softtok.storage.hub import locked
 
 
 def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
@@ -35,8 +34,7 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     precision = settings.precision if settings.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
     if device.type == "cuda":
         _prepare_gpu()
-    name, commit = resolve(folder)
-    files = Path(name) if commit is None else locked(name, commit)
+    name, files = located(folder)
     refuse_folder(name, files)
     try:
         # Its report on missing weights runs over many lines; `refuse_weights` says it in one.

@@ -26,7 +26,7 @@ from softtok.problems.prompt import normalise
 from softtok.problems.rows import Row
 from softtok.problems.sources import describe, read_rows
 from softtok.problems.spec import ChoiceFields, DataSpec, OpenFields
-from softtok.storage.files import atomic, file_sha256, read_columns, write_json
+from softtok.storage.files import file_sha256, read_columns, write_manifest, write_table
 
 BLOCK = 1000
 
@@ -74,7 +74,6 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     says how many problems were kept, dropped and flagged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     where = describe(spec.source)
     made, origin = make_problems(spec, exclude, data_root)
@@ -84,8 +83,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     if spec.kind == "choice":
         columns = {"choices": pa.list_(pa.string()), "answer": pa.int64()}
     schema = pa.schema({"id": pa.string(), "question": pa.string()} | columns)
-    with atomic(out) as temporary:
-        pq.write_table(pa.Table.from_pylist(made.problems, schema=schema), temporary)
+    write_table(out, pa.Table.from_pylist(made.problems, schema=schema))
     warnings = [] if spec.kind == "choice" else words_warning(made.problems, spec.judged_by)
     counts = {
         "rows": len(made.problems),
@@ -97,7 +95,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
         "forms": made.forms,
         "warnings": warnings,
     }
-    write_json(out.with_suffix(".json"), {**origin, **counts, "spec": spec.model_dump(mode="json")})
+    write_manifest(out.with_suffix(".json"), {**origin, **counts, "spec": spec.model_dump(mode="json")})
     for warning in warnings:
         print(f"softtok: warning: {where}: {warning}", file=sys.stderr)
     print(f"softtok: {where}: {made.summary()}", flush=True)

@@ -365,7 +365,7 @@ def _parquet(path: Path, names: Collection[str] | None) -> Iterator[Row]:
     """Yields the rows of a Parquet file, batch by batch, with the columns that hold `names`."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         schema = file.schema_arrow
         columns = _needed(schema.names, names)
         if twice := next((name for name in columns or schema.names if schema.names.count(name) > 1), None):

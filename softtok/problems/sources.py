@@ -65,6 +65,8 @@ def read_rows(
     if isinstance(source, FileRows):
         paths = find_files(source, data_root)
         digests = [file_sha256(path) for path in paths]
+        if source.sha256 is not None and digests != source.sha256:
+            raise UserError(f"{describe(source)}: has changed since the configuration was read; run snakemake again")
         digest = digests[0] if len(digests) == 1 else sha256_of(digests)
         return Files(paths, source, names), {"revision": None, "source_sha256": digest}
     rows, revision = read_hub(source) if isinstance(source, HubRows) else (toy_rows(source), None)

@@ -61,8 +61,32 @@ def _read(text: str) -> list[Any]:
     way = LatexExtractionConfig(
         boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=normalising
     )
-    readings: list[Any] = parse(rf"\boxed{{{decimals(plain(text))}}}", extraction_config=(way,), parsing_timeout=None)
+    readings: list[Any] = parse(
+        rf"\boxed{{{_written_out(plain(text))}}}", extraction_config=(way,), parsing_timeout=None
+    )
     return readings
+
+
+def _written_out(text: str) -> str:
+    r"""Returns a text with exact decimals, both values of one `\pm`, and an i that SymPy sees behind a digit."""
+    text = re.sub(r"(?<=\d)i(?![A-Za-z])", " i", decimals(text))
+    if text.count(r"\pm") != 1 or re.search(r"[,;=<>]|\\(?:mp|le|ge|in)(?![A-Za-z])", text):
+        return text
+    return ", ".join(text.replace(r"\pm", sign) for sign in "+-")
+
+
+def _alternatives(text: str) -> list[Any]:
+    """Returns the set that relations with "or" between them describe, as x < -1 or x > 1 does."""
+    import sympy
+
+    parts = re.split(r"\s*(?:\\text\s*\{\s*or\s*\}|\\lor(?![A-Za-z])|\bor\b)\s*", surface(text))
+    sets = []
+    for part in parts if 1 < len(parts) < 6 else []:
+        relations = [reading for reading in _read(part) if isinstance(reading, sympy.logic.boolalg.Boolean)]
+        if not relations or not re.search(r"[<>]|\\(?:le|ge|lt|gt)", part):
+            return []
+        sets.append(relations[0].as_set())
+    return [sympy.Union(*sets)] if sets else []
 
 
 def _says(gold: str, answer: str) -> bool:
@@ -70,6 +94,8 @@ def _says(gold: str, answer: str) -> bool:
     values = [reading for reading in _read(expected_text) if _is_number(reading)]
     if values:
         return _is_value(values[0], given_text)
+    if any(_equal(expected, given) for given in _alternatives(answer) for expected in _read(gold)):
+        return True
     pairs = {(expected_text, given_text): None, (gold, answer): None}
     return any(_equal(expected, given) for a, b in pairs for expected in _read(a) for given in _read(b))
 
@@ -87,7 +113,7 @@ def _is_value(value: sympy.Expr, answer: str) -> bool:
 def _is_just(value: sympy.Expr, text: str) -> bool:
     import sympy
 
-    for reading in _read(text):
+    for reading in _read(text) if not text.strip().startswith("[") else ():  # a list of one is no number
         one = reading.args[0] if isinstance(reading, sympy.FiniteSet) and len(reading.args) == 1 else reading
         if _is_number(one) and _same_value(value, one):
             return True

@@ -43,6 +43,7 @@ _SYNONYMS = (
         "there are no solutions",
         "no such solution",
         "no solution exists",
+        "no solutions exist",
         "empty set",
         "the empty set",
         r"\emptyset",

@@ -27,6 +27,7 @@ _SHORT = frozenset(
     """mm cm dm km ft yd mi mg kg lb lbs oz ml dl cl hr hrs min sec ms mph kph km/h rpm hz khz mhz kw kwh mw ha kj mj pa
     kpa mpa mol ev kev mev nm db sq cu in deg rad gb mb kb tb usd eur gbp rs cc pt qt gal""".split()
 )
+_LETTERS = frozenset("m s g h l".split())  # `18 m`; without the space it is a product
 _SAME = [
     {"cm", "centimeter", "centimetre"},
     {"mm", "millimeter", "millimetre"},
@@ -77,6 +78,8 @@ def plain_unit(tail: str) -> str | None:
         return None
     name = " ".join(text.lower().split())
     # `18x` and `18 xy` are products; in \text{...} one letter may be a unit.
+    if bare and name in _LETTERS and tail[:1].isspace():
+        return name
     if bare and len(words[0]) < 3 and words[0].isalpha() and name not in _SHORT and words[0] not in _SHORT:
         return None
     return name

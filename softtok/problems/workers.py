@@ -6,17 +6,22 @@ task, so its time, its memory and its crash affect no other case. A task takes t
 its threads, must not be forked. A replacement is ready in 0.1 s.
 
 The pool's wall clock ends a call, and a timer of CPU time (`cpu_s`) ends it much sooner where it computes in vain: the
-worker is killed by a signal, as an exception would not reach a long call of C code, or be caught by SymPy. A CPU limit
-ends a worker whose parent was killed.
+worker is killed by a signal, as an exception would not reach a long call of C code, or be caught by SymPy. Workers end
+with their parent, also when it is killed. A signal that asks the job to stop is for the parent alone, which may need
+its workers to come to a point where it can save.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -26,6 +31,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
+from softtok.storage.locks import STOPPING, blocked_signals
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -37,6 +43,10 @@ BARREN_ROUNDS = 3  # after so many rounds without a result, the pool counts as u
 OUT_OF_MEMORY = 77  # exit code of a worker
 
 Case = tuple[Any, ...]
+
+
+class BrokenWorkersError(RuntimeError):
+    """Worker processes cannot be started, again and again."""
 
 
 class Workers:
@@ -74,7 +84,7 @@ class Workers:
     def ask(self, function: Callable[..., Any], cases: Collection[Case]) -> dict[Case, Any]:
         """Returns `function(*case)` of every case, or `timeout` or `error`.
 
-        Raises the UserError of a worker, and RuntimeError if workers cannot be started at all.
+        Raises the UserError of a worker, and BrokenWorkersError if workers cannot be started at all.
         """
         answers: dict[Case, Any] = {}
         deaths: Counter[Case] = Counter()
@@ -87,7 +97,7 @@ class Workers:
                 self.close()
                 barren = barren + 1 if len(answers) + deaths.total() == before else 0
                 if barren == BARREN_ROUNDS:
-                    raise RuntimeError(
+                    raise BrokenWorkersError(
                         f"the reward's worker processes do not start ({error or type(error).__name__}); what they "
                         f"printed may say why. Is memory_mb={self.memory_mb} too little? Does the running script lack "
                         'its `if __name__ == "__main__":`?'
@@ -133,6 +143,11 @@ class Workers:
         if self.pool is None:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["math_verify", __name__, "softtok.problems.strict_math"])
+            with blocked_signals():
+                # The tracker comes first: its start ends the blocking of some signals in this thread.
+                multiprocessing.resource_tracker.ensure_running()
+            with blocked_signals():
+                multiprocessing.forkserver.ensure_running()
             arguments = (self.memory_mb, self.prepare)
             self.pool = ProcessPool(self.count, TASKS_PER_WORKER, _start_worker, arguments, context)
         return self.pool
@@ -145,8 +160,7 @@ def _start_worker(memory_mb: int, prepare: Callable[[], object] | None) -> None:
     """Sets a new worker's limits; memory is counted from its start, so a large main script does not reduce it."""
     import math_verify  # noqa: F401  (its import is not part of the first case's time)
 
-    # pebble's handler waits for the end of a call of C code, and pebble waits 3 s for the handler.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _follow_parent()
     for library in ("math_verify", "latex2sympy2_extended"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")  # SymPy warns about ill-typed answers
@@ -157,6 +171,27 @@ def _start_worker(memory_mb: int, prepare: Callable[[], object] | None) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = _peak_bytes() + memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _follow_parent() -> None:
+    """Lets a worker end with its parent, or when the pool wants it, and not by a signal to all processes of a job."""
+    os.setpgid(0, 0)
+    for number in set(STOPPING) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    # The pool's way to stop it. pebble's handler waits for the end of a call of C code, and pebble 3 s for the handler.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "the pool starts it"
+    # The other end of this pipe is the parent's. When it closes, the kernel sends a signal, which a thread or a handler
+    # of Python could not: code in C may hold the interpreter for ever.
+    pipe = int(parent.sentinel)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    if hasattr(fcntl, "F_SETSIG"):  # Linux; elsewhere it is SIGIO, which ends a process too
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([pipe], [], [], 0)[0]:  # it had ended before
+        os._exit(1)
 
 
 def _guarded(function: Callable[..., Any], case: Case, cpu_s: float | None, timeout_s: float, memory_mb: int) -> Any:

@@ -33,7 +33,8 @@ from softtok.report.run_files import (
     read_training,
 )
 from softtok.report.study import Row, Study, row_of
-from softtok.storage.files import atomic, read_json
+from softtok.storage import files
+from softtok.storage.files import atomic
 
 # `n_samples` is samples per problem; for entropy, the generations that are still in their CoT at `index`.
 METRIC_COLUMNS = (
@@ -130,7 +131,7 @@ class _Reader:
         history = None
         with self._noting(entry, ""):
             run = Run(row, entry.seed, read_manifest(folder / "manifest.json"))
-            history = read_training(folder / "metrics.jsonl").assign(**names)
+            history = read_training(folder / "metrics.jsonl", run.manifest.metrics_sha256).assign(**names)
         if history is None:
             return
         self.runs.append(run)
@@ -157,7 +158,7 @@ class _Reader:
                 counted, seen = read_cells(path, study)
                 for cell in counted.values():
                     _check_problems(self.problems, f"test set {test_set}", path, cell.index)
-                profiles = read_entropy(path.with_name(f"{inference_set}-{h8}.entropy.csv")) | profiles
+                profiles = read_entropy(path.with_suffix(".entropy.csv"), path) | profiles
                 cells = counted | cells  # a mode of two inference sets is the same in both; the first one counts
                 self.statuses += seen
                 differing = read_disagreements(path) + Counter(answers=seen.total())
@@ -218,7 +219,7 @@ def _flagged(study: Study, root: Path) -> dict[str, str]:
             if not manifest.exists():
                 continue
             try:
-                made = read_json(manifest)
+                made = files.read_manifest(manifest, remove=manifest)
                 flagged, problems = len(made["flagged"]), int(made["rows"])
                 kinds = ", ".join(f"{what} {count:,}" for what, count in made["reasons"]["flagged"].items())
             except (ValueError, KeyError, TypeError, AttributeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from softtok.config.manifests import RunManifest
@@ -21,6 +22,8 @@ from softtok.problems.boxed import last_boxed, normalised
 from softtok.problems.verdict import UNJUDGED
 from softtok.report.metrics import majority
 from softtok.report.study import Study
+from softtok.storage import files
+from softtok.storage.files import ENTROPY_KEY
 
 MEASURES = ("reward", "unjudged", "cot_tokens", "entropy")  # of every training step
 
@@ -38,20 +41,31 @@ def bad(path: Path, what: str) -> UserError:
 
 
 def read_manifest(path: Path) -> RunManifest:
+    if not path.exists():
+        raise missing(path)
     try:
-        return RunManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise missing(path) from None
+        return RunManifest.model_validate_json(json.dumps(files.read_manifest(path, remove=path)))
     except ValidationError as error:
         raise bad(path, f"is not a run's manifest ({explain(error, RunManifest, '')})") from None
 
 
-def read_training(path: Path) -> pd.DataFrame:
-    """Returns step, validation and `MEASURES` from metrics.jsonl; empty for a base run."""
+def read_checked(path: Path, sha256: str | None) -> str:
+    """Returns a text, which must have this hash; None stands for one of an earlier version, whose hash is unknown."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise missing(path) from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise bad(path, "is damaged: it is not what was written")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise bad(path, f"is no text ({error})") from None
+
+
+def read_training(path: Path, sha256: str | None = None) -> pd.DataFrame:
+    """Returns step, validation and `MEASURES` from metrics.jsonl; empty for a base run."""
+    text = read_checked(path, sha256)
     lines = []
     for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
         try:
@@ -70,7 +84,7 @@ def read_training(path: Path) -> pd.DataFrame:
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Returns columns of a parquet file, which must have no empty values and at least one row."""
     try:
-        with pq.ParquetFile(path) as file:
+        with files.open_table(path) as file:
             if lacking := [name for name in columns if name not in file.schema_arrow.names]:
                 raise bad(path, f"has no column '{lacking[0]}'")
             table = file.read(columns=list(columns))
@@ -150,12 +164,16 @@ def _majority(samples: pa.Table, problems: pd.Index) -> np.ndarray:
     return majority(places, voted, samples["correct"].to_numpy(), len(problems))
 
 
-def read_entropy(path: Path) -> dict[str, pd.DataFrame]:
-    """Returns index, entropy (nats) and count by inference mode, sorted by index."""
+def read_entropy(path: Path, rows: Path) -> dict[str, pd.DataFrame]:
+    """Returns index, entropy (nats) and count by inference mode, sorted by index.
+
+    The hash of the profile is in the metadata of the evaluation's `rows`.
+    """
+    with files.open_table(rows) as table:
+        known = (table.metadata.metadata or {}).get(ENTROPY_KEY.encode())
+    text = read_checked(path, known.decode() if known else None)
     try:
-        frame = pd.read_csv(path)[["inference_mode", "index", "entropy", "count"]]
-    except FileNotFoundError:
-        raise missing(path) from None
+        frame = pd.read_csv(io.StringIO(text))[["inference_mode", "index", "entropy", "count"]]
     except (ValueError, KeyError) as error:  # pandas' parser errors are ValueErrors
         raise bad(path, f"is not an entropy profile ({str(error.args[0]).splitlines()[0]})") from None
     if frame.duplicated(["inference_mode", "index"]).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.resource_tracker
 import signal
 import sys
 import threading
@@ -48,14 +49,39 @@ def try_lock(descriptor: int) -> bool:
         return True
 
 
-class Interruption:
-    """A context in which SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set a flag instead of ending the process.
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a lock file; False on a file system without locks."""
+    try:
+        with open(path, "rb+") as file:
+            return not try_lock(file.fileno())
+    except OSError:
+        return False
 
-    So a job can finish its step, save, and exit with 75. Python takes signals in the main thread only; in any other
-    thread the context does nothing.
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+"""Signals that ask a job to stop: from a person, a shell, Snakemake, Slurm, or a terminal that is closed."""
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Blocks the signals that stop a job, for processes that are started in the block and inherit this.
+
+    A signal to all processes of a job would end its helpers before the job can save. The job itself gets what arrived
+    when the block ends.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+class Interruption:
+    """A context in which the signals of `STOPPING` set a flag instead of ending the process.
+
+    So a job can finish its step, save, and exit with 75. An ignored SIGHUP stays ignored, as `nohup` wants it. Python
+    takes signals in the main thread only; in any other thread the context does nothing.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -63,7 +89,12 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+            self._before = {number: signal.signal(number, self._note) for number in STOPPING if number not in ignored}
+        with (
+            blocked_signals()
+        ):  # else the first library that uses a lock starts Python's tracker, which would be stopped
+            multiprocessing.resource_tracker.ensure_running()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softtok.storage.files import canonical_json, write_text
+from softtok.storage.files import canonical_json, content_hash, write_text
 
 
 def records_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
@@ -33,27 +33,38 @@ def records_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
 class Shard:
     """An append-only file of finished items: a header line that says what they belong to, then one JSON line per item.
 
-    Damaged lines, such as one cut short by a crash, are dropped. A file with another header is started anew.
+    Each line has a checksum of its item and the header. So the items of a damaged header are still known to be its own,
+    and those of another header are not. Damaged lines, such as one cut short by a crash, are dropped.
     """
 
     def __init__(self, path: Path, header: Any):
-        self.path = path
+        self.path, self.head = path, canonical_json(header)
         self.lines: list[dict[str, Any]] = []
-        head = canonical_json(header) + "\n"
         found = path.read_bytes() if path.exists() else b""
-        whole = found[: found.rfind(b"\n") + 1]
-        damaged = 0
-        if whole.startswith(head.encode()):
-            self.lines, damaged = records_of(whole[len(head.encode()) :])
+        head, _, rest = found.partition(b"\n")
+        records, damaged = records_of(rest)
+        for record in records:
+            checksum = record.pop("checksum", None)
+            if checksum == self._checksum(record):
+                self.lines.append(record)
+            else:
+                damaged += 1
+        damaged += found != b"" and head != self.head.encode()
         if damaged:
             print(f"softtok: {path}: damaged lines ({damaged}); what stood there is made again", file=sys.stderr)
-        if damaged or whole != found or not whole.startswith(head.encode()):
-            write_text(path, head + "".join(canonical_json(line) + "\n" for line in self.lines))
+        if damaged or not found.endswith(b"\n"):
+            write_text(path, self.head + "\n" + "".join(map(self._text, self.lines)))
 
     def append(self, items: list[dict[str, Any]]) -> None:
         """Adds items, which are on disk when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(canonical_json(item) + "\n" for item in items))
+            file.write("".join(map(self._text, items)))
             file.flush()
             os.fsync(file.fileno())
         self.lines += items
+
+    def _checksum(self, item: dict[str, Any]) -> str:
+        return content_hash([self.head, item], 16)
+
+    def _text(self, item: dict[str, Any]) -> str:
+        return canonical_json(item | {"checksum": self._checksum(item)}) + "\n"

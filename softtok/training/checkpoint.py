@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from softtok.errors import UserError
 from softtok.models.language_model import LanguageModel
-from softtok.storage.files import WEIGHTS, atomic, folder_sha256
+from softtok.storage.files import atomic
+from softtok.storage.integrity import differing, file_hashes
 
 
 @contextlib.contextmanager
@@ -68,28 +69,26 @@ def _damage(path: Path) -> str:
     return f"wrong checksum of {wrong}" if wrong else ""
 
 
-def write_weights(folder: Path, lm: LanguageModel) -> str:
-    """Writes the working copy as a plain Hugging Face folder; returns the hash of its weights."""
+def write_weights(folder: Path, lm: LanguageModel) -> dict[str, str]:
+    """Writes the working copy as a plain Hugging Face folder; returns the hashes of its files by name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(parameter.nbytes for parameter in lm.model.parameters())
     with room(folder.parent, needed), atomic(folder) as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
-        return folder_sha256(temporary, WEIGHTS)
+        return file_hashes(temporary)
 
 
-def checked_sha256(folder: Path, expected: str) -> str:
-    """Returns the hash of the weights in `folder`, which must be `expected`.
+def refuse_damaged(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raises UserError unless the saved weights and the tokenizer in `folder` are those that were saved.
 
-    Raises UserError if it is not: the checkpoint's files are hard links to these, so both would be damaged.
+    The checkpoint's files are hard links to these, so both would be damaged.
     """
-    found = folder_sha256(folder, WEIGHTS)
-    if found != expected:
+    if differing(folder, hashes) is not None:
         raise UserError(
             f"{folder}: these are not the weights that were saved, so the checkpoint cannot be made from them;"
             f" remove {folder.parent / 'progress.pt'} and run snakemake again, which trains this run again"
         )
-    return found
 
 
 def hard_linked_copy(folder: Path, target: Path) -> None:

@@ -10,18 +10,30 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from softtok.config.manifests import CheckpointManifest, Divergence, ModelManifest, RunManifest, read
+from softtok.config.manifests import CheckpointManifest, Divergence, ModelManifest, RunManifest, read, write
 from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.config.specs import RunSpec
 from softtok.errors import UserError
-from softtok.method.batches import Problem, batches, grade, read_problems, reward_metrics, rms_prompts, shuffled
+from softtok.method.batches import (
+    Problem,
+    batches,
+    grade,
+    names_of,
+    problems_hash,
+    read_problems,
+    reward_metrics,
+    rms_prompts,
+    shuffled,
+)
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages, objective_of
@@ -35,17 +47,13 @@ from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
 from softtok.problems.reward import Judge
-from softtok.storage.files import (
-    canonical_json,
-    content_hash,
-    file_sha256,
-    write_json,
-    write_text,
-)
+from softtok.problems.workers import BrokenWorkersError
+from softtok.storage.files import canonical_json, content_hash, text_hash, write_text
+from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
-from softtok.training.checkpoint import checked_sha256, hard_linked_copy, read_progress, write_progress, write_weights
+from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
 
 VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
@@ -87,11 +95,11 @@ Metrics = dict[str, float | None]
 
 
 class Best(NamedTuple):
-    """The best step so far, its validation accuracy (percent) and the hash of its weights."""
+    """The best step so far, its validation accuracy (percent) and the hashes of its files (`write_weights`)."""
 
     step: int | None = None
     validation: float = -math.inf
-    sha256: str = ""
+    files: Mapping[str, str] = MappingProxyType({})
 
 
 class Trainer:
@@ -129,7 +137,9 @@ class Trainer:
             reward_boxed=self.settings.reward_boxed,
             grading=spec.grading,
         )
-        made_of = {"spec": spec.model_dump(mode="json"), "model": base.sha256, "data": file_sha256(data)}
+        digest = problems_hash(data, names_of(spec.grading.wants_columns))
+        # Not of the file: the same problems, prepared again by another version, are no reason to start again.
+        made_of = {"spec": spec.model_dump(mode="json"), "model": base.sha256, "data": digest}
         self.key = content_hash(made_of, 64)
         self.step = 0
         self.best = Best()
@@ -248,10 +258,19 @@ class Trainer:
     def run(self, interruption: Interruption) -> None:
         """Takes the remaining steps; stops early and notes it if training diverges."""
         self.resume()
-        if self.step == 0 and not self.lines:
-            # The base model's accuracy, for comparison. It does not compete: a run's result is a trained model.
-            self.lines.append({"step": 0, "validation": self.validate()})
+        try:
+            self.take_steps(interruption)
+        except BrokenWorkersError:
+            if interruption.signal is None:
+                raise
+            # Weights and lines are those after the last step: workers judge before its update, or validate after it.
+            self.save()
+            interruption.exit_if_asked()
+
+    def take_steps(self, interruption: Interruption) -> None:
+        """Takes the remaining steps, with their validations and saves."""
         with progress("train", self.settings.steps, self.step) as advance:
+            self.validate_if_due()
             while self.step < self.settings.steps and self.diverged is None:
                 try:
                     line = self.take_step(self.step + 1)
@@ -259,16 +278,28 @@ class Trainer:
                     self.diverged = Divergence(step=self.step + 1, reason=str(error))
                     break
                 self.step += 1
-                last = self.step == self.settings.steps
-                if self.step % self.settings.validate_every == 0 or last:
-                    line["validation"] = accuracy = self.validate()
-                    self.keep_best(accuracy)
                 self.lines.append(line)
+                self.validate_if_due()
                 advance(1, reward=line["reward"], validation=self.best.validation)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
+                last = self.step == self.settings.steps
                 if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
                     self.save()
                     interruption.exit_if_asked()
+
+    def validate_if_due(self) -> None:
+        """Validates the weights after step 0, every `validate_every` steps and the last, and notes it in the last line.
+
+        Step 0 is the base model, for comparison. It does not compete: a run's result is a trained model.
+        """
+        if self.step == 0:
+            if not self.lines:
+                self.lines.append({"step": 0, "validation": self.validate()})
+            return
+        due = self.step % self.settings.validate_every == 0 or self.step == self.settings.steps
+        if due and "validation" not in self.lines[-1]:  # a stopped job may not have come to it
+            self.lines[-1]["validation"] = accuracy = self.validate()
+            self.keep_best(accuracy)
 
     @property
     def best_folder(self) -> Path:
@@ -287,7 +318,7 @@ class Trainer:
 
     def save_weights(self) -> None:
         """Saves the current weights as the best."""
-        self.best = self.best._replace(sha256=write_weights(self.best_folder, self.lm))
+        self.best = self.best._replace(files=write_weights(self.best_folder, self.lm))
         self.delete_stale(self.best_folder, self.saved_best)
 
     def save(self, done: bool = False) -> None:
@@ -295,7 +326,7 @@ class Trainer:
         progress_now = {
             "key": self.key,
             "step": self.step,
-            "best": self.best._asdict(),
+            "best": self.best._asdict() | {"files": dict(self.best.files)},
             "lines": self.lines,
             "diverged": self.diverged and self.diverged.model_dump(),
             "wall_s": self.wall_s,
@@ -346,20 +377,23 @@ class Trainer:
         """
         if self.best.step is None and not self.best_folder.exists():
             self.save_weights()  # diverged before the first validation: the weights as they are
-        sha256 = checked_sha256(self.best_folder, self.best.sha256)
+        refuse_damaged(self.best_folder, self.best.files)
+        sha256 = weights_sha256(self.best.files)
         self.save(done=True)
         checkpoint = self.out / "checkpoint"
         hard_linked_copy(self.best_folder, checkpoint)
         facts = CheckpointManifest(
             reference=None,
             sha256=sha256,
+            files=dict(self.best.files),
             embedding_rms=self.rms["embedding"],
             state_rms={name: self.rms[name] for name in ("hidden", "logits")},
             prompt=self.spec.model.prompt,
             seed=self.seed,
         )
-        write_json(checkpoint / "checkpoint.json", facts.model_dump(mode="json"))
-        write_text(self.out / "metrics.jsonl", "".join(canonical_json(line) + "\n" for line in self.lines))
+        write(checkpoint / "checkpoint.json", facts)
+        metrics = "".join(canonical_json(line) + "\n" for line in self.lines)
+        write_text(self.out / "metrics.jsonl", metrics)
         manifest = RunManifest(
             spec=self.spec,
             steps=self.step,
@@ -367,11 +401,12 @@ class Trainer:
             best_validation=self.best.validation if self.best.step is not None else None,
             diverged=self.diverged,
             checkpoint_sha256=sha256,
+            metrics_sha256=text_hash(metrics, 64),
             wall_s=self.wall_s,
             attempts=attempts(self.state / "attempts.jsonl"),
             provenance=provenance(device_name(str(self.lm.device)), PRECISIONS[self.lm.dtype]),
         )
-        write_json(self.out / "manifest.json", manifest.model_dump(mode="json"))
+        write(self.out / "manifest.json", manifest)
 
 
 def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -19,9 +18,9 @@ from softtok.evaluation.evaluate import evaluate
 from softtok.method.rollout import rollout
 from softtok.method.trajectories import Batch, Policy, Rollout
 from softtok.models.base_model import base_run
-from softtok.storage.files import read_json
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.shards import Shard
+from tests.support.damage import changed_copy
 from tests.support.specs import EVALUATION_MODES, base_spec, choices_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 
@@ -126,11 +125,10 @@ def test_records_do_not_depend_on_the_batch(
 
 
 def test_another_checkpoint_or_setting_has_shards_of_its_own(
-    run: Path, toy_sets: dict[str, Path], tmp_path: Path, generated: list[int]
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, generated: list[int], tiny_toy: Path
 ) -> None:
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "a.parquet")
-    checkpoint = run / "checkpoint" / "checkpoint.json"
-    checkpoint.write_text(json.dumps(read_json(checkpoint) | {"sha256": "of other weights"}))
+    base_run(base_spec(toy_model()), changed_copy(tiny_toy, tmp_path / "changed"), run)
     evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "b.parquet")
     shorter = spec("hard-sample", max_cot_tokens=8)
     evaluate(shorter, RuntimeSettings(), run, toy_sets["test"], tmp_path / "c.parquet")

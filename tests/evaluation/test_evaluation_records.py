@@ -20,7 +20,7 @@ from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.method.batches import Problem, read_problems
 from softtok.models.base_model import base_run
 from softtok.problems.reward import Grading, Judge
-from softtok.storage.files import read_json, write_json
+from softtok.storage.files import read_manifest, write_manifest
 from tests.support.specs import EVALUATION_MODES, base_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 from tests.support.tiny_models import tiny_model
@@ -119,7 +119,7 @@ def test_no_two_samples_of_an_evaluation_draw_the_same_noise(
     """Over problems, samples and the seeds of the runs."""
     checkpoint = run / "checkpoint" / "checkpoint.json"
     for seed in (0, 1):
-        write_json(checkpoint, read_json(checkpoint) | {"seed": seed})
+        write_manifest(checkpoint, read_manifest(checkpoint) | {"seed": seed})
         evaluate(spec("hard-sample"), RuntimeSettings(), run, toy_sets["test"], tmp_path / "out.parquet")
     keys = [key for asked in rollouts for key in asked.keys]
     assert len(set(keys)) == len(keys) == 2 * 6 * 4

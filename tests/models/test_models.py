@@ -30,6 +30,7 @@ from softtok.models.loading import load, probe
 from softtok.models.references import resolve
 from softtok.models.toy_model import bpe_tokenizer
 from softtok.storage.files import write_json
+from softtok.storage.integrity import weights_sha256
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 CPU = RuntimeSettings(device="cpu")
@@ -400,7 +401,12 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
 
     def checkpoint(reference: FolderReference | None) -> dict[str, Any]:
         made = CheckpointManifest(
-            reference=reference, sha256="0", embedding_rms=None, state_rms={}, prompt="{question}", seed=0
+            reference=reference,
+            sha256=weights_sha256({}),
+            embedding_rms=None,
+            state_rms={},
+            prompt="{question}",
+            seed=0,
         )
         return made.model_dump(mode="json")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -297,9 +298,29 @@ def copied(folder: Path, into: Path, edit: Edit) -> Path:
     return into
 
 
+class Collected(logging.Handler):
+    """Collects what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What transformers logs, at the level that is set."""
+    handler, logger = Collected(), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_wrong_model_is_refused_in_one_line(
-    case: str, saved: dict[bool, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    case: str, saved: dict[bool, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], logged: list[str]
 ) -> None:
     """By `softtok model`, which leaves nothing, and by every later job; transformers' table of keys is not printed."""
     tied, edit, words = REFUSED[case]
@@ -314,7 +335,7 @@ def test_a_wrong_model_is_refused_in_one_line(
         load(folder, CPU)
     assert str(later.value) == message
     printed = capfd.readouterr()
-    assert not printed.out and not printed.err
+    assert not printed.out and not printed.err and not logged
 
 
 def test_the_command_prints_one_line_and_fails(

@@ -263,8 +263,11 @@ def test_a_question_with_the_tokenizers_own_marks_is_refused(
         log_likelihoods(lm, [("What?", " A"), (question, " A")], 500)
 
 
-def test_a_toy_with_a_wrong_template_is_refused_before_it_is_trained(tmp_path: Path) -> None:
-    settings = {"tokenizer": "llama-3", "width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "steps": 10**9}
+def test_a_toy_with_a_wrong_template_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softtok.models.toy_model.pretrain", pytest.fail)
+    settings = {"tokenizer": "llama-3", "width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "steps": 1}
     spec = toy_model("<|begin_of_text|>User: {question} Assistant:", **settings)
     with pytest.raises(UserError, match=r"holds <\|begin_of_text\|> twice"):
         make_model(spec, CPU, tmp_path / "toy", None)

@@ -202,3 +202,38 @@ def test_the_toys_golds_have_the_verdicts_of_math() -> None:
         assert other is not None and other.grading == Grading(reward="math-strict")
         pairs = list(zip(judge.grade(items), other.grade(items), strict=True))
     assert [(a.correct, a.reward, a.boxed) for a, _ in pairs] == [(b.correct, b.reward, b.boxed) for _, b in pairs]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "7",
+        " ",
+        "i ",
+        "1 ",
+        "(",
+        "sqrt(",
+        "^(",
+        "{",
+        "\\text{",
+        "1,234",
+        "½",
+        "x²",
+        "**",
+        "$",
+        ".",
+        "a.",
+        "- ",
+        "1/",
+        "th",
+        "5 m",
+        "| ",
+        "e5",
+    ],
+)
+def test_quick_verdicts_come_to_an_end_on_any_text(piece: str) -> None:
+    """On the longest text that is graded; work that grows with the cube of the length would take minutes."""
+    for length in (1_999, 9_900):
+        text = piece * (length // len(piece))
+        for gold in ("18", "x^2", r"\text{even}"):
+            quick_strict(text, (gold,))

@@ -571,7 +571,7 @@ def test_workers_that_cannot_start_are_an_error_not_a_reward(tmp_path: Path) -> 
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: the reward's worker processes do not start")
+    assert "BrokenWorkersError: the reward's worker processes do not start" in last
     assert "__main__" in last
 
 

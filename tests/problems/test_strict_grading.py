@@ -380,6 +380,22 @@ PAIRS: list[Pair] = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}", False),
     ("p - q", "q - p", False),
     ("p - q", "-q+p", True),
+    (r"2\sqrt{2}", "2√2 cm", True),
+    (r"2\sqrt{2}", "2√2 or 3", False),
+    (r"\frac{1 \pm \sqrt{5}}{2}", r"\frac{1+\sqrt{5}}{2}, \frac{1-\sqrt{5}}{2}", True),
+    (r"\frac{1 \pm \sqrt{5}}{2}", r"\frac{1+\sqrt{5}}{2}", False),
+    (r"(-\infty,-1)\cup(1,\infty)", r"x < -1 \text{ or } x > 1", True),
+    (r"(-\infty,-1)\cup(1,\infty)", "x<-1 or x>1", True),
+    (r"(-\infty,-1)\cup(1,\infty)", r"x < -1 \text{ or } x \ge 1", False),
+    ("2i", "2*i", True),
+    ("3-2i", "3 - 2.0i", True),
+    ("3-2i", "3 + 2i", False),
+    (r"x \equiv 2 \pmod 5", r"x \equiv 2 \pmod{5}", True),
+    (r"x \equiv 2 \pmod 5", r"x \equiv 3 \pmod{5}", False),
+    ("18", "18 m", True),
+    ("18", "[18]", False),
+    ("18", "18 m^2", True),
+    ("no solution", r"\text{No solutions exist}", True),
 ]
 
 

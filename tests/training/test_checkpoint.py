@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 from softtok.__main__ import main
 from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
+from softtok.problems.workers import BrokenWorkersError, Workers
 from softtok.storage.files import atomic, read_columns, read_json, write_text
+from softtok.storage.locks import EXIT_INTERRUPTED
 from softtok.storage.provenance import attempt, attempts
 from softtok.training.checkpoint import read_progress, write_progress
 from softtok.training.train import Trainer, train
@@ -246,3 +250,40 @@ def test_a_full_disk_is_one_line_in_every_command(
     assert main(["data", "--spec", spec, "--out", str(tmp_path / "data")]) == 1
     told = "softtok: error: [Errno 28] No space left on device: 'somewhere'; make room and run it again\n"
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("breaks", ["in a step", "in a validation"])
+def test_workers_that_break_while_a_signal_is_pending_cost_nothing(
+    breaks: str,
+    finished: Path,
+    tmp_path: Path,
+    tiny_toy: Path,
+    toy_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job saves and exits with 75, and goes on as if nothing had happened; without a signal it is an error."""
+    run, ask, calls = tmp_path / "run", Workers.ask, Counter[str]()
+
+    def broken(self: Workers, *arguments: Any) -> dict[Any, Any]:
+        calls["all"] += 1
+        # Step 0 is validated; then a step and its validation ask once each, the latter in batches.
+        if calls["all"] >= {"in a step": 4, "in a validation": 5}[breaks]:
+            if calls["signals"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise BrokenWorkersError("the workers do not start")
+        return ask(self, *arguments)
+
+    for signals, expected in ((0, BrokenWorkersError), (1, SystemExit)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Workers, "ask", broken)
+            calls.update(all=-calls["all"], signals=signals)
+            with pytest.raises(expected) as ended:
+                train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+            assert signals == 0 or ended.value.args == (EXIT_INTERRUPTED,)
+        assert (run / ".state" / "progress.pt").exists() == bool(signals)
+    train(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], run)
+    assert lines(run) == lines(finished)
+    assert (
+        read_json(run / "manifest.json")["checkpoint_sha256"]
+        == read_json(finished / "manifest.json")["checkpoint_sha256"]
+    )

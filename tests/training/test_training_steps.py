@@ -18,9 +18,10 @@ import torch
 from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.method.objectives import leave_one_out
 from softtok.problems.reward import Answer
-from softtok.storage.files import read_json, write_json
+from softtok.storage.files import read_json
 from softtok.training import optimizer
 from softtok.training.train import Trainer, prompts_of_step, train
+from tests.support.damage import changed_copy
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
 
@@ -185,7 +186,8 @@ def test_state_of_other_data_or_another_model_is_not_resumed(
     if changed == "data":
         shutil.copy(toy_sets["test"], data)
     else:
-        write_json(model / "model.json", read_json(model / "model.json") | {"sha256": "of other weights"})
+        shutil.rmtree(model)
+        changed_copy(tiny_toy, model)
     train(settings, RuntimeSettings(), model, data, run)
     assert "starting from step 0" in capsys.readouterr().out
 

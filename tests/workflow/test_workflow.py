@@ -6,7 +6,10 @@ part of what is tested.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import re
 import shlex
 import shutil
@@ -22,6 +25,7 @@ import pytest
 import yaml
 
 from softtok.config.specs import ReportSpec, parse
+from tests.support.disks import make_read_only, small_disk
 from tests.support.project import BIN, ROOT, Project, counts, dry_run, shipped
 
 # A bash function outranks every `softtok` on PATH. Calls are noted in calls.txt; contents differ from call to call.
@@ -285,6 +289,41 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: StandInProject) -> 
     assert project.jobs() == {job for job in FIRST if "/base/" in job} | {"report results/reports/first"}
 
 
+@pytest.mark.parametrize("words", [["-q"], ["-q", "all"]])
+def test_a_failed_jobs_own_line_is_on_the_terminal_when_snakemake_is_quiet(
+    words: list[str], project: StandInProject
+) -> None:
+    """Of jobs that fail now: the log of one that failed before says nothing about today."""
+    older = project.results / "logs" / "older.log"
+    older.parent.mkdir(parents=True)
+    older.write_text("softtok: error: long ago\n")
+    os.utime(older, (1, 1))
+    done = project.snakemake(*words, FAIL="train")
+    assert done.returncode != 0
+    told = [line for line in done.stdout.splitlines() if line.startswith("softtok: error: ")]
+    assert len(told) == 1
+    assert re.fullmatch(
+        r"softtok: error: no such thing \(results/logs/runs/toy/sums/hard/seed0-\w+/train.log\)", told[0]
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["-q"], ["-q", "all"]])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_disk_that_takes_no_file_is_one_line(words: list[str], number: int, tmp_path: Path) -> None:
+    """Before Snakemake starts, which shows a traceback, or nothing where it is quiet."""
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        project = tiny(disk / "project")
+        if number == errno.EROFS:
+            make_read_only(disk)
+        else:
+            with contextlib.suppress(OSError):
+                (disk / "filler").write_bytes(bytes(2**20))
+        done = project.snakemake(*words)
+    told = [line for line in done.stdout.splitlines() if line.startswith("softtok: error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stdout
+    assert len(told) == 1 and os.strerror(number) in told[0] and str(disk) in told[0]
+
+
 def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandInProject) -> None:
     """A quarter: it may have been out of time, and twice the memory of a large node is not to be had."""
     tried = project.snakemake("--retries", "2", "--cores", "1", "--show-failed-logs", FAIL="train")
@@ -384,7 +423,7 @@ def test_no_text_of_a_configuration_is_run_by_the_page_of_snakemakes_report(done
     folder.mkdir(parents=True)
     done.edit(lambda config: config["studies"]["first"].update(title=TITLE))
     done.edit(lambda config: config["models"]["toy"].update(prompt=f"{TITLE} {{question}}"))
-    (folder / "local.jsonl").write_text(json.dumps({"q": "1 + 1?", "a": f"{TITLE} 2"}) + "\n")
+    (folder / "local.jsonl").write_text(json.dumps({"q": "1 + 1?", "a": f"{TITLE} 2"}))
     local = {"file": {"path": "local.jsonl"}, "question": "q", "gold": {"field": "a", "after": TITLE}}
     done.edit(lambda config: config["test_sets"].update(local=local))
     done.edit(lambda config: config["train_sets"]["sums"]["exclude"].append("local"))

@@ -1,0 +1,179 @@
+"""A signal to all processes of a job is for the job alone: its reward workers live on until it has saved."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from softtok.storage.locks import EXIT_INTERRUPTED, STOPPING, Interruption
+from tests.support.damage import times
+
+JOB = r"""
+import signal, sys
+from softtok.problems.reward import Judge
+from softtok.storage.locks import Interruption
+
+def step(n):
+    pairs = [(rf"\frac{{{2 * k}}}{{14}} + x_{{{n}}}", rf"\frac{{{k}}}{{7}} + x_{{{n}}}") for k in range(1, 9)]
+    verdicts = judge.grade([(rf" \boxed{{{answer}}}", [gold]) for answer, gold in pairs])
+    assert all(verdict.correct for verdict in verdicts), n
+
+if __name__ == "__main__":
+    if "nohup" in sys.argv:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interruption() as interruption, Judge(workers=2) as judge:
+        print("begun", flush=True)
+        for n in range(10_000):
+            step(n)
+            if n == 0:
+                print("judged", flush=True)
+            interruption.exit_if_asked()
+"""
+
+SLEEPY = r"""
+import sys, time
+from softtok.problems.reward import Judge
+
+def wait(seconds):
+    print("waiting", flush=True)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    calls = {"asleep": (wait, (3000,)), "in C": (sum, (range(10**13),)), "idle": (int, (1,))}
+    function, case = calls[sys.argv[1]]
+    with Judge(workers=2, timeout_s=600) as judge:
+        judge._workers.ask(function, [case])
+        print("idle", flush=True)
+        time.sleep(3000)
+"""
+
+
+@contextmanager
+def started(script: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Runs a script in a process group of its own, which nothing outlives."""
+    command = [sys.executable, str(script), *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            for one in family(process.pid):
+                one.kill()
+            process.kill()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Returns the processes that a process started, and those that they started."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until something is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not in {seconds} s"
+        time.sleep(0.02)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Returns the processes that still run."""
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+MOMENTS = [("judged", number) for number in STOPPING] + [("begun", signal.SIGTERM), ("begun", signal.SIGUSR1)]
+
+
+@pytest.mark.parametrize(("when", "number"), MOMENTS * times(1))
+def test_a_signal_to_the_group_stops_the_job_alone(when: str, number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C, `kill -- -PGID` and Slurm's signal: 75 with one line, at any moment, while the workers start too."""
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    with started(script) as job:
+        assert job.stdout is not None
+        for line in ("begun", "judged"):
+            assert job.stdout.readline() == f"{line}\n"
+            if line == when:
+                break
+        time.sleep(random.random())
+        others = family(job.pid)
+        os.killpg(job.pid, number)
+        _, printed = job.communicate(timeout=120)
+        assert job.returncode == EXIT_INTERRUPTED, printed
+        assert printed == f"softtok: stopped by {number.name}; progress is saved\n"
+        until(lambda: not alive(others), 30)
+
+
+def test_workers_are_in_groups_of_their_own(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    with started(script) as job:
+        assert job.stdout is not None
+        assert [job.stdout.readline() for _ in range(2)] == ["begun\n", "judged\n"]
+        workers = [one.pid for child in family(job.pid) for one in child.children()]
+        assert len(workers) == 2
+        assert {os.getpgid(worker) for worker in workers} == set(workers)
+        for worker in workers:
+            for number in set(STOPPING) - {signal.SIGTERM}:
+                os.kill(worker, number)
+        os.killpg(job.pid, signal.SIGUSR1)
+        _, printed = job.communicate(timeout=120)
+        assert (job.returncode, printed.count("\n")) == (EXIT_INTERRUPTED, 1)
+
+
+@pytest.mark.parametrize("busy", ["asleep", "in C", "idle"])
+def test_workers_end_when_their_parent_is_killed(busy: str, tmp_path: Path) -> None:
+    """Also one whose reward sleeps for ever, which takes no CPU time, or holds the interpreter."""
+    script = tmp_path / "sleepy.py"
+    script.write_text(SLEEPY)
+    with started(script, busy) as job:
+        assert job.stdout is not None
+        if busy == "in C":
+            until(lambda: any(one.cpu_times().user > 1 for one in workers_of(job.pid)))
+        else:
+            assert job.stdout.readline() == ("waiting\n" if busy == "asleep" else "idle\n")
+        others = family(job.pid)
+        assert len(others) >= 3
+        job.kill()
+        until(lambda: not alive(others), 20)
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Returns the workers of a job."""
+    return [one for child in family(pid) for one in child.children()]
+
+
+def test_sighup_stops_a_job_unless_it_is_ignored(tmp_path: Path) -> None:
+    """As `nohup` ignores it."""
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    with started(script, "nohup") as job:
+        assert job.stdout is not None
+        assert [job.stdout.readline() for _ in range(2)] == ["begun\n", "judged\n"]
+        os.killpg(job.pid, signal.SIGHUP)
+        time.sleep(1)
+        assert job.poll() is None
+        os.killpg(job.pid, signal.SIGTERM)
+        _, printed = job.communicate(timeout=120)
+        assert job.returncode == EXIT_INTERRUPTED and "SIGTERM" in printed
+
+
+def test_a_callers_handlers_are_back_afterwards() -> None:
+    before = [signal.getsignal(number) for number in STOPPING]
+    with Interruption():
+        assert [signal.getsignal(number) for number in STOPPING] != before
+    assert [signal.getsignal(number) for number in STOPPING] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOPPING)
