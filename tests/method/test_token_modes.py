@@ -19,6 +19,7 @@ import pytest
 import torch
 from scipy import stats
 
+from softtok.config.manifests import CheckpointManifest, read
 from softtok.config.settings import RuntimeSettings, SampledMode, TokenMode
 from softtok.evaluation.evaluate import evaluate, noise_rms
 from softtok.method.batches import read_problems, rms_prompts
@@ -31,7 +32,6 @@ from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind,
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel, left_pad
-from softtok.storage.files import read_json
 from softtok.training.train import Trainer, train
 from tests.support import expected_reward as small
 from tests.support.gradients import (
@@ -481,11 +481,9 @@ def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: P
     assert all(line["recomputation_gap"] < 1e-3 for line in rows[0] if "recomputation_gap" in line)
     assert any("recomputation_gap" in line for line in rows[0])
     base = Trainer(spec, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "third")
-    checkpoint = read_json(tmp_path / "run" / "checkpoint" / "checkpoint.json")
-    assert checkpoint["state_rms"] == state_rms(
-        base.lm, rms_prompts(read_problems(toy_sets["train"], base.lm, TEMPLATE))
-    )
-    assert noise_rms(base.lm, checkpoint, [HIDDEN], [])["hidden"] == checkpoint["state_rms"]["hidden"]
+    checkpoint = read(CheckpointManifest, tmp_path / "run" / "checkpoint" / "checkpoint.json")
+    assert checkpoint.state_rms == state_rms(base.lm, rms_prompts(read_problems(toy_sets["train"], base.lm, TEMPLATE)))
+    assert noise_rms(base.lm, checkpoint, [HIDDEN], [])["hidden"] == checkpoint.state_rms["hidden"]
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
