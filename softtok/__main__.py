@@ -266,12 +266,21 @@ def _tables(options: argparse.Namespace) -> None:
 def _unused(options: argparse.Namespace) -> None:
     from softtok.config.grid import Grid
     from softtok.config.load import read
-    from softtok.config.unused import remove, size, unused
+    from softtok.config.unused import other_studies, remove, size, unused
 
     if options.yes and not options.remove:
         raise UserError("--yes answers the question of --remove; give both, or neither")
     root = str(options.data_root) if options.data_root else None
-    found = {path: size(path) for path in unused(Grid(read(options.config, (), root)), options.results)}
+    grid = Grid(read(options.config, (), root))
+    if others := other_studies(grid, options.results):
+        warning = (
+            f"{options.results} has reports of {', '.join(others)}, of which the configuration says nothing; if a file"
+            " of your own does, name it too: --config config.yaml FILE"
+        )
+        if options.yes:
+            raise UserError(f"{warning}; else use --remove without --yes")
+        print(f"softtok: warning: {warning}", file=sys.stderr)
+    found = {path: size(path) for path in unused(grid, options.results)}
     for path, held in found.items():
         print(f"{held / 1e6:10.1f} MB\t{_one_line(path)}")
     files = ", ".join(map(str, options.config))
@@ -301,12 +310,13 @@ def _check(options: argparse.Namespace) -> None:
     from softtok.config.dry_check import check_data_sets
     from softtok.config.grid import Grid
     from softtok.config.load import read
+    from softtok.config.messages import nearest
 
     root = str(options.data_root) if options.data_root else None
     grid = Grid(read(options.config, options.study, root))
     wanted = options.study or grid.config.run
     if unknown := [study for study in wanted if study not in grid.studies]:
-        raise UserError(f"there is no study {unknown[0]!r}; there are {', '.join(grid.studies)}")
+        raise UserError(f"there is no study {unknown[0]!r}{nearest(unknown[0], grid.studies)}")
     for study in wanted:
         for name, unchecked in check_data_sets(grid.studies[study], options.data_root):
             print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")

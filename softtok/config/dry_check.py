@@ -26,7 +26,7 @@ def check_data_sets(study: Study, data_root: Path | None) -> Iterator[tuple[str,
         grading = gradings.get(stem)
         if grading is not None and isinstance(grading.reward, Reference):
             prepared = Path(data.path) if Path(data.path).exists() else None
-            yield f"reward {grading.reward} ({kind})", check_reward(grading, prepared, template)
+            yield f"reward {grading.reward} ({kind})", check_reward(grading, prepared, template, data.spec, data_root)
 
 
 def _gradings(study: Study) -> dict[str, Grading]:

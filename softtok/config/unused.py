@@ -46,6 +46,12 @@ def unused(grid: Grid, results: Path) -> Iterator[Path]:
             yield from _unused(results, top, wanted, unknown)
 
 
+def other_studies(grid: Grid, results: Path) -> list[str]:
+    """Returns the names of studies that have specs of reports in `results` and are not in the grid."""
+    names = {path.stem.rpartition("-")[0] for path in (results / "specs").glob("*.json")}
+    return sorted(names - set(grid.studies))
+
+
 def _unused(results: Path, below: str, wanted: set[str], unknown: set[str]) -> Iterator[Path]:
     """Yields what is unused below a folder of `results`, in the order of names."""
     with os.scandir(results / below) as entries:

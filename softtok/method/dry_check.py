@@ -21,6 +21,8 @@ from softtok.plugins import Plugin, Reference, blaming
 
 ROWS, STEPS, WIDTH, VOCABULARY = 16, 2, 8, 64
 NOISE_SIZES = (0.5, 2.0)  # where the mean of some 100 sizes lies that are 1 on average
+MEAN_SIZES = (0.8, 1.25)  # the same for DRAWS rows
+DRAWS = 4096  # rows of noise that the log-density is compared with
 UNIT = {"embedding": 1.0, "hidden": 1.0, "logits": 1.0}
 DOING = "in the dry check before any work"
 
@@ -90,6 +92,33 @@ def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
         size = float(scores.noise_M.mean())
         if not NOISE_SIZES[0] < size < NOISE_SIZES[1]:
             raise plugin.fault(f"score: noise_M is {size:.2g} on average and not 1; do noise and noise_size agree?")
+    if (
+        isinstance(tokens, SoftTokens)
+        and type(tokens).step is SoftTokens.step
+        and type(tokens).score is SoftTokens.score
+    ):
+        _try_density(tokens, plugin)
+
+
+def _try_density(tokens: SoftTokens, plugin: Plugin) -> None:
+    """Raises UserError where noise e and log-density disagree: E[f(e) s] = E[f'(e)], with s the gradient by the mean.
+
+    The identity (integration by parts) holds for every density; f is e and e / (1 + e^2), both in units of noise_std.
+    """
+    generator = torch.Generator().manual_seed(0)
+    make = torch.rand if tokens.draw_kind == "uniform" else torch.randn
+    width = tokens.draw_width(torch.empty(VOCABULARY, WIDTH))
+    noise_MD = tokens.noise(make(DRAWS, width, generator=generator)).detach()
+    size = float(tokens.noise_size(noise_MD).mean())
+    if not MEAN_SIZES[0] < size < MEAN_SIZES[1]:
+        raise plugin.fault(f"noise_size: is {size:.3g} on average and not 1; is noise scaled to noise_std?")
+    mean_MD = torch.zeros_like(noise_MD).requires_grad_()
+    (score_MD,) = torch.autograd.grad(tokens.log_density(noise_MD, mean_MD).sum(), mean_MD)
+    e_MD, s_MD = (noise_MD / tokens.noise_std).double(), (score_MD * tokens.noise_std).double()
+    for f_MD, slope_MD in ((e_MD, 1.0), (e_MD / (1 + e_MD**2), (1 - e_MD**2) / (1 + e_MD**2) ** 2)):
+        gap_M = (f_MD * s_MD - slope_MD).mean(1)
+        if not abs(float(gap_M.mean())) <= 6 * float(gap_M.std()) / len(gap_M) ** 0.5 + 1e-3:
+            raise plugin.fault("log_density is not that of noise: its gradient by the mean disagrees with the draws")
 
 
 def _refuse_untrainable(mode: TokenMode, training: TrainingSettings, plugin: Plugin) -> None:

@@ -1,7 +1,7 @@
 """Dry checks of a data set's plug-ins, at the start of each job and in `softtok check`.
 
-A reward is called on the first problem of the data set, or on a built-in one if the set is not prepared yet. An adapter
-is called on the first row of local data. Any failure is a UserError with file and line.
+A reward is called on the first problem of the data set, or on a built-in one if the set is of the hub and not prepared
+yet. An adapter is called on the first row of local data. Any failure is a UserError with file and line.
 """
 
 from __future__ import annotations
@@ -11,22 +11,37 @@ from pathlib import Path
 
 from softtok.plugins import Reference
 from softtok.problems.adapter import Adapter
+from softtok.problems.prepare import make_problems
 from softtok.problems.prompt import render
 from softtok.problems.reward import Answer, Grading, Judge
 from softtok.problems.sources import describe, read_rows
-from softtok.problems.spec import DataSpec, HubRows
+from softtok.problems.spec import DataSpec, FileRows, HubRows
 from softtok.storage.files import read_columns
 
 
-def check_reward(grading: Grading, data: Path | None, template: str) -> str:
+def check_reward(
+    grading: Grading, data: Path | None, template: str, spec: DataSpec | None = None, data_root: Path | None = None
+) -> str:
     """Calls a user's reward on a right and a wrong answer; returns what could not be checked, if anything.
 
-    `data` is the prepared set, if it exists. Raises UserError.
+    They answer the first problem: of `data`, the prepared set, if it exists, else of the local file in `spec`, else a
+    built-in one. Raises UserError.
     """
     if not isinstance(grading.reward, Reference):
         return ""
     with Judge(grading=grading) as judge:
-        return judge.dry_check(None if data is None else _first(data, template))
+        return judge.dry_check(_first_row(spec, template, data_root) if data is None else _first(data, template))
+
+
+def _first_row(spec: DataSpec | None, template: str, data_root: Path | None) -> Answer | None:
+    """Returns the first problem of a local file, as `softtok preview` makes it; None for rows of the hub."""
+    if spec is None or not isinstance(spec.source, FileRows):
+        return None
+    made, _ = make_problems(spec.model_copy(update={"limit": 1, "exclude": {}}), {}, data_root)
+    if not made.problems:
+        return None
+    row = made.problems[0]
+    return Answer("", row["gold"], render(template, row["question"]), row.get("columns", "{}"))
 
 
 def _first(data: Path, template: str) -> Answer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_uppercase
 
+from softtok.plugins import Reference
 from softtok.problems.golds import forms
 from softtok.problems.math_reward import plain_number
 from softtok.problems.prepare import make_problems
@@ -51,7 +52,8 @@ def _open(problem: Row, grading: Grading, template: str, judge: Judge) -> Iterat
     texts = [grading.answer_format.written(answer) for answer in answers]
     verdicts = judge.grade([Answer(text, problem["gold"], prompt, columns) for text in texts])
     for answer, verdict in zip(answers, verdicts, strict=True):
-        yield f"  {verdict.status:<9} {answer!r}"
+        worth = f"{verdict.reward:<6g} " if isinstance(grading.reward, Reference) else ""
+        yield f"  {verdict.status:<9} {worth}{answer!r}"
 
 
 def variants(gold: str) -> list[str]:

@@ -173,6 +173,21 @@ def test_what_was_listed_is_removed_and_nothing_else(
     assert capsys.readouterr().out == ""
 
 
+def test_a_study_of_another_file_is_not_removed_without_a_question(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its runs would look unused where only the first of two configuration files is named."""
+    project.edit(lambda config: config["studies"].pop("own"))
+    before = files(project)
+    project.write("results/specs/own-0123abcd.json", "results/specs/demo-0123abcd.json")
+    assert main(["unused", *options(project)]) == 0
+    assert "has reports of own, of which the configuration says nothing" in capsys.readouterr().err
+    assert main(["unused", "--remove", "--yes", *options(project)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has reports of own" in line
+    assert set(before) <= set(files(project))
+
+
 def test_yes_alone_is_a_mistake(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["unused", "--yes", *options(project)]) == 1
     assert "--yes answers the question of --remove" in capsys.readouterr().err

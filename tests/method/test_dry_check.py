@@ -43,6 +43,16 @@ def test_every_built_in_kind_can_be_derived_from(tmp_path: Path, base: str, sett
 
 
 SHIFTED = "class Mine(SoftTokens):\n    def noise(self, draw_ND):\n        return 3 * self.noise_std * draw_ND\n"
+SIGN = "class Mine(SoftTokens):\n    def log_density(self, a, m):\n        return -super().log_density(a, m)\n"
+LAPLACE = """class Mine(SoftTokens):
+    noise_draws = "uniform"
+    def noise(self, draw_ND):
+        centred = draw_ND - 0.5
+        scale = self.noise_std / 2**0.5
+        return -scale * centred.sign() * (1 - 2 * centred.abs()).clamp_min(1e-7).log()
+    def logdensity(self, a, m):
+        return -(a - m).abs().sum(-1) / (self.noise_std / 2**0.5)
+"""
 CONSTANT = "class Mine(SoftTokens):\n    def mean(self, predicted):\n        return super().mean(predicted).detach()\n"
 DENSITY = "class Mine(SoftTokens):\n    def log_density(self, a, m):\n        return super().log_density(a, m)\n"
 BARE = """class Mine(CotTokens):
@@ -52,6 +62,15 @@ BARE = """class Mine(CotTokens):
 MISTAKES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "abstract": (BARE, NOISY, {}, "Mine has no mixes, without_noise, draw_kind, draw_width, kl"),
     "too much noise": (SHIFTED, NOISY, {}, "score: noise_M is 9"),
+    "a little too much noise": (SHIFTED.replace("3 *", "1.3 *"), NOISY, {}, "noise_size: is 1.69 on average"),
+    "a density of the wrong sign": (SIGN, NOISY, {}, "log_density is not that of noise"),
+    "a density of the wrong scale": (
+        SIGN.replace("-super", "2 * super"),
+        NOISY,
+        {},
+        "log_density is not that of noise",
+    ),
+    "a density that is misspelt": (LAPLACE, NOISY, {}, "log_density is not that of noise"),
     "no gradient": (CONSTANT, NOISY, {}, "log_prob_M has no gradient"),
     "nothing drawn": ("class Mine(SoftTokens): pass\n", {}, {}, "draws nothing with these settings"),
     "another's KL": (DENSITY, NOISY, {"kl_coefficient": 0.1}, "has a log_density of its own and no kl"),

@@ -14,8 +14,10 @@ from softtok import plugins
 from softtok.errors import UserError
 from softtok.problems import reward
 from softtok.problems.answer_format import AnswerFormat
+from softtok.problems.dry_check import check_reward
 from softtok.problems.own_reward import DOOR
 from softtok.problems.reward import Answer, Grading, Judge
+from tests.support.specs import data_spec
 
 LINES = AnswerFormat(extract="first_line")
 
@@ -256,6 +258,20 @@ class TestDryCheck:
                 assert "column 'level' is known when the data set is prepared" in judge.dry_check()
                 assert judge.dry_check(example) == ""
             assert "level" in told(judge_of(text), example._replace(columns='{"other": 1}'))
+
+    def test_a_local_file_gives_the_example(self) -> None:
+        """A reward that only knows the golds of its own set would fail on a built-in example."""
+        Path("rows.jsonl").write_text('{"q": "hot?", "a": "cold", "level": 2}\n', encoding="utf-8")
+        spec = data_spec("train", {"file": {"path": "rows.jsonl"}}, question="q", gold={"field": "a"}, columns=True)
+        for text in (
+            "def f(answer, gold): return answer == {'cold': 'cold'}[gold]",
+            "def f(completions, level): return [float(l) for l in level]",
+        ):
+            with judge_of(text) as judge:
+                assert check_reward(judge.grading, None, "{question}", spec) == ""
+        misspelt = judge_of("def f(completions, levle): return [1.0 for _ in completions]")
+        with misspelt as judge, pytest.raises(UserError, match="levle"):
+            check_reward(judge.grading, None, "{question}", spec)
 
     def test_a_reward_that_needs_the_whole_memory_to_be_imported_is_fine(self) -> None:
         text = "blob = bytearray(2 * 2**30)\ndef f(answer, gold): return True"
