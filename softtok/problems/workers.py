@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 2_000  # then the worker is replaced, as SymPy's caches grow
 MAX_DEATHS = 3  # a case on which so many workers died is given up
+CPU_TRIES = 2  # so often a case may run out of CPU time, as a busy machine makes the same work take longer
 START_S = 60.0  # the first worker must have started by then
 BARREN_ROUNDS = 3  # after so many rounds without a result, the pool counts as unusable
 OUT_OF_MEMORY = 77  # exit code of a worker
@@ -128,11 +129,11 @@ class Workers:
                     raise RuntimeError(f"no answer in {self.timeout_s + self._patience_s:.0f} s") from None
                 answers[case] = "timeout"
             except ProcessExpired as expired:
-                if expired.exitcode == -signal.SIGPROF:
-                    answers[case] = "timeout"
-                    continue
                 deaths[case] += 1  # by itself, by a signal, or as the machine ran out of memory
-                if expired.exitcode == OUT_OF_MEMORY or deaths[case] == MAX_DEATHS:
+                if expired.exitcode == -signal.SIGPROF:
+                    if deaths[case] >= CPU_TRIES:
+                        answers[case] = "timeout"
+                elif expired.exitcode == OUT_OF_MEMORY or deaths[case] >= MAX_DEATHS:
                     answers[case] = "error"
             if fresh:
                 fresh, self._patience_s = False, min(START_S, 5 + 3 * (time.monotonic() - began))
@@ -142,7 +143,7 @@ class Workers:
 
         if self.pool is None:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["math_verify", __name__, "softtok.problems.strict_math"])
+            context.set_forkserver_preload(["math_verify", __name__, "softtok.problems.warm_up"])
             with blocked_signals():
                 # The tracker comes first: its start ends the blocking of some signals in this thread.
                 multiprocessing.resource_tracker.ensure_running()
@@ -161,9 +162,7 @@ def _start_worker(memory_mb: int, prepare: Callable[[], object] | None) -> None:
     import math_verify  # noqa: F401  (its import is not part of the first case's time)
 
     _follow_parent()
-    for library in ("math_verify", "latex2sympy2_extended"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")  # SymPy warns about ill-typed answers
+    silence()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if prepare is not None:
         prepare()
@@ -171,6 +170,13 @@ def _start_worker(memory_mb: int, prepare: Callable[[], object] | None) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = _peak_bytes() + memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def silence() -> None:
+    """Keeps libraries from printing what they think of ill-typed answers, and that they have no timeouts here."""
+    for library in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
 
 
 def _follow_parent() -> None:
