@@ -22,8 +22,8 @@ rehearsal: ## the paper's grid with tiny random models and real data: make rehea
 	@$(MAKE) --no-print-directory .venv/installed-tokenizers
 	@$(BIN)/snakemake --cores $(CORES) --configfile workflow/rehearsal.yaml --config data_root="$(DATA)" -- rehearsal $(addprefix rehearsal-,noise-scale noise-placement temperature)
 
-test-fast: .venv/installed-dev ## the paper's method, the configuration and the problems: 90 seconds on two cores
-	@$(PYTEST) -m "not slow" tests/method tests/config tests/problems
+test-fast: .venv/installed-dev ## the paper's method, the configuration and the problems, without statistics: 90 seconds
+	@$(PYTEST) -m "not slow and not thorough" tests/method tests/config tests/problems
 
 test: .venv/installed-dev ## all tests but the slow ones, on two cores: under 15 minutes
 	@$(PYTEST) -m "not slow"

@@ -123,6 +123,7 @@ def noise_nTD() -> torch.Tensor:
     return torch.randn(20_000, COT_CAP, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop_on", [None, "shadow"], ids=["fixed-length", "stop-at-token"])
 def test_hard_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | None) -> None:
     problem = make_problem("hard", stop_on)
@@ -130,6 +131,7 @@ def test_hard_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
     assert_unbiased(problem, estimates(problem, "hard", 20), functools.partial(hard_reward, problem), along)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop_on", [None, "nearest"], ids=["fixed-length", "stop-at-nearest"])
 def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | None, noise_nTD: torch.Tensor) -> None:
     """The E that decides which token is nearest is held fixed in the truth.
@@ -143,6 +145,7 @@ def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
     assert_unbiased(problem, estimates(problem, "soft", 20), truth, along)
 
 
+@pytest.mark.thorough
 def test_shadow_stop_biases_the_estimate(noise_nTD: torch.Tensor) -> None:
     """A property to know: the paper's stop depends on the parameters not only through x.
 

@@ -272,6 +272,7 @@ def placed_reward(problem: small.Problem, frozen: LanguageModel, noise_nTX: torc
     return total
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SMALL_MODES)
 def test_estimate_is_the_gradient_of_the_expected_reward(name: str) -> None:
     base = small.make_problem("soft", None)

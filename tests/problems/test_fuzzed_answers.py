@@ -20,6 +20,8 @@ from softtok.problems.verdict import STATUSES, Verdict
 from tests.support.answers import bare, box, golds_of_sets
 from tests.support.examples import multiplier
 
+pytestmark = pytest.mark.thorough
+
 ANSWERS, COMPARED, REAL = (max(1, round(count * multiplier())) for count in (500, 250, 2000))
 REWARDS = ("math", "math-strict")
 

@@ -18,6 +18,8 @@ import pytest
 from softtok.storage.locks import EXIT_INTERRUPTED, STOPPING, Interruption
 from tests.support.damage import times
 
+pytestmark = pytest.mark.thorough
+
 JOB = r"""
 import signal, sys
 from softtok.problems.reward import Judge
