@@ -31,8 +31,8 @@ def step(n):
     assert all(verdict.correct for verdict in verdicts), n
 
 if __name__ == "__main__":
-    if "nohup" in sys.argv:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The tests themselves may run under nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
     with Interruption() as interruption, Judge(workers=2) as judge:
         print("begun", flush=True)
         for n in range(10_000):
@@ -113,7 +113,7 @@ def test_a_signal_to_the_group_stops_the_job_alone(when: str, number: signal.Sig
         time.sleep(random.random())
         others = family(job.pid)
         os.killpg(job.pid, number)
-        _, printed = job.communicate(timeout=300)  # a silent pool alone is waited for up to 65 s, and may be made anew
+        _, printed = job.communicate(timeout=120)
         assert job.returncode == EXIT_INTERRUPTED, printed
         assert printed == f"softtok: stopped by {number.name}; progress is saved\n"
         until(lambda: not alive(others), 30)
