@@ -19,6 +19,8 @@ from softtok.problems.own_reward import DOOR
 from softtok.problems.reward import Answer, Grading, Judge
 from tests.support.specs import data_spec
 
+pytestmark = pytest.mark.thorough
+
 LINES = AnswerFormat(extract="first_line")
 
 

@@ -377,6 +377,7 @@ def test_memory_of_verdicts_is_bounded_and_forgets_errors(monkeypatch: pytest.Mo
 # ---- the wall ----
 
 
+@pytest.mark.thorough
 def test_hostile_answers_hurt_nobody_else() -> None:
     ordinary = [(box(rf"\frac{{{2 * n}}}{{14}}"), [rf"\frac{{{n}}}{{{7 + n % 2}}}"]) for n in range(1, 30)]
     hostile = [(rf" \boxed{{{answer}}}" if answer != r"\frac{" else r" \boxed{\frac{", ["42"]) for answer in HOSTILE]
@@ -388,6 +389,7 @@ def test_hostile_answers_hurt_nobody_else() -> None:
     assert [verdict.correct for verdict in verdicts[1::2]] == [n % 2 == 0 for n in range(1, len(HOSTILE) + 1)]
 
 
+@pytest.mark.thorough
 def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_reward, "_blows_up", lambda latex: False)
     answers = [
@@ -403,6 +405,7 @@ def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) ->
     assert statuses == ["timeout", "timeout", "timeout", "timeout", "correct", "wrong"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rewarded", ["math", "math-strict"])
 def test_cpu_time_ends_an_answer_long_before_the_wall(rewarded: str) -> None:
     with Judge(grading=reward.Grading.model_validate({"reward": rewarded})) as judge:
@@ -484,6 +487,7 @@ def test_workers_that_die_idle_are_replaced() -> None:
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct
 
 
+@pytest.mark.thorough
 def test_a_pool_without_a_sign_of_life_is_replaced() -> None:
     with Judge(timeout_s=1) as judge:
         assert judge.grade([(box(r"\frac{84}{2}"), ["42"])])[0].correct
@@ -536,6 +540,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_a_stuck_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
@@ -565,6 +570,7 @@ def test_workers_hold_math_verify_but_no_torch() -> None:
     assert workers() == []
 
 
+@pytest.mark.thorough
 def test_workers_that_cannot_start_are_an_error_not_a_reward(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text("from softtok.problems.reward import Judge\nJudge().grade([(' \\\\boxed{1/2}', ['3'])])\n")
