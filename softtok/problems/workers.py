@@ -42,6 +42,7 @@ CPU_TRIES = 2  # so often a case may run out of CPU time, as a busy machine make
 START_S = 60.0  # the first worker must have started by then
 BARREN_ROUNDS = 3  # after so many rounds without a result, the pool counts as unusable
 OUT_OF_MEMORY = 77  # exit code of a worker
+SETTLE_S = 1.0  # a killed worker's replacement has started by then
 
 Case = tuple[Any, ...]
 
@@ -73,11 +74,14 @@ class Workers:
         self.memory_mb = memory_mb
         self.prepare = prepare
         self.pool: ProcessPool | None = None
+        self._last_death = -math.inf  # when a worker was last found dead or killed
         self._patience_s = START_S  # time to wait for a silent pool, beyond the time of the current case
 
     def close(self) -> None:
         """Stops the workers, stuck ones included; a later `ask` starts new ones."""
         if self.pool is not None:
+            # A replacement that is about to start would not find the pool's locks, and print that as a traceback.
+            time.sleep(max(0.0, self._last_death + SETTLE_S - time.monotonic()))
             self.pool.stop()  # type: ignore[no-untyped-call]
             self.pool.join()
             self.pool = None
@@ -128,7 +132,9 @@ class Workers:
                 if not future.done():
                     raise RuntimeError(f"no answer in {self.timeout_s + self._patience_s:.0f} s") from None
                 answers[case] = "timeout"
+                self._last_death = time.monotonic()
             except ProcessExpired as expired:
+                self._last_death = time.monotonic()
                 deaths[case] += 1  # by itself, by a signal, or as the machine ran out of memory
                 if expired.exitcode == -signal.SIGPROF:
                     if deaths[case] >= CPU_TRIES:

@@ -173,6 +173,23 @@ def test_sighup_stops_a_job_unless_it_is_ignored(tmp_path: Path) -> None:
         assert job.returncode == EXIT_INTERRUPTED and "SIGTERM" in printed
 
 
+LAST_TIMES_OUT = r"""
+from softtok.problems.reward import Judge
+
+if __name__ == "__main__":
+    with Judge() as judge:
+        print(judge.grade([(r" \boxed{(x+y+z)^{30}}", ["3x"])])[0].status)
+"""
+
+
+def test_a_job_whose_last_answer_times_out_prints_nothing(tmp_path: Path) -> None:
+    """The killed worker's replacement starts while the pool is closed."""
+    script = tmp_path / "job.py"
+    script.write_text(LAST_TIMES_OUT)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
+    assert (done.stdout, done.stderr) == ("timeout\n", "")
+
+
 def test_a_callers_handlers_are_back_afterwards() -> None:
     before = [signal.getsignal(number) for number in STOPPING]
     with Interruption():

@@ -332,8 +332,8 @@ def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandI
 
 
 def test_what_fails_is_tried_once_and_its_spec_printed_once(project: StandInProject) -> None:
-    """The command asks a busy hub again itself; the rule cannot know what is worth a second try."""
-    failed = project.snakemake("--cores", "1", FAIL="data model")
+    """The command asks a busy hub again itself; the rule cannot know what is worth a second try, even on a cluster."""
+    failed = project.snakemake("--retries", "2", "--cores", "1", FAIL="data model")
     assert failed.returncode == 1
     calls = (project.folder / "calls.txt").read_text()
     assert calls.count("data results/data/choice/words") == calls.count("model ") == 1

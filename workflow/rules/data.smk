@@ -6,10 +6,11 @@ rule dataset:
         manifest=f"{DATA}.json",
     log:
         aside("logs", f"{DATA}.log"),
+    retries: 0  # on a cluster too: the command itself asks a busy hub again, and a wrong name or file stays wrong
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=8000,
         runtime=60,
     params:
         spec=lambda wildcards: data_of(wildcards).json,

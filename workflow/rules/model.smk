@@ -7,6 +7,7 @@ rule model:
         aside("logs", f"{MODEL}.log"),
     benchmark:
         aside("benchmarks", f"{MODEL}.tsv")
+    retries: 0  # on a cluster too: the command itself asks a busy hub again, and a wrong name or file stays wrong
     conda:
         "../../environment.yml"
     threads: lambda wildcards: model_of(wildcards).threads
