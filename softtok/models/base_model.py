@@ -19,9 +19,9 @@ from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunSpec, To
 from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
 from softtok.problems.prompt import render
-from softtok.storage.files import WEIGHTS, atomic, content_hash, folder_sha256, read_columns, text_hash, write_text
+from softtok.storage.files import atomic, content_hash, read_columns, text_hash, write_text
 from softtok.storage.hub import fetch, locked
-from softtok.storage.integrity import file_hashes
+from softtok.storage.integrity import file_hashes, weights_sha256
 from softtok.storage.provenance import provenance
 
 
@@ -37,18 +37,18 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
     facts: dict[str, float | None] = {}
     if isinstance(spec.source, ToySource):
         facts = _toy(spec.source, spec.prompt, out, text)
-        sha256 = folder_sha256(out, WEIGHTS)
     else:
-        if isinstance(spec.source, FolderSource):
-            folder = Path(spec.source.path).resolve()
-            refuse_folder(str(folder), folder)  # before its weights are hashed, which takes long
-        reference, sha256 = _referred(spec.source)
+        reference = _referred(spec.source)
+    files = file_hashes(_folder(reference, out))
     made_on = device_name("cpu") if reference is None else None
     manifest = ModelManifest(
         spec=spec,
         reference=reference,
-        sha256=sha256,
-        files=file_hashes(_folder(reference, out)),
+        # The identity of a hub model is its locked revision.
+        sha256=content_hash(reference.model_dump(), 64)
+        if isinstance(reference, HubReference)
+        else weights_sha256(files),
+        files=files,
         facts=facts,
         provenance=provenance(made_on),
     )
@@ -57,16 +57,16 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
     write(out / "model.json", manifest)
 
 
-def _referred(source: HubSource | FolderSource) -> tuple[HubReference | FolderReference, str]:
-    """Returns where the weights of a hub model, which is fetched and locked, or of a local folder are, and their hash.
+def _referred(source: HubSource | FolderSource) -> HubReference | FolderReference:
+    """Returns where the files of a hub model, which is fetched and locked, or of a local folder are.
 
-    That of a hub model is the hash of its reference.
+    Raises UserError for a folder that cannot be used, before its files are hashed, which takes long.
     """
     if isinstance(source, HubSource):
-        locked = HubReference(hub=source.hub, revision=fetch(source.hub, source.revision).name)
-        return locked, content_hash(locked.model_dump(), 64)
+        return HubReference(hub=source.hub, revision=fetch(source.hub, source.revision).name)
     folder = Path(source.path).resolve()
-    return FolderReference(path=str(folder), weights=weight_stamps(folder)), folder_sha256(folder, WEIGHTS)
+    refuse_folder(str(folder), folder)
+    return FolderReference(path=str(folder), weights=weight_stamps(folder))
 
 
 def _folder(reference: HubReference | FolderReference | None, out: Path) -> Path:

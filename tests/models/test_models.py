@@ -23,14 +23,13 @@ from softtok.config.settings import RuntimeSettings
 from softtok.config.specs import FolderSource, ModelSpec
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer, grouped_attention, layer_states
-from softtok.models.base_model import _referred
 from softtok.models.decoding import Decoder
 from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill, refuse_longer
 from softtok.models.loading import load, probe
-from softtok.models.references import resolve
+from softtok.models.references import resolve, weight_stamps
 from softtok.models.toy_model import bpe_tokenizer
 from softtok.storage.files import write_json
-from softtok.storage.integrity import weights_sha256
+from softtok.storage.integrity import file_hashes, weights_sha256
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 CPU = RuntimeSettings(device="cpu")
@@ -365,12 +364,19 @@ def test_what_is_longer_than_a_model_is_refused() -> None:
         refuse_longer(lm, 41, "test set x")
 
 
-def model_manifest(referred: tuple[HubReference | FolderReference, str]) -> dict[str, Any]:
+def model_manifest(reference: HubReference | FolderReference) -> dict[str, Any]:
     """Returns the model.json of a model that is not copied."""
-    reference, sha256 = referred
+    files = file_hashes(Path(reference.path)) if isinstance(reference, FolderReference) else {}
     spec = ModelSpec(source=FolderSource(path="theirs"), prompt="{question}", version=1)
-    manifest = ModelManifest(spec=spec, reference=reference, sha256=sha256, facts={}, provenance={})
+    manifest = ModelManifest(
+        spec=spec, reference=reference, sha256=weights_sha256(files), files=files, facts={}, provenance={}
+    )
     return manifest.model_dump(mode="json")
+
+
+def user_folder(path: Path) -> FolderReference:
+    """Returns a reference to a user's own folder."""
+    return FolderReference(path=str(path), weights=weight_stamps(path))
 
 
 def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
@@ -380,7 +386,7 @@ def test_a_folder_whose_weights_have_changed_is_refused(tmp_path: Path) -> None:
     weights.write_text("weights")
     manifest = tmp_path / "made/model.json"
     manifest.parent.mkdir()
-    write_json(manifest, model_manifest(_referred(FolderSource(path=str(weights.parent)))))
+    write_json(manifest, model_manifest(user_folder(weights.parent)))
     os.utime(weights, (1, 1))
     assert resolve(manifest.parent) == (str(weights.parent), None), "the same weights at another time, as in a copy"
     weights.write_text("changed")  # as long as before
@@ -411,14 +417,14 @@ def test_references_lead_to_the_weights(tmp_path: Path) -> None:
         return made.model_dump(mode="json")
 
     hub_reference = HubReference(hub="someone/model", revision="abc")
-    hub = write("hub/model.json", model_manifest((hub_reference, "0")))
+    hub = write("hub/model.json", model_manifest(hub_reference))
     assert resolve(hub) == ("someone/model", "abc")
     base = write("run/checkpoint/checkpoint.json", checkpoint(FolderReference(path=str(tmp_path / "toy"))))
     assert resolve(base) == (str(tmp_path / "toy"), None)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/model.safetensors").write_text("weights")
     (tmp_path / "theirs/model.json").write_text("a file of the user's with this name")
-    theirs = write("of-theirs/model.json", model_manifest(_referred(FolderSource(path=str(tmp_path / "theirs")))))
+    theirs = write("of-theirs/model.json", model_manifest(user_folder(tmp_path / "theirs")))
     assert resolve(theirs) == (str(tmp_path / "theirs"), None)
     trained = write("trained/checkpoint/checkpoint.json", checkpoint(None))
     assert resolve(trained) == (str(trained), None)
