@@ -23,11 +23,12 @@ from softtok.problems.prompt import normalise
 from softtok.problems.verdict import UNJUDGED
 from softtok.report.metrics import bootstrap_interval, ks, pass_at_k
 from softtok.report.run_files import (
+    CELL_COLUMNS,
     bad,
+    cells_of,
+    disagreements,
     made_on,
-    read_cells,
     read_columns,
-    read_disagreements,
     read_entropy,
     read_manifest,
     read_training,
@@ -84,7 +85,7 @@ class Results:
     problem_noise: dict[str, float]  # test set -> points (`_problem_noise`), the median over runs
     answers: int
     unjudged: int  # answers on which the reward gave up
-    disagreements: dict[str, Counter[str]]  # test set -> `read_disagreements`, and "answers": how many there are
+    disagreements: dict[str, Counter[str]]  # test set -> `run_files.disagreements`, and "answers": how many there are
     made_on: Counter[str]  # device and precision -> number of evaluation and choice files with rows made on it
     overlaps: list[Overlap]
     flagged: dict[str, str]  # train or test set of which many problems are flagged -> how many, and why
@@ -142,9 +143,10 @@ class _Reader:
         for choice_set in filter(entry.choices.__contains__, self.study.choice_sets):
             path = folder / "choices" / f"{choice_set}-{entry.choices[choice_set]}.parquet"
             with self._noting(entry, choice_set):
-                choices = read_columns(path, ["id", "correct", "nll", "tokens"]).to_pandas().sort_values("id")
+                table = read_columns(path, ["id", "correct", "nll", "tokens", "made_on"])
+                choices = table.to_pandas().sort_values("id")
                 _check_problems(self.problems, f"choice set {choice_set}", path, choices["id"])
-                self.made_on.update(made_on(path))
+                self.made_on.update(made_on(table))
                 self.metrics += [(*names.values(), choice_set, "", *line) for line in _choice_metrics(choices)]
 
     def _read_tests(self, entry: ReportRun, test_set: str) -> Iterator[tuple[str, list[Measured]]]:
@@ -155,15 +157,16 @@ class _Reader:
         for inference_set, h8 in entry.tests[test_set].items():
             path = folder / f"{inference_set}-{h8}.parquet"
             with self._noting(entry, f"{test_set} ({inference_set})"):
-                counted, seen = read_cells(path, study)
+                table = read_columns(path, CELL_COLUMNS)
+                counted, seen = cells_of(table, path, study)
                 for cell in counted.values():
                     _check_problems(self.problems, f"test set {test_set}", path, cell.index)
-                profiles = read_entropy(path.with_suffix(".entropy.csv"), path) | profiles
+                profiles = read_entropy(path.with_suffix(".entropy.csv"), table) | profiles
                 cells = counted | cells  # a mode of two inference sets is the same in both; the first one counts
                 self.statuses += seen
-                differing = read_disagreements(path) + Counter(answers=seen.total())
+                differing = disagreements(table) + Counter(answers=seen.total())
                 self.disagreements[test_set] = self.disagreements.get(test_set, Counter()) + differing
-                self.made_on.update(made_on(path))
+                self.made_on.update(made_on(table))
         planned = (mode for name in entry.tests[test_set] for mode in study.spec.inference_sets[name])
         if self.absent is None and (lacking := [mode for mode in planned if mode not in cells]):
             raise UserError(f"{folder} has no rows of inference mode '{lacking[0]}'")

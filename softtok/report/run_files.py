@@ -25,6 +25,11 @@ from softtok.report.study import Study
 from softtok.storage import files
 from softtok.storage.files import ENTROPY_KEY
 
+CELL_COLUMNS = (
+    *("inference_mode", "problem_id", "sample", "correct", "boxed", "status", "other_status", "answer", "cot_tokens"),
+    "made_on",
+)
+"""What a report reads of an evaluation's rows, once for all: opening a file costs a pass over it for its checksum."""
 MEASURES = ("reward", "unjudged", "cot_tokens", "entropy")  # of every training step
 
 
@@ -87,7 +92,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         with files.open_table(path) as file:
             if lacking := [name for name in columns if name not in file.schema_arrow.names]:
                 raise bad(path, f"has no column '{lacking[0]}'")
-            table = file.read(columns=list(columns))
+            table = file.read(columns=list(columns)).replace_schema_metadata(file.metadata.metadata)
     except FileNotFoundError:
         raise missing(path) from None
     except (pa.ArrowException, OSError) as error:
@@ -99,18 +104,18 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def made_on(path: Path) -> set[str]:
+def made_on(table: pa.Table) -> set[str]:
     """Returns the devices and precisions that the rows of a file were made with."""
-    return set(read_columns(path, ["made_on"])["made_on"].unique().to_pylist())
+    return set(table["made_on"].unique().to_pylist())
 
 
-def read_disagreements(path: Path) -> Counter[str]:
+def disagreements(table: pa.Table) -> Counter[str]:
     """Returns on how many answers `math` and `math-strict` differ: accepted by the set's reward ("own") or the other.
 
     Answers on which one of them gave up are not among them.
     """
     names = ["correct", "status", "other_status"]
-    groups = read_columns(path, names).group_by(names).aggregate([([], "count_all")]).to_pylist()
+    groups = table.group_by(names).aggregate([([], "count_all")]).to_pylist()
     seen: Counter[str] = Counter()
     for group in groups:
         if group["other_status"] and not {group["status"], group["other_status"]} & set(UNJUDGED):
@@ -118,15 +123,12 @@ def read_disagreements(path: Path) -> Counter[str]:
     return seen
 
 
-def read_cells(path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
-    """Returns the counts of an evaluation file, by inference mode, and how often each reward status occurs.
+def cells_of(table: pa.Table, path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
+    """Returns the counts of an evaluation's rows, by inference mode, and how often each reward status occurs.
 
     Counts have one row per problem_id: `correct` and `cot_tokens` summed over its samples, and, if there are several,
     the chance that their majority is right.
     """
-    table = read_columns(
-        path, ["inference_mode", "problem_id", "sample", "correct", "boxed", "status", "answer", "cot_tokens"]
-    )
     counts = (
         table.group_by(["inference_mode", "problem_id"])
         .aggregate([("correct", "sum"), ("cot_tokens", "sum"), ("sample", "count"), ("sample", "count_distinct")])
@@ -164,13 +166,12 @@ def _majority(samples: pa.Table, problems: pd.Index) -> np.ndarray:
     return majority(places, voted, samples["correct"].to_numpy(), len(problems))
 
 
-def read_entropy(path: Path, rows: Path) -> dict[str, pd.DataFrame]:
+def read_entropy(path: Path, rows: pa.Table) -> dict[str, pd.DataFrame]:
     """Returns index, entropy (nats) and count by inference mode, sorted by index.
 
     The hash of the profile is in the metadata of the evaluation's `rows`.
     """
-    with files.open_table(rows) as table:
-        known = (table.metadata.metadata or {}).get(ENTROPY_KEY.encode())
+    known = (rows.schema.metadata or {}).get(ENTROPY_KEY.encode())
     text = read_checked(path, known.decode() if known else None)
     try:
         frame = pd.read_csv(io.StringIO(text))[["inference_mode", "index", "entropy", "count"]]
