@@ -409,13 +409,11 @@ def test_the_wall_holds_without_the_refusals(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("rewarded", ["math", "math-strict"])
 def test_cpu_time_ends_an_answer_long_before_the_wall(rewarded: str) -> None:
     with Judge(grading=reward.Grading.model_validate({"reward": rewarded})) as judge:
-        judge._workers.timeout_s = 600
-        started = time.monotonic()
+        judge._workers.timeout_s = 10_000  # longer than pytest waits
         answers = [SLOW, "(x+1)^{900}", r"\frac{84}{2}", SLOW + "+1", r"\frac{86}{2}"]
         statuses = [verdict.status for verdict in judge.grade([(box(answer), [r"\frac{84}{2}"]) for answer in answers])]
     expanded = "timeout" if rewarded == "math" else "wrong"  # what has a variable is no number, and is not expanded
     assert statuses == ["timeout", expanded, "correct", "timeout", "wrong"]
-    assert time.monotonic() - started < 120, "not the 600 s of the wall"
 
 
 def test_idle_waiting_is_no_cpu_time_and_a_users_reward_has_no_such_limit(
