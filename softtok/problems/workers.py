@@ -28,6 +28,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
@@ -80,8 +81,11 @@ class Workers:
     def close(self) -> None:
         """Stops the workers, stuck ones included; a later `ask` starts new ones."""
         if self.pool is not None:
-            # A replacement that is about to start would not find the pool's locks, and print that as a traceback.
+            # A worker that is about to start would not find the pool's locks, and print that as a traceback.
             time.sleep(max(0.0, self._last_death + SETTLE_S - time.monotonic()))
+            latest = time.monotonic() + START_S
+            while any(map(_starting, multiprocessing.active_children())) and time.monotonic() < latest:
+                time.sleep(0.01)
             self.pool.stop()  # type: ignore[no-untyped-call]
             self.pool.join()
             self.pool = None
@@ -160,6 +164,15 @@ class Workers:
         return self.pool
 
 
+def _starting(process: BaseProcess) -> bool:
+    """Returns whether a process has not come to `_follow_parent` yet, which gives it a group of its own."""
+    assert process.pid is not None, "it was started"
+    try:
+        return os.getpgid(process.pid) != process.pid
+    except ProcessLookupError:  # it has ended
+        return False
+
+
 # ---- run by the workers; parsed objects are never printed, as a big one may take forever ----
 
 
@@ -188,11 +201,11 @@ def silence() -> None:
 def _follow_parent() -> None:
     """Lets a worker end with its parent, or when the pool wants it, and not by a signal to all processes of a job."""
     os.setpgid(0, 0)
-    for number in set(STOPPING) - {signal.SIGTERM}:
+    for number in STOPPING:  # a signal to the group that came before, while they were blocked, is dropped too
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     # The pool's way to stop it. pebble's handler waits for the end of a call of C code, and pebble 3 s for the handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = multiprocessing.parent_process()
     assert parent is not None, "the pool starts it"
     # The other end of this pipe is the parent's. When it closes, the kernel sends a signal, which a thread or a handler

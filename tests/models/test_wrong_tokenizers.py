@@ -190,7 +190,7 @@ def test_a_folder_without_tokenizer_is_refused_before_its_weights_are_read(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(saved, tmp_path / "model", without_files("tokenizer.json", "tokenizer_config.json"))
-    monkeypatch.setattr("softtok.models.base_model.folder_sha256", pytest.fail)
+    monkeypatch.setattr("softtok.models.base_model.file_hashes", pytest.fail)
     assert f"no tokenizer.json in {folder}" in refused(folder, tmp_path / "out")
 
 
