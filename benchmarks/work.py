@@ -27,10 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method.noise_units import embedding_rms
 from softtok.method.objectives import group_advantages, objective_of
-from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
+from softtok.method.policy_gradient import accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.sampling import log_prob, mix
 from softtok.method.stopping import TextRules
+from softtok.method.terms import Experience, Loss, Tiling
 from softtok.method.token_modes import bind
 from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel, logits_fp32, prefill

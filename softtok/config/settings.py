@@ -48,7 +48,9 @@ class Settings(Record):
 
     def given(self) -> dict[str, Any]:
         """Returns the settings that were written down, without defaults."""
-        return self.model_dump(exclude_unset=True)
+        dumped = self.model_dump(exclude_unset=True)
+        # A dump leaves out some values that say what their absence says (`exclude_if`).
+        return {name: dumped.get(name, getattr(self, name)) for name in dumped.keys() | self.model_fields_set}
 
 
 class TokenMode(Settings):
@@ -197,11 +199,18 @@ class TokenMode(Settings):
         """Returns the settings that it has and training cannot use."""
         return [key for key in ("inputs_beta", "end_entropy") if getattr(self, key) is not None]
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
+    def no_path(self) -> Iterator[tuple[str, str]]:
+        """Yields the settings for which the answer has no gradient through the CoT, and why."""
+        if self.hard:
+            yield "tokens", "sampled tokens are jumps, through which there is no gradient"
+        elif self.deterministic:
+            yield "noise_scale", "0 leaves nothing to reparametrise"
+
+    def without_effect(self, estimator: str) -> Iterator[tuple[str, str]]:
         """Yields the training settings that change nothing in this mode, and on what they have no effect."""
         if self.hard:
             yield from ((key, "hard tokens") for key in ("stop_on", "embedding_gradient"))
-        elif self.noise_at != "embedding":
+        elif self.noise_at != "embedding" and estimator == "score":
             yield "embedding_gradient", f"a mixture after noise on the {self.noise_at}, which is a constant"
 
     def no_kl(self) -> str | None:
@@ -217,6 +226,10 @@ class SampledMode(TokenMode):
     """A token mode of inference, and how often it is drawn from."""
 
     samples: Samples = Field(default=1, ge=1, description="per problem; pass@k is known for k up to this")
+
+
+def _is_two(value: int) -> bool:
+    return value == 2
 
 
 class TrainingSettings(Settings):
@@ -236,6 +249,15 @@ class TrainingSettings(Settings):
         default="shadow", description="whose text ends a soft CoT: argmax or nearest embedding"
     )
     cot_term: bool = Field(default=True, description="false: only answer tokens carry a policy-gradient term")
+    estimator: Literal["score", "pathwise"] = Field(
+        default="score",
+        description="of the CoT's part of the gradient: the score of each step's density (the paper's), or the answer's"
+        " gradient through the soft thoughts",
+        exclude_if=lambda estimator: estimator == "score",  # specs of runs made before it existed stay the same
+    )
+    adjoint_iterations: Whole = Field(
+        default=2, ge=0, description="K of pathwise; exact from one less than the CoT's length on", exclude_if=_is_two
+    )
     embedding_gradient: bool = Field(default=True, description="does E inside h = p E receive gradient")
     objective: ObjectiveName = Field(
         default="rloo",
@@ -276,6 +298,17 @@ class TrainingSettings(Settings):
         """Yields the settings that change nothing beside the others, and on what they have no effect."""
         if self.updates_per_step == 1 and not isinstance(self.objective, Reference) and not is_plugin(self.objective):
             yield "clip_range", "a single update on each rollout, whose ratios are all 1"
+        if self.estimator == "score":
+            yield "adjoint_iterations", "estimator: score, which has no adjoint"
+
+    def beside_pathwise(self) -> Iterator[tuple[str, object, str]]:
+        """Yields the settings that exclude a gradient through the CoT: name, value, and the value that it needs."""
+        if self.objective != "rloo":
+            yield "objective", self.objective, "rloo"
+        if not self.cot_term:
+            yield "cot_term", "false", "true"
+        if self.kl_coefficient > 0:
+            yield "kl_coefficient", self.kl_coefficient, "0"
 
     @property
     def regularised(self) -> bool:

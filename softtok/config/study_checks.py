@@ -140,10 +140,11 @@ def training(config: Config, block: Block) -> None:
             raise config_error(f"{where}.{key}", f"{why}; raise it, or set training: {{cot_term: false}}")
         for key in tokens.inference_only():
             raise config_error(f"{where}.{key}", "is for inference only; move it to an inference mode")
-        for key, what in (*tokens.without_effect(), *settings.without_effect()):
+        for key, what in (*tokens.without_effect(settings.estimator), *settings.without_effect()):
             if key in config.training_modes[mode].training.given():
                 raise config_error(f"{where}.training.{key}", f"has no effect on {what}; remove it")
         _objective(where, settings, tokens)
+        _pathwise(where, settings, tokens)
         if settings.kl_coefficient > 0 and (why_not := tokens.no_kl()) is not None:
             raise config_error(f"{where}.training.kl_coefficient", why_not)
         _top_k(config, model, where, tokens)
@@ -202,6 +203,19 @@ def _objective(where: str, settings: TrainingSettings, tokens: TokenMode) -> Non
         raise config_error(
             key, "'rloo' has no ratios to correct a second update; use ppo-clip or set updates_per_step: 1"
         )
+
+
+def _pathwise(where: str, settings: TrainingSettings, tokens: TokenMode) -> None:
+    """The gradient through a CoT needs noise that is reparametrised, and the plain objective."""
+    if settings.estimator != "pathwise":
+        return
+    key = f"{where}.training.estimator"
+    for name, why in tokens.no_path():
+        raise config_error(
+            key, f"pathwise needs soft CoT tokens with noise; {name}: {why}; remove it, or change {name}"
+        )
+    for name, value, wanted in settings.beside_pathwise():
+        raise config_error(key, f"pathwise is for {name}: {wanted}, not {value}; remove it, or set {name}: {wanted}")
 
 
 def _checkpoint_steps(where: str, settings: TrainingSettings) -> None:

@@ -124,17 +124,26 @@ class SharedPrompts:
 
 
 def completion_inputs(
-    lm: LanguageModel, rollout: Rollout, completions: Completions, batch: np.ndarray, length: int
+    lm: LanguageModel, completions: Completions, batch: np.ndarray, length: int, x_nTD: torch.Tensor | None
 ) -> torch.Tensor:
     """Returns what the rollout fed at the first `length` completion positions, shape (n, length, D).
 
-    These are rows of E, and the recorded x at soft CoT tokens.
+    These are rows of E, and x (`recorded_x`) at soft CoT tokens.
     """
     embeds = lm.embed(torch.from_numpy(completions.ids_NL[batch, :length]).to(lm.device))
-    if rollout.record is None:
+    if x_nTD is None:
         return embeds
     thinking = torch.from_numpy(completions.cot_NL[batch, :length]).to(lm.device)
-    steps = min(length, rollout.record.x_NTD.shape[1])
-    x = torch.zeros_like(embeds)
-    x[:, :steps] = rollout.record.x_NTD[torch.from_numpy(batch).to(lm.device), :steps]
-    return torch.where(thinking[..., None], x, embeds)
+    x_nLD = torch.nn.functional.pad(x_nTD, (0, 0, 0, length - x_nTD.shape[1]))
+    return torch.where(thinking[..., None], x_nLD, embeds)
+
+
+def recorded_x(rollout: Rollout, batch: np.ndarray, length: int) -> torch.Tensor | None:
+    """Returns what these rows' soft CoTs fed at the first `length` positions, (n, T, D) with T <= length, as a copy.
+
+    None for hard tokens, whose ids say it. Steps behind a row's CoT are undefined.
+    """
+    if rollout.record is None:
+        return None
+    x_NTD = rollout.record.x_NTD
+    return x_NTD[torch.from_numpy(batch).to(x_NTD.device), :length]

@@ -9,9 +9,10 @@ state s and l = log softmax(z), the log-probabilities are, up to constants:
     LogitNoise     x = softmax(a / tau) E           log pi = -|a - z|^2 / (2 sigma^2),  a = z + sigma eps
     GumbelNoise    x = softmax(y / tau) E           log pi = sum_i -g_i - exp(-g_i),    y = l + g
 
-With `top_k`, all but the k largest z (of head a, for noise on the hidden state) are set to -inf first. What is fed, x,
-is a constant in training. Where the noise lies before the mixture, head and E turn the action into x as if they were
-frozen copies of the present ones.
+With `top_k`, all but the k largest z (of head a, for noise on the hidden state) are set to -inf first. For these
+scores, what is fed, x, is a constant. Where the noise lies before the mixture, head and E turn the action into x as if
+they were frozen copies of the present ones. `path` is x as a function of the states, of head and of E, whose noise
+stays (`pathwise.py`).
 
 The text of a CoT is the text of its ids: the sampled tokens, or the *shadow*, the heaviest token of the mixture.
 
@@ -76,6 +77,15 @@ class CotTokens(ABC):
     @abstractmethod
     def kl(self, own: Predictions, base: Predictions, mean_MD: torch.Tensor | None) -> torch.Tensor:
         """Returns KL(own || base) of each token, shape (M,); `mean_MD` is that of `score`, where it is known."""
+
+    def path(
+        self, predicted: Predictions, record: Record, at: Place, mean_MD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns x = F(prediction) of the recorded tokens in fp32, (M, D): its noise stays, its gradient is F's.
+
+        This is what `estimator: pathwise` differentiates. `mean_MD` is that of `score`, where it is known.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no path; the configuration and the dry check refuse it")
 
     def draws(self, keys: list[str], embedding_VD: torch.Tensor) -> Draws:
         """Returns the random numbers of these rows' CoTs."""
@@ -206,6 +216,12 @@ class SoftTokens(CotTokens):
         """Returns the recorded actions in fp32, shape (M, D)."""
         return record.x_NTD[at].float()
 
+    def path(
+        self, predicted: Predictions, record: Record, at: Place, mean_MD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        mean = self.mean(predicted) if mean_MD is None else mean_MD
+        return mean + (self.action(record, at) - record.mean_NTD[at])
+
     def shadow(self, predicted: Predictions, action_MD: torch.Tensor) -> torch.Tensor:
         """Returns the heaviest tokens of the mixtures that are fed, shape (M,)."""
         return predicted.logits_NV.detach().argmax(-1)
@@ -253,6 +269,13 @@ class HiddenNoise(SoftTokens):
     def action(self, record: Record, at: Place) -> torch.Tensor:
         assert isinstance(record, HiddenRecord), "the rollout recorded noise on the hidden state"
         return record.action_NTD[at]
+
+    def path(
+        self, predicted: Predictions, record: Record, at: Place, mean_MD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        action = super().path(predicted, record, at, mean_MD)
+        kept_MV = keep_top(predicted.vocabulary.logits(action), self.mode.top_k)
+        return mix(kept_MV, predicted.vocabulary.embedding_VD, self.mode.temperature)
 
     def shadow(self, predicted: Predictions, action_MD: torch.Tensor) -> torch.Tensor:
         return predicted.vocabulary.logits(action_MD.detach()).detach().argmax(-1)
@@ -304,11 +327,23 @@ class LogitNoise(SoftTokens):
         """Returns the unit of the gap between recorded and recomputed logits."""
         return self.noise_std
 
-    def score(self, predicted: Predictions, ids_M: torch.Tensor, record: Record | None, at: Place) -> Scores:
+    @staticmethod
+    def draws_again(record: Record | None, at: Place) -> torch.Tensor:
+        """Returns the draws of recorded steps, shape (M, V)."""
         assert isinstance(record, LogitRecord), "the rollout recorded noise on the logits"
         rows, steps = at
         assert isinstance(rows, np.ndarray) and isinstance(steps, np.ndarray), "rows and steps of a tile"
-        draw_MV, logits_MV = record.draws.again(rows, steps), predicted.logits_NV.detach()
+        return record.draws.again(rows, steps)
+
+    def path(
+        self, predicted: Predictions, record: Record, at: Place, mean_MD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        kept_MV = self.with_noise(keep_top(predicted.logits_NV, self.mode.top_k), self.draws_again(record, at))
+        return mix(kept_MV, predicted.vocabulary.embedding_VD, self.mode.temperature)
+
+    def score(self, predicted: Predictions, ids_M: torch.Tensor, record: Record | None, at: Place) -> Scores:
+        draw_MV, logits_MV = self.draws_again(record, at), predicted.logits_NV.detach()
+        assert record is not None, "the rollout was recorded"
         mean = logits_MV[:, : record.mean_NTD.shape[2]]
         return Scores(
             self.logit_log_density(predicted.logits_NV, draw_MV),

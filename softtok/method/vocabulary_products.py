@@ -63,6 +63,11 @@ class Vocabulary:
         """Returns head @ hidden in fp32, shape (M, V)."""
         return project(hidden_MD.float(), self.head_VD)
 
+    def frozen(self) -> Vocabulary:
+        """Returns the same matrices as constants."""
+        head, embedding = (m.matrix_VD if isinstance(m, Summed) else m for m in (self.head_VD, self.embedding_VD))
+        return Vocabulary(head, embedding, self.dtype)
+
     @property
     def embedding(self) -> torch.Tensor:
         """E as a plain matrix, for steps without a gradient."""

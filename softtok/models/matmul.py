@@ -12,7 +12,8 @@ Shapes: M rows, K summed over, N columns.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
     return out
 
 
+_constant_weights = False
+
+
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """Spares the gradients of weights inside, where only those of activations are asked for.
+
+    PyTorch's own layers see what is asked for; a Python function does not.
+    """
+    global _constant_weights
+    _constant_weights = True
+    try:
+        yield
+    finally:
+        _constant_weights = False
+
+
 class Linear(torch.nn.Linear):
     """PyTorch's linear layer, which multiplies by `linear` where that may take oneDNN."""
 
@@ -83,7 +101,7 @@ class _Linear(torch.autograd.Function):
         x_MK, weight_NK = ctx.saved_tensors
         of_x = product(upstream_MN, weight_NK.mT) if ctx.needs_input_grad[0] else None
         of_weight = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and not _constant_weights:
             of_weight = product(upstream_MN.flatten(0, -2).mT, x_MK.flatten(0, -2).mT)
         return of_x, of_weight
 

@@ -87,7 +87,7 @@ class Study:
     @cached_property
     def _settings(self) -> dict[Row, dict[str, Any]]:
         return {
-            row_of(run): run.mode.model_dump() | run.training.model_dump()
+            row_of(run): dict(run.mode) | dict(run.training)
             for run in self.spec.runs
             if run.mode is not None and run.training is not None
         }

@@ -37,9 +37,10 @@ from softtok.method.batches import (
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages, objective_of
-from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
+from softtok.method.policy_gradient import accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
+from softtok.method.terms import TERMS, Experience, Loss, PassStatistics, Tiling
 from softtok.method.token_modes import bind, greedy
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.devices import PRECISIONS, announce, device_name
@@ -57,6 +58,7 @@ from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_
 from softtok.training.optimizer import MasterAdamW, learning_rate
 
 VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
+MOST_RESIDUAL = 0.05  # of the adjoint of `estimator: pathwise`, beyond which a training warns
 FEWEST_TOKENS = 256  # of a micro-batch; a GPU that cannot hold these is too small for the model
 
 
@@ -209,13 +211,32 @@ class Trainer:
         keys = [f"train|{self.seed}|{step}|{b}|{p.id}|{g}" for b, p in enumerate(problems) for g in range(samples)]
         return rollout(self.policy, Batch([p.prompt for p in problems], samples, keys), record=True)
 
-    def norms_by_term(self, experience: Experience) -> dict[str, float]:
-        """Returns the gradient norm of each term of the loss alone, as metrics."""
-        norms = {}
-        for term in ("cot", "answer"):
+    def norms_by_term(self, experience: Experience) -> Metrics:
+        """Returns the gradient norm of each term of the loss alone, as metrics.
+
+        A pathwise gradient's are its direct part and the part through x; beside them is the cosine of the paper's
+        estimate to the whole.
+        """
+        norms: Metrics = {}
+        pathwise = self.settings.estimator == "pathwise"
+        for term, name in (("cot", "path" if pathwise else "cot"), ("answer", "direct" if pathwise else "answer")):
             self.accumulate(experience, (term,))
-            norms[f"gradient_norm_{term}"] = self.optimizer.gradient_norm()
+            norms[f"gradient_norm_{name}"] = self.optimizer.gradient_norm()
+        if pathwise:
+            norms["score_cosine"] = self.score_cosine(experience)
         return norms
+
+    def score_cosine(self, experience: Experience) -> float | None:
+        """Returns the cosine of the score estimate to the pathwise one; None without a gradient.
+
+        It is made of the norms of both and of their sum, so that no second gradient needs memory.
+        """
+        squares = []
+        for estimators in (("score",), ("pathwise",), ("score", "pathwise")):
+            self.accumulate(experience, TERMS, estimators)
+            squares.append(self.optimizer.gradient_norm() ** 2)
+        a, b, both = squares
+        return (both - a - b) / (2 * math.sqrt(a * b)) if a * b > 0 else None
 
     def update(self, step: int, experience: Experience) -> tuple[float, PassStatistics]:
         """Takes the optimizer steps of one rollout; returns gradient norm and statistics of the last one."""
@@ -229,12 +250,15 @@ class Trainer:
                 experience = replace(experience, old_log_prob_NL=seen.log_prob_NL)
         return norm, seen
 
-    @property
-    def loss(self) -> Loss:
-        return Loss(self.settings, self.objective, self.tiling, self.reference)
+    def loss(self, estimator: str) -> Loss:
+        """Returns what a pass minimises, with the gradient as `estimator` has it."""
+        settings = self.settings.model_copy(update={"estimator": estimator})
+        return Loss(settings, self.objective, self.tiling, self.reference)
 
-    def accumulate(self, experience: Experience, terms: tuple[str, ...]) -> PassStatistics:
-        """Computes the gradient of these terms of the loss on one rollout.
+    def accumulate(
+        self, experience: Experience, terms: tuple[str, ...], estimators: tuple[str, ...] = ()
+    ) -> PassStatistics:
+        """Computes the gradient of these terms of the loss on one rollout, or the sum of several estimates of it.
 
         If a micro-batch does not fit into a GPU's memory, its size is halved from then on. The gradient stays the same.
         (accelerate's find_executable_batch_size empties the GPU's cache at every call, also takes failures of cuDNN for
@@ -243,9 +267,12 @@ class Trainer:
         while True:
             self.optimizer.zero_grad()
             try:
-                return accumulate_gradients(
-                    self.lm, self.policy.tokens, experience, self.loss, terms, self.optimizer.gradients
-                )
+                for estimator in estimators or (self.settings.estimator,):
+                    loss = self.loss(estimator)
+                    seen = accumulate_gradients(
+                        self.lm, self.policy.tokens, experience, loss, terms, self.optimizer.gradients
+                    )
+                return seen
             except torch.OutOfMemoryError:
                 tokens = self.tiling.micro_batch_tokens // 2
                 if tokens < FEWEST_TOKENS:
@@ -279,6 +306,7 @@ class Trainer:
                     break
                 self.step += 1
                 self.lines.append(line)
+                self.warn_of_residual()
                 self.validate_if_due()
                 advance(1, reward=line["reward"], validation=self.best.validation)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
@@ -286,6 +314,18 @@ class Trainer:
                 if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
                     self.save()
                     interruption.exit_if_asked()
+
+    def warn_of_residual(self) -> None:
+        """Says at a validation step that the adjoint has stayed far from its fixed point since the one before."""
+        if self.step % self.settings.validate_every:
+            return
+        found = [line.get("adjoint_residual") for line in self.lines[-self.settings.validate_every :]]
+        residuals = [residual for residual in found if residual is not None]
+        if residuals and min(residuals) > MOST_RESIDUAL:
+            print(
+                f"softtok: warning: the adjoint's residual stayed above {MOST_RESIDUAL} up to step {self.step} (mean"
+                f" {np.mean(residuals):.2g}); adjoint_iterations: {self.settings.adjoint_iterations} are too few"
+            )
 
     def validate_if_due(self) -> None:
         """Validates the weights after step 0, every `validate_every` steps and the last, and notes it in the last line.

@@ -21,7 +21,7 @@ from softtok.config.load import load
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.errors import UserError
 from softtok.method.objectives import group_advantages, leave_one_out, objective_of
-from softtok.method.policy_gradient import Experience, PassStatistics, Tiling
+from softtok.method.terms import Experience, PassStatistics, Tiling
 from softtok.method.token_modes import CotTokens, SoftTokens
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel

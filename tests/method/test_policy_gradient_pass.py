@@ -20,8 +20,8 @@ from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method import policy_gradient
 from softtok.method.densities import gaussian_log_density
 from softtok.method.objectives import leave_one_out
-from softtok.method.policy_gradient import TERMS, PassStatistics, Tiling
 from softtok.method.teacher_forcing import micro_batches
+from softtok.method.terms import TERMS, PassStatistics, Tiling
 from softtok.method.trajectories import STOPS
 from softtok.models.language_model import LanguageModel
 from tests.support.gradients import (

@@ -17,10 +17,10 @@ from scipy import stats
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method import policy_gradient, token_modes
 from softtok.method.draws import Draws
-from softtok.method.policy_gradient import Tiling
 from softtok.method.rollout import rollout
 from softtok.method.sampling import log_prob
 from softtok.method.teacher_forcing import lay_out
+from softtok.method.terms import Tiling
 from softtok.method.token_modes import CotTokens, SoftTokens
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel

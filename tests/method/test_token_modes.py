@@ -26,8 +26,8 @@ from softtok.method.batches import read_problems, rms_prompts
 from softtok.method.densities import gumbel, gumbel_log_density
 from softtok.method.draws import Draws
 from softtok.method.noise_units import embedding_rms, state_rms
-from softtok.method.policy_gradient import Tiling
 from softtok.method.sampling import keep_top
+from softtok.method.terms import Tiling
 from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind, greedy
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run

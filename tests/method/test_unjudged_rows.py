@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from softtok.config.settings import TrainingSettings
 from softtok.method.batches import reward_metrics
 from softtok.method.objectives import group_advantages, leave_one_out, objective_of
-from softtok.method.policy_gradient import Experience, Loss, accumulate_gradients
+from softtok.method.policy_gradient import accumulate_gradients
+from softtok.method.terms import Experience, Loss
 from softtok.models.language_model import LanguageModel
 from softtok.problems.verdict import STATUSES, UNJUDGED, Verdict
 from tests.support.gradients import MODES, TILING, make_advantages, make_rollout, take_gradients

@@ -23,9 +23,9 @@ from transformers import GenerationConfig
 from softtok.config.settings import RuntimeSettings, TokenMode, ToySettings, TrainingSettings
 from softtok.errors import UserError
 from softtok.method.batches import read_problems
-from softtok.method.policy_gradient import Tiling
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
+from softtok.method.terms import Tiling
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.base_model import make_model
 from softtok.models.language_model import LanguageModel

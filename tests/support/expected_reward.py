@@ -13,8 +13,8 @@ import torch
 
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.objectives import leave_one_out
-from softtok.method.policy_gradient import Tiling
 from softtok.method.rollout import rollout
+from softtok.method.terms import Tiling
 from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Batch, Limits, Policy
 from softtok.models.language_model import LanguageModel

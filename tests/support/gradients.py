@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method.objectives import objective_of
-from softtok.method.policy_gradient import TERMS, Experience, Loss, PassStatistics, Tiling, accumulate_gradients
+from softtok.method.policy_gradient import accumulate_gradients
 from softtok.method.rollout import rollout
+from softtok.method.terms import TERMS, Experience, Loss, PassStatistics, Tiling
 from softtok.method.token_modes import CotTokens, SoftTokens
 from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel

@@ -15,7 +15,8 @@ from softtok.config.settings import TrainingSettings
 from softtok.method import policy_gradient
 from softtok.method import rollout as rollout_module
 from softtok.method.objectives import objective_of
-from softtok.method.policy_gradient import Experience, Loss, Tiling, accumulate_gradients
+from softtok.method.policy_gradient import accumulate_gradients
+from softtok.method.terms import Experience, Loss, Tiling
 from softtok.models.language_model import LanguageModel, in_fp32
 from softtok.training.optimizer import MasterAdamW, learning_rate
 from tests.support.gradients import MODES, TILING, make_advantages, make_rollout, run_pass
