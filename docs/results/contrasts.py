@@ -27,7 +27,8 @@ def difference(metrics: pd.DataFrame, ours: str, theirs: str) -> Iterator[str]:
     index = ["inference_mode", "k", "seed"]
     wanted = metrics[(metrics.metric == "pass@k") & metrics.k.isin([1, 32])]
     values = [wanted[wanted.training_mode == mode].set_index(index).value for mode in (ours, theirs)]
-    for (inference, k), apart in (values[0] - values[1]).groupby(level=index[:-1], sort=False):
+    for _, apart in (values[0] - values[1]).groupby(level=index[:-1], sort=False):
+        inference, k = apart.index[0][:2]
         seen = summarise(apart.to_numpy())
         if seen.low is not None and seen.high is not None:
             yield f"| {ours} − {theirs} | {inference} | {k} | {seen.mean:+.1f} [{seen.low:+.1f}, {seen.high:+.1f}] |"
