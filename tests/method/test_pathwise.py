@@ -99,6 +99,21 @@ def test_the_kept_logits_are_those_of_the_rollout(place: str) -> None:
     assert_same(pass_gradients(case, EXACT), rollout_gradients(case))
 
 
+@pytest.mark.parametrize("embedding_gradient", [True, False])
+def test_fuzzy_thoughts_teach_the_rows_that_they_are(embedding_gradient: bool) -> None:
+    """They do not depend on the logits, but for near ties: with E in F a constant, the answer's term alone is left."""
+    mode = TokenMode(tokens="soft", temperature=1e-4, noise_scale=0.5)
+    case = make_case(mode, tied=False)
+    settings = SETTINGS.model_copy(update={"embedding_gradient": embedding_gradient})
+    wanted, exact = rollout_gradients(case, settings), pathwise(STEPS - 1, settings)
+    assert_same(pass_gradients(case, exact), wanted)
+    assert_same(pass_gradients(case, exact, tiling=SMALL_TILES), wanted)
+    path = pass_gradients(case, exact, ("cot",))
+    size = path.pop("model.embed_tokens.weight").norm()
+    assert bool(size > 0) == embedding_gradient
+    assert all(gradient.norm() <= 1e-4 * size for gradient in path.values())
+
+
 @pytest.mark.parametrize("place", ["embedding", "logits"])
 def test_the_entropy_bonus_has_its_derivative_through_the_thoughts(place: str) -> None:
     """All rows have a bonus, those without an advantage too."""

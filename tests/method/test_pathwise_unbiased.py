@@ -67,6 +67,8 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(noise_nTD: torch.Te
         pair = compare(made["score"] - made["pathwise"], torch.zeros(1), direction_P)
         spread = [(made[estimator] @ direction_P).std().item() for estimator in ESTIMATORS]
         print(f"{name:60s} score - pathwise: z {pair.z:5.2f} {pair}; standard deviations {spread}")
+        size = abs((made["pathwise"] @ direction_P).mean().item())
+        assert pair.standard_error < 0.05 * size, f"{name}: too noisy to tell anything: {pair}"
         assert abs(pair.z) < 3, f"{name}: score and pathwise differ: {pair}"
     alone = compare(made["answer"], finite_difference(problem, truth, along["whole"]), along["whole"])
     assert abs(alone.z) > 5, f"the answer's term alone should not be the gradient: {alone}"
