@@ -188,10 +188,11 @@ def test_a_spec_is_read_back_as_it_was(training: dict[str, Any]) -> None:
 def test_settings_that_were_written_down_have_the_order_of_their_class() -> None:
     """A report's spec is text in this order: another order in another process would make it anew."""
     names = list(Block.model_fields)
-    assert list(Block(**{name: [] for name in reversed(names)}).given()) == names
-    given = {"validate_every": 3, "estimator": "score", "steps": 5, "adjoint_iterations": 2, "cot_term": False}
+    lists: dict[str, Any] = {name: [] for name in reversed(names)}
+    assert list(Block(**lists).given()) == names
+    given: dict[str, Any] = {"validate_every": 3, "estimator": "score", "adjoint_iterations": 2, "cot_term": False}
     written = [name for name in TrainingSettings.model_fields if name in given]
-    assert list(TrainingSettings(**given).given().items()) == [(name, given[name]) for name in written]  # type: ignore[arg-type]
+    assert list(TrainingSettings(**given).given().items()) == [(name, given[name]) for name in written]
 
 
 def test_the_schema_has_both_settings_wherever_a_training_block_is() -> None:

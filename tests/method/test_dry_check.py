@@ -263,8 +263,8 @@ def test_a_remark_is_made_of_the_temperatures_at_which_rows_are_looked_up(place:
     settings = PLACES[place][1]
 
     def said(temperature: float, **training: Any) -> str | None:
-        chosen = TrainingSettings(**{"estimator": "pathwise", **training})
-        return remark(TokenMode(tokens="soft", temperature=temperature, **settings), chosen)
+        chosen: dict[str, Any] = {"estimator": "pathwise"} | training
+        return remark(TokenMode(tokens="soft", temperature=temperature, **settings), TrainingSettings(**chosen))
 
     assert said(SINGLE_ROW_TEMPERATURE) is None and said(0.5) is None
     assert said(1e-4, estimator="score") is None
