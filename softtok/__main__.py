@@ -363,6 +363,8 @@ def _check(options: argparse.Namespace) -> None:
             print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")
         for name in dict.fromkeys(_dry_checks(grid.studies[study])):
             print(f"{name}: works")
+        for line in dict.fromkeys(_remarks(grid.studies[study])):
+            print(line)
     print(f"{', '.join(wanted)}: the configuration and all plug-ins are valid")
 
 
@@ -393,6 +395,18 @@ def _dry_checks(study: Study) -> Iterator[str]:
         for mode, training in trained:
             yield from check_method([mode], training)
         yield from check_method(tested)
+
+
+def _remarks(study: Study) -> Iterator[str]:
+    """Yields what is allowed in a study's training modes and may surprise."""
+    for run in study.runs.values():
+        mode, training = run.spec.mode, run.spec.training
+        if mode is None or training is None or training.estimator == "score":
+            continue
+        with _importing():
+            from softtok.method.path_check import remark
+        if (remarked := remark(mode, training)) is not None:
+            yield f"training mode {run.name!r}: {remarked}"
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -49,8 +49,9 @@ class Settings(Record):
     def given(self) -> dict[str, Any]:
         """Returns the settings that were written down, without defaults."""
         dumped = self.model_dump(exclude_unset=True)
-        # A dump leaves out some values that say what their absence says (`exclude_if`).
-        return {name: dumped.get(name, getattr(self, name)) for name in dumped.keys() | self.model_fields_set}
+        # A dump leaves out some values that say what their absence says (`exclude_if`). A report keeps the order.
+        names = [name for name in type(self).model_fields if name in self.model_fields_set]
+        return {name: dumped.get(name, getattr(self, name)) for name in names}
 
 
 class TokenMode(Settings):

@@ -3,8 +3,9 @@
     def NAME(metrics: pd.DataFrame, training: pd.DataFrame) -> matplotlib.figure.Figure
 
 `metrics` are those of metrics.csv (`collect.METRIC_COLUMNS`), `training` has a row for each training step of each run:
-model, train_set, training_mode, seed, step, validation, reward, unjudged, cot_tokens, entropy. The first line of the
-function's docstring is the figure's title, the rest its caption.
+model, train_set, training_mode, seed, step, validation, reward, unjudged, cot_tokens, entropy, and seconds, those of
+all steps up to this one without validations and saves. The first line of the function's docstring is the figure's
+title, the rest its caption.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def example() -> tuple[pd.DataFrame, pd.DataFrame]:
     steps = [
         dict(zip(keys, name, strict=True))
         | {"step": step, "validation": 50.0 + step, "reward": 10.0 * step}
-        | {"unjudged": 0.0, "cot_tokens": 20.0, "entropy": 0.5}
+        | {"unjudged": 0.0, "cot_tokens": 20.0, "entropy": 0.5, "seconds": 0.5 * step}
         for name in names
         for step in (1, 2, 3)
     ]

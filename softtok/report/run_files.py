@@ -31,6 +31,7 @@ CELL_COLUMNS = (
 )
 """What a report reads of an evaluation's rows, once for all: opening a file costs a pass over it for its checksum."""
 MEASURES = ("reward", "unjudged", "cot_tokens", "entropy")  # of every training step
+TIMES = ("rollout_s", "reward_s", "update_s")  # of every training step
 
 
 class MissingError(UserError):
@@ -69,19 +70,23 @@ def read_checked(path: Path, sha256: str | None) -> str:
 
 
 def read_training(path: Path, sha256: str | None = None) -> pd.DataFrame:
-    """Returns step, validation and `MEASURES` from metrics.jsonl; empty for a base run."""
+    """Returns step, validation, `MEASURES` and seconds from metrics.jsonl; empty for a base run.
+
+    The seconds are those of all steps up to this one, without validations and saves.
+    """
     text = read_checked(path, sha256)
-    lines = []
+    lines, seconds = [], 0.0
     for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
         try:
             record = json.loads(line)
             found = (
                 {name: record[name] for name in MEASURES} if record["step"] else {}
             )  # step 0 is the base, which is only validated
-            lines.append({"step": record["step"], "validation": record.get("validation"), **found})
+            seconds += sum(record[name] for name in TIMES) if record["step"] else 0.0
+            lines.append({"step": record["step"], "validation": record.get("validation"), "seconds": seconds, **found})
         except (ValueError, TypeError, KeyError) as error:
             raise bad(path, f"has no training step in line {number} ({error!r})") from None
-    frame = pd.DataFrame(lines, columns=["step", "validation", *MEASURES]).astype(float)
+    frame = pd.DataFrame(lines, columns=["step", "validation", *MEASURES, "seconds"]).astype(float)
     # A run that diverged ends with gaps in its curves; a step on which the reward gave up has no reward.
     return frame.replace([np.inf, -np.inf], np.nan)
 

@@ -46,6 +46,7 @@ from tests.support.report_specs import report_spec, study_of
 from tests.support.synthetic_runs import INFERENCE_MODES, write_study
 
 MAIN = ("hard", "soft", "fuzzy")
+SOFT = {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33}
 LLAMA_8B, GSM8K = "llama-3.1-8b-instruct", "gsm8k"
 Cell = tuple[str, str, str, str, str, str]
 Truth = Callable[[str, str, str, str, str, str], tuple[float, float]]
@@ -179,6 +180,23 @@ def test_nothing_is_supported_by_chance_nor_too_rarely_noticed() -> None:
     for claim in ("C2", "C3", "C4", "C7"):
         wrong = [any(verdict in (SUPPORTED, CONTRADICTED) for verdict in found(draw, claim)) for draw in drawn]
         assert np.mean(wrong) <= 0.05 + 0.033, claim  # of all its tests together
+
+
+def test_pathwise_training_is_tested_beside_the_paper() -> None:
+    """As soft training is, in a Holm family of its own: the paper's verdicts are those of the study without it."""
+    plain, more = world(as_claimed), world(as_claimed, modes=(*MAIN, "soft-pathwise"))
+    more.spec["settings"] = {"my-soft-pathwise": SOFT | {"training": {"estimator": "pathwise"}}}
+    paper, beside = ([one for one in more.exact() if one.contrast.beside is which] for which in (False, True))
+    assert paper == plain.exact()
+    soft = {(one.contrast.claim, one.contrast.compared): one for one in paper}
+    for one in beside:
+        assert one.contrast.run == "soft-pathwise"
+        its = soft[one.contrast.claim, one.contrast.compared.replace("-pathwise", "")]
+        assert (one.n, one.contrast.low, one.contrast.high) == (its.n, its.contrast.low, its.contrast.high)
+        assert one.p == one.p_holm  # a single test of its kind
+    assert {one.contrast.claim for one in beside} == {"C1", "C2", "C5", "C6"}
+    score = world(as_claimed, modes=(*MAIN, "soft-pathwise"))
+    assert not [one for one in score.exact() if one.contrast.beside]
 
 
 def at_the_margin(

@@ -155,7 +155,9 @@ def _write_training(
                 "unjudged": 0.0,
                 "cot_tokens": float(cot * (0.62 - 0.12 * learned) + rng.normal(0, 1.5)),
                 "entropy": float(max(0.02, 0.9 + (_ENTROPY.get(mode, 0.8) - 0.9) * learned + rng.normal(0, 0.04))),
-                "seconds": 0.5,
+                "rollout_s": 0.25,
+                "reward_s": 0.05,
+                "update_s": 0.2,
             }
             if step % max(1, steps // 8) == 0:
                 line["validation"] = float(68 + gain * 0.6 * learned + rng.normal(0, 1.2))
