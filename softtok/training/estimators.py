@@ -87,18 +87,6 @@ ESTIMATORS = {
 }
 
 
-class FixedLength(TextRules):
-    """The rules of a text, but that no text ends a CoT: all are cut at the cap."""
-
-    def __init__(self, *given: Any):
-        super().__init__(*given)
-        self.may_stop = np.zeros_like(self.may_stop)
-
-    def stop(self, ids: np.ndarray) -> str | None:
-        """Returns None: the CoT goes on."""
-        return None
-
-
 class Trained(NamedTuple):
     """What the spec of a training run says, each part of it given."""
 
@@ -161,9 +149,9 @@ class Bench:
         train_on, _ = split(problems, self.settings, f"train set {data}")
         self.problems = prompts_of_step(1, train_on, self.settings, run.spec.seed)
         s = self.settings
-        limits = Limits(request.cot_tokens, s.max_answer_tokens, s.answer_temperature, s.stop_on)
+        limits = Limits(request.cot_tokens, s.max_answer_tokens, s.answer_temperature, "never")
         rms = {"embedding": checkpoint.embedding_rms or embedding_rms(self.lm.embedding_VD), **checkpoint.state_rms}
-        rules = FixedLength(self.lm, run.grading.answer_format)
+        rules = TextRules(self.lm, run.grading.answer_format)
         self.policy = Policy(self.lm, rules, bind(run.mode, rms), limits)
         longest = max(len(problem.prompt) for problem in self.problems) + self.policy.most_steps
         refuse_longer(self.lm, longest, f"train set {data}")
