@@ -108,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add("train", _train, "train one run", "spec", "runtime", "model", "data", "out")
     add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
-    report = add("report", _report, "tables, figures and report of a study", "spec", "out")
-    report.add_argument(
+    _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
+    add("report", _report, "tables, figures and report of a study", "spec", "out").add_argument(
         "--root", type=Path, default=Path(), metavar="PATH", help="folder that the spec's paths start from"
     )
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
@@ -145,6 +145,20 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
+
+
+def _estimator_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="folder of a finished training run in a soft mode"
+    )
+    command.add_argument("--base", action="store_true", help="at its base model, instead of its checkpoint")
+    command.add_argument("--data", type=Path, metavar="FILE", help="its prepared train set, if not in the same results")
+    command.add_argument("--rollouts", type=int, default=64, metavar="M", help="half of them for the reference")
+    command.add_argument("--cot-tokens", type=int, default=24, metavar="T", help="of every CoT, without a stop rule")
+    command.add_argument("--seed", type=int, default=0, help="of the rollouts")
+    command.add_argument("--runtime", default="{}", metavar="FILE|JSON", help="as in config.yaml; default: on the CPU")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write the numbers to this JSON file")
+    command.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .svg")
 
 
 def _folder(text: str) -> Path:
@@ -230,6 +244,33 @@ def _choices(options: argparse.Namespace) -> None:
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
     choices(spec, _runtime(options), options.run_folder, options.data, options.out)
+
+
+def _estimators(options: argparse.Namespace) -> None:
+    from softtok.report.estimator_table import read_numbers, table
+
+    if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {options.figure}: name a file that ends in .png or .svg")
+    run = options.run_folder
+    told = read_numbers(run) if run.is_file() else _measured(options)
+    print(table(told), end="")
+    if options.out is not None:
+        from softtok.storage.files import write_json
+
+        write_json(options.out, told)
+    if options.figure is not None:
+        from softtok.report.estimator_figure import draw, save
+
+        save(draw(told), options.figure)
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what `softtok estimators` measures."""
+    runtime = _runtime(options)
+    with _importing():
+        from softtok.training.estimators import Request, measure
+    run, tokens = options.run_folder, options.cot_tokens
+    return measure(Request(run, options.base, options.data, options.rollouts, tokens, options.seed), runtime)
 
 
 def _report(options: argparse.Namespace) -> None:

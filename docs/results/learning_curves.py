@@ -17,11 +17,10 @@ def learning_curves(metrics: pd.DataFrame, training: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row", squeeze=False)
-    training = training.sort_values(["training_mode", "seed", "step"])
+    style = looks(training["training_mode"])  # in the order of the study, as in its other figures
     training["smooth"] = training.groupby(["training_mode", "seed"])["reward"].transform(
         lambda rewards: rewards.rolling(WINDOW).mean()
     )
-    style = looks(training["training_mode"])
     for mode, runs in training.groupby("training_mode", sort=False):
         for row, value in zip(axes, ("smooth", "validation"), strict=True):
             seeds = runs.dropna(subset=[value]).groupby("step")

@@ -141,7 +141,7 @@ def training(config: Config, block: Block) -> None:
         _pathwise(where, settings, tokens)
         for key, why in tokens.not_trained() if settings.cot_term else ():
             raise config_error(f"{where}.{key}", f"{why}; raise it, or set training: {{cot_term: false}}")
-        for key, what in (*tokens.without_effect(settings.estimator), *settings.without_effect()):
+        for key, what in (*tokens.without_effect(settings), *settings.without_effect()):
             if key in config.training_modes[mode].training.given():
                 raise config_error(f"{where}.training.{key}", f"has no effect on {what}; remove it")
         _objective(where, settings, tokens)

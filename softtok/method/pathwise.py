@@ -38,11 +38,14 @@ class Adjoint(NamedTuple):
     lambda_nTD: torch.Tensor
     start_nTD: torch.Tensor
 
-    def growth(self) -> float:
-        """Returns the largest |lambda| / |g| of a row; a large one says that few steps carry the whole gradient."""
-        start_n = self.start_nTD.float().flatten(1).norm(dim=1)
-        growth_n = self.lambda_nTD.float().flatten(1).norm(dim=1) / start_n
-        return float(growth_n[start_n > 0].max()) if bool((start_n > 0).any()) else 0.0
+    def by_row(self, fixed_nTD: torch.Tensor) -> torch.Tensor:
+        """Returns |lambda| / |g| and |f - lambda| / |f| of the rows with a gradient, f = g + J^T lambda; (rows, 2).
+
+        A large |lambda| / |g| says that few steps carry the whole gradient.
+        """
+        parts = (self.lambda_nTD, self.start_nTD, fixed_nTD - self.lambda_nTD, fixed_nTD)
+        lambda_n, start_n, missing_n, fixed_n = (part.float().flatten(1).norm(dim=1) for part in parts)
+        return torch.stack([lambda_n / start_n, missing_n / fixed_n], 1)[start_n * fixed_n > 0]
 
 
 def solve(
@@ -132,4 +135,6 @@ class PathwiseTerms(TiledTerms):
         fixed_nTD, seen = x_nTD.grad.float(), self.statistics
         seen.adjoint += fixed_nTD.square().sum().item()
         seen.residual += (fixed_nTD - adjoint.lambda_nTD.float()).square().sum().item()
-        seen.growth = max(seen.growth, adjoint.growth())
+        rows_n2 = adjoint.by_row(fixed_nTD).cpu()
+        seen.adjoint_rows.append(rows_n2)
+        seen.growth = max([seen.growth, *rows_n2[:, 0].tolist()])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -436,3 +436,15 @@ def test_one_token_caps(mode: str) -> None:
     assert [len(answer) for answer in out.answers] == [1] * 6
     # Fed: the CoT token and the two prefilled ones; the answer's state is wanted by nobody.
     assert out.decode_rows == 6 * 3
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_a_cot_that_never_stops_runs_to_its_cap(mode: str) -> None:
+    """Until a text would have ended it, it is the CoT that stops."""
+    lm = tiny_model(spread=SPREAD[mode])
+    limits = replace(LIMITS, max_cot_tokens=12)
+    free, fixed = (roll(lm, mode, limits=replace(limits, stop_on=stop_on)) for stop_on in ("shadow", "never"))
+    assert free.cot_lengths.min() < 12, "a text ends some"
+    assert fixed.cot_lengths.tolist() == [12] * len(KEYS) and {STOPS[i] for i in fixed.stops} == {"cap"}
+    for row, length in enumerate(free.cot_lengths):
+        assert fixed.cot(row)[:length] == free.cot(row)
