@@ -27,6 +27,7 @@ import torch
 
 from softtok.method.sampling import entropy
 from softtok.method.terms import MicroBatch, Tile, TiledTerms
+from softtok.method.token_modes import MODES
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.matmul import constant_weights
 
@@ -83,7 +84,7 @@ class PathwiseTerms(TiledTerms):
         if "cot" in terms:
             longest = int(self.completions.cot_NL[micro.rows].sum(1).max())
             products = min(self.loss.settings.adjoint_iterations, longest - 1)
-            iterated = partial(self._through, self.own.frozen(), micro)
+            iterated = partial(self._through, self._constants(), micro)
             adjoint = solve(micro.states_nLD, micro.x_nTD, direct_nLD, iterated, products)
             upstream_nLD = self._through(self.own, micro, adjoint.lambda_nTD)
             if "answer" in terms:
@@ -91,6 +92,14 @@ class PathwiseTerms(TiledTerms):
         micro.states_nLD.backward(upstream_nLD)
         if adjoint is not None and "answer" in terms:
             self._note(adjoint, micro.x_nTD)
+
+    def _constants(self) -> Vocabulary:
+        """Returns head and E of the iterations, which learn nothing and need no value of F, but its gradient.
+
+        A built-in F adds a constant to a mixture at most; a user's may do anything with its value.
+        """
+        built_in = type(self.tokens) in MODES.values()
+        return self.own.slope_only() if built_in else self.own.frozen()
 
     def _direct(self, vocabulary: Vocabulary, micro: MicroBatch) -> torch.Tensor:
         """Returns the gradient of L by the states, x fixed; `vocabulary` is what learns."""

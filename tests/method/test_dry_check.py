@@ -160,7 +160,7 @@ def test_the_path_of_every_built_in_kind_passes(
 def test_the_path_of_the_example_passes() -> None:
     example = Path(laplace_noise.__file__)
     code = Reference(source=str(example), name="LaplaceNoise", sha256=hashlib.sha256(example.read_bytes()).hexdigest())
-    mode = TokenMode(tokens=code, temperature=0.5, **NOISY)
+    mode = TokenMode(tokens=code, temperature=0.5, noise_scale=0.3)
     assert check_method([mode], PATHWISE) == [f"tokens {code}"]
 
 
