@@ -99,11 +99,8 @@ def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
         size = float(scores.noise_M.mean())
         if not NOISE_SIZES[0] < size < NOISE_SIZES[1]:
             raise plugin.fault(f"score: noise_M is {size:.2g} on average and not 1; do noise and noise_size agree?")
-    if (
-        isinstance(tokens, SoftTokens)
-        and type(tokens).step is SoftTokens.step
-        and type(tokens).score is SoftTokens.score
-    ):
+    made_by = type(tokens)
+    if isinstance(tokens, SoftTokens) and made_by.step is SoftTokens.step and made_by.score is SoftTokens.score:
         _try_density(tokens, plugin)
 
 
