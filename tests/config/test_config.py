@@ -389,7 +389,6 @@ def test_exponents_without_a_dot_are_numbers(text: str, value: float | None) -> 
 
 def test_the_examples_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").symlink_to(ROOT / "docs")  # a shipped study has a figure there
     for name in ("mine.jsonl", "mine-test.jsonl"):
         (tmp_path / name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
     config = shipped()

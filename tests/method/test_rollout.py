@@ -15,7 +15,8 @@ import torch
 from scipy import stats
 
 from softtok.config.settings import TokenMode, TrainingSettings
-from softtok.method import policy_gradient, token_modes
+from softtok.method import terms as loss_terms
+from softtok.method import token_modes
 from softtok.method.draws import Draws
 from softtok.method.rollout import rollout
 from softtok.method.sampling import log_prob
@@ -349,7 +350,7 @@ def test_hard_log_probs_of_training_are_those_of_sampling(family: str, monkeypat
         terms[temperature].append(log_prob(logits, ids, temperature))
         return terms[temperature][-1]
 
-    for module in (token_modes, policy_gradient):  # CoT tokens and answers
+    for module in (token_modes, loss_terms):  # CoT tokens and answers
         monkeypatch.setattr(module, "log_prob", spy)
     settings, tiling = TrainingSettings(answer_temperature=1.3), Tiling(200, TILING.tile_tokens)
     run_pass((lm, tokens, out, np.ones(len(KEYS))), settings, tiling=tiling)
