@@ -66,7 +66,7 @@ def solve(
 
     start_nTD = lambda_nTD = to_x(upstream_nLD)
     for _ in range(products):
-        lambda_nTD = to_x(upstream_nLD + through(lambda_nTD))
+        lambda_nTD = to_x(through(lambda_nTD).add_(upstream_nLD))
     return Adjoint(lambda_nTD, start_nTD)
 
 

@@ -6,8 +6,6 @@ Nothing of it moves what RLOO makes.
 from __future__ import annotations
 
 import copy
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ from tests.support.records import fed
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
 from tests.support.tiny_models import tiny_model, token_mode
-from tests.support.training_runs import lines, weights
+from tests.support.training_runs import lines, stopped_in_step, weights
 
 MODES = {name: OBJECTIVE_MODES[name] for name in ("hard", "soft", "fuzzy")}
 MODES["soft-top"] = MODES["soft"].model_copy(update={"top_k": 6})
@@ -344,23 +342,14 @@ LOOPS: dict[str, tuple[TokenMode, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_stopped_run_resumes_as_if_nothing_had_happened(
-    name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]
 ) -> None:
     """The KL stays one to the base; its first value is 0, for the first rollout is the base's own."""
     mode, training = LOOPS[name]
     wanted = spec(mode, **(training | {"steps": 4, "max_cot_tokens": 8}))
     train(wanted, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "whole")
-    take_step = Trainer.take_step
-
-    def stop_here(self: Trainer, step: int) -> dict[str, Any]:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "take_step", stop_here)
-        with pytest.raises(SystemExit):
-            train(wanted, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
+    with stopped_in_step(3):
+        train(wanted, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     train(wanted, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     expected = weights(tmp_path / "whole" / "checkpoint")

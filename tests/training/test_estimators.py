@@ -98,6 +98,7 @@ def test_numbers_are_those_of_stored_gradients(run: Path, monkeypatch: pytest.Mo
     assert not any(np.allclose(one_P, other_P) for one_P in reference_nP for other_P in exact_nP), (
         "halves share nothing"
     )
+    assert told["reference"]["tails"]["residual"][-1] < 1e-5, "the reference is exact"
     n, r = len(reference_nP), reference_nP.mean(0)
     r_square = (r @ r - (reference_nP**2).sum() / n**2) * n / (n - 1)
     assert told["reference"]["norm"] == pytest.approx(np.sqrt(r_square), rel=1e-4)

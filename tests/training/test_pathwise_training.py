@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,10 @@ import torch
 from softtok.config.settings import RuntimeSettings
 from softtok.method.objectives import group_advantages
 from softtok.method.terms import TERMS, Experience
-from softtok.training.train import Metrics, Trainer, prompts_of_step, train
+from softtok.training.train import Trainer, prompts_of_step, train
 from tests.support.specs import SOFT
 from tests.support.specs import train_spec as spec
-from tests.support.training_runs import lines, weights
+from tests.support.training_runs import lines, stopped_in_step, weights
 
 EXACT = 15  # iterations for CoTs of 16 tokens
 
@@ -61,20 +59,9 @@ def test_the_cosine_is_that_of_both_gradients(tmp_path: Path, tiny_toy: Path, to
     assert trainer.score_cosine(nothing) is None
 
 
-def test_a_resumed_run_is_the_same(
-    exact: Path, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_step = Trainer.take_step
-
-    def stop_here(self: Trainer, step: int) -> Metrics:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "take_step", stop_here)
-        with pytest.raises(SystemExit):
-            run(tmp_path / "run", tiny_toy, toy_sets["train"], EXACT)
+def test_a_resumed_run_is_the_same(exact: Path, tmp_path: Path, tiny_toy: Path, toy_sets: dict[str, Path]) -> None:
+    with stopped_in_step(3):
+        run(tmp_path / "run", tiny_toy, toy_sets["train"], EXACT)
     run(tmp_path / "run", tiny_toy, toy_sets["train"], EXACT)
     assert lines(tmp_path / "run") == lines(exact)
     expected = weights(exact / "checkpoint")

@@ -29,11 +29,11 @@ from softtok.method.teacher_forcing import SharedPrompts
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import LanguageModel
 from softtok.storage.files import content_hash, read_json
-from softtok.storage.locks import EXIT_INTERRUPTED, Interruption, exclusive_lock
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.training.train import Trainer, prompts_of_step, train
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
-from tests.support.training_runs import lines, weights
+from tests.support.training_runs import lines, stopped_in_step, weights
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +81,10 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
     tmp_path: Path,
     tiny_toy: Path,
     toy_sets: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "run"
-    take_step = Trainer.take_step
-
-    def stop_here(self: Trainer, step: int) -> dict[str, Any]:
-        if step == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "take_step", stop_here)
-        with pytest.raises(SystemExit) as stopped:
-            train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert stopped.value.code == EXIT_INTERRUPTED
+    with stopped_in_step(stop_after):
+        train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a caller's Ctrl-C works again afterwards"
     assert not (run / "manifest.json").exists()
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
