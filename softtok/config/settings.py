@@ -50,7 +50,8 @@ class Settings(Record):
         """Returns the settings that were written down, without defaults."""
         dumped = self.model_dump(exclude_unset=True)
         # A dump leaves out some values that say what their absence says (`exclude_if`).
-        return {name: dumped.get(name, getattr(self, name)) for name in dumped.keys() | self.model_fields_set}
+        named = [name for name in type(self).model_fields if name in dumped or name in self.model_fields_set]
+        return {name: dumped.get(name, getattr(self, name)) for name in named}  # in one order: reports hash it
 
 
 class TokenMode(Settings):
