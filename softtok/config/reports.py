@@ -85,7 +85,8 @@ def _shown(entry: Entry) -> dict[str, Any]:
     Settings of the machine are left out.
     """
     overrides = {"training", "evaluation", "runtime"}
-    shown = entry.model_dump(exclude=overrides, exclude_none=True)
+    # Where solutions are is of no use in a set's own jobs; what takes examples from it says so.
+    shown = entry.model_dump(exclude=overrides | {"worked"}, exclude_none=True)
     if shown.get("file", {}).get("comparable"):
         del shown["file"]["comparable"]
     return shown | {key: value for key, value in entry.given().items() if key in overrides - {"runtime"}}
