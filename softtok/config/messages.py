@@ -197,13 +197,10 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
 
 
 def _member(kind: Any, part: str | int) -> Any:
-    """Returns the member of `list[X] | Y` that pydantic names: "list", or the name of the model; None for others."""
+    """Returns the model of this name beside the list in `list[X] | Y`; None if it is not meant."""
     members = list(_members(kind))
-    listed = next((member for member in members if get_origin(member) is list), None)
-    if listed is None or len(members) == 1:
+    if not any(get_origin(member) is list for member in members):
         return None
-    if part == "list":
-        return listed
     return next((one for one in members if getattr(one, "model_fields", None) and one.__name__ == part), None)
 
 

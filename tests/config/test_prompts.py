@@ -60,11 +60,13 @@ def test_a_prompt_changes_the_jobs_that_read_it_and_no_others(key: str, value: A
 
 
 def test_where_solutions_are_changes_nothing_but_the_examples(tmp_path: Path) -> None:
-    file = both(put("train_sets/mine", entry(tmp_path)), put(f"{TEST}/shots", {"train_set": "mine", "k": 1}))
+    trained = put("studies/first/grid", [{"models": ["toy"], "train_sets": ["sums", "mine"]}])
+    shown = put(f"{TEST}/shots", {"train_set": "mine", "k": 1})
+    file = both(put("train_sets/mine", entry(tmp_path)), shown, trained)
     one, other = grid_of(file), grid_of(file, put("train_sets/mine/worked/field", "a"))
     assert hashes(one)["runs"] == hashes(other)["runs"]
     assert hashes(one)["evaluations"].isdisjoint(hashes(other)["evaluations"])
-    assert {data.spec.shown for data in one.data.values() if data.name == "mine"} == {True}
+    assert sorted(data.spec.shown for data in one.data.values() if data.name == "mine") == [False, True]
 
 
 def entry(folder: Path) -> dict[str, Any]:
