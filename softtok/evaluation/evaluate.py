@@ -71,13 +71,13 @@ def evaluate(
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
-        asked = _asked(spec, checkpoint, data, shots)
-        check_reward(spec.grading, data, asked.template)
+        prompts = _asked(spec, checkpoint, data, shots)
+        check_reward(spec.grading, data, prompts.template)
         check_method(spec.inference_modes.values())
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm, spec.grading.answer_format)
-        problems = read_problems(data, lm, asked, columns=spec.grading.wants_columns)
+        problems = read_problems(data, lm, prompts, columns=spec.grading.wants_columns)
         rms = noise_rms(lm, checkpoint, spec.inference_modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
         policies = {name: Policy(lm, rules, bind(mode, rms), limits) for name, mode in spec.inference_modes.items()}
@@ -100,7 +100,7 @@ def evaluate(
                     "seed": checkpoint.seed,
                     "version": spec.version,
                     "grading": spec.grading.model_dump(mode="json"),
-                } | asked.mark(checkpoint.prompt)
+                } | prompts.mark(checkpoint.prompt)
                 shard = content_hash(header, 16)
                 with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)

@@ -42,7 +42,7 @@ def writer_of(model: Model, results: Path) -> Writer | None:
     if isinstance(source, ToySource) and source.toy.tokenizer in PUBLISHED:
         known = PUBLISHED[source.toy.tokenizer]
         tokenizer = real_tokenizer(source.toy.tokenizer, CONTEXT)
-        return Writer(model.name, tokenizer, set(tokenizer.convert_tokens_to_ids(list(known.ends))))
+        return Writer(model.name, tokenizer, {tokenizer.get_vocab()[end] for end in known.ends})
     folder = _folder(model, results)
     return None if folder is None else read_writer(model.name, folder)
 

@@ -41,10 +41,14 @@ def prompt_texts(name: str, tokenizer: PreTrainedTokenizerBase, asking: Asking, 
     return [_chat(name, tokenizer, asking.messages(question)) for question in questions]
 
 
+def _strftime_now(form: str) -> str:
+    return TODAY.strftime(form)  # templates may call plain functions alone
+
+
 def _chat(name: str, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, strftime_now=TODAY.strftime
+            messages, tokenize=False, add_generation_prompt=True, strftime_now=_strftime_now
         )
     except Exception as error:  # a template may raise what it likes; some refuse a system message
         why = " ".join(str(error).split())[:200]

@@ -55,7 +55,7 @@ def test_a_chat_is_the_tokenizers_own(chat: tuple[str, Any, set[int]], case: str
     asked = ASKED[case]
     for question in QUESTIONS:
         text, ids = Writer(name, tokenizer, ends)(asked, question)
-        fixed = {"strftime_now": datetime(2024, 7, 26).strftime}
+        fixed = {"strftime_now": lambda form: datetime(2024, 7, 26).strftime(form)}
         told = asked.messages(question)
         assert text == tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True, **fixed)
         assert ids == tokenizer.apply_chat_template(told, add_generation_prompt=True, **fixed)["input_ids"]

@@ -55,7 +55,7 @@ def test_a_range_that_the_rows_do_not_have_is_refused(numbers: tuple[int, ...], 
 
 
 def test_stories_of_a_test_set_are_dropped_and_counted(tmp_path: Path) -> None:
-    told = [
+    stories = [
         ("chal-1", "Tom has 3 hens .", "How many?"),
         ("chal-2", "Tom has 1,234.5 HENS.", "How many legs?"),
         ("chal-3", "Tom has hens.", "How many?"),
@@ -64,7 +64,7 @@ def test_stories_of_a_test_set_are_dropped_and_counted(tmp_path: Path) -> None:
         ("chal-6", "Tom has 17 hens.", "How many now?"),
         ("chal-7", "", "What is 2 + 2?"),
     ]
-    path = write(tmp_path / "x.jsonl", [{"ID": i, "b": b, "q": q, "a": 1.0} for i, b, q in told])
+    path = write(tmp_path / "x.jsonl", [{"ID": i, "b": b, "q": q, "a": 1.0} for i, b, q in stories])
     fields = {**FIELDS, "question": "{b} {q}", "story": "b"}
     source = {"file": {"path": str(path)}}
     test = data_spec("test", source, ids=["chal-6", "chal-7"], **fields)
@@ -77,13 +77,17 @@ def test_stories_of_a_test_set_are_dropped_and_counted(tmp_path: Path) -> None:
     assert manifest["rows"] == 3, "no story is not the same story"
 
 
+def told(named: bool) -> dict[str, Any]:
+    """Returns the field of stories, or none."""
+    return {"story": "s"} if named else {}
+
+
 def test_stories_count_only_where_both_sets_name_them(tmp_path: Path) -> None:
     source = {"file": {"path": str(write(tmp_path / "x.jsonl", rows(1, 4)))}}
     for of_train, of_test in ((True, False), (False, True)):
-        test = data_spec("test", source, ids=["chal-4", "chal-4"], **FIELDS, **({"story": "s"} if of_test else {}))
+        test = data_spec("test", source, ids=["chal-4", "chal-4"], **FIELDS, **told(of_test))
         prepare(test, tmp_path / "test.parquet", {}, None)
-        given = {"story": "s"} if of_train else {}
-        train = data_spec("train", source, ids=["chal-1", "chal-1"], exclude={"mine": test}, **FIELDS, **given)
+        train = data_spec("train", source, ids=["chal-1", "chal-1"], exclude={"mine": test}, **FIELDS, **told(of_train))
         prepare(train, tmp_path / "train.parquet", {"mine": tmp_path / "test.parquet"}, None)
         assert json.loads((tmp_path / "train.json").read_text())["rows"] == 1
 
