@@ -53,7 +53,7 @@ rooms: .venv/installed-dev ## draw docs/rooms.svg anew from the imports
 bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 minutes on two quiet cores (benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.run
 
-bench-quick: .venv/installed-dev ## the same in small, under 2 minutes: for trends
+bench-quick: .venv/installed-dev ## the same in small, under 4 minutes: for trends
 	@$(BIN)/python -m benchmarks.run --quick
 
 bench-long: .venv/installed-dev ## the same with five rounds of everything, over an hour

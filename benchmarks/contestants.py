@@ -22,7 +22,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks import toy
-from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl
+from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl, timed_backward
 
 
 class Turns:
@@ -114,7 +114,7 @@ def trl(turns: Turns, size: str, **load: int) -> None:
         trainer.train()
 
 
-def growth(turns: Turns, size: dict[str, int], **load: int) -> None:
+def growth(turns: Turns, size: dict[str, Any], **load: int) -> None:
     """A soft step on a size of its own, with its peak memory."""
     Ours(*TINY).step("soft")
     work = Ours(Size(**size), Load(**load))
@@ -127,7 +127,7 @@ def growth(turns: Turns, size: dict[str, int], **load: int) -> None:
     turns.serve(turn)
 
 
-def objective(turns: Turns, size: dict[str, int], tile: int, **load: int) -> None:
+def objective(turns: Turns, size: dict[str, Any], tile: int, **load: int) -> None:
     """The teacher-forced pass over one soft rollout, with its peak memory; `tile` tokens at a time."""
     Ours(*TINY).step("soft")
     work = Ours(Size(**size), Load(**load), tile_tokens=tile)
@@ -142,7 +142,26 @@ def objective(turns: Turns, size: dict[str, int], tile: int, **load: int) -> Non
     turns.serve(turn)
 
 
-def through_time(turns: Turns, size: dict[str, int], through: bool, **load: int) -> None:
+def estimator(turns: Turns, size: dict[str, Any], estimator: str, **load: int) -> None:
+    """The teacher-forced pass over one soft rollout, its gradient by an estimator: its peak memory, and its parts."""
+    Ours(*TINY).step("soft")
+    work = Ours(Size(**size), Load(**load))
+    out = work.rollout("soft")
+    work.optimizer.zero_grad()
+
+    def turn(iterations: int = 0) -> dict[str, float]:
+        work.estimate(estimator, iterations)
+        with PeakMemory() as memory, timed_backward() as backward:
+            started = clocks()
+            work.update("soft", out)
+            whole = clocks() - started
+        (wall, cpu), (backward_wall, _) = whole, backward
+        return {"mb": memory.mb, "pass_wall_s": wall, "pass_cpu_s": cpu, "backward_wall_s": backward_wall}
+
+    turns.serve(turn)
+
+
+def through_time(turns: Turns, size: dict[str, Any], through: bool, **load: int) -> None:
     """Back-propagation through the whole CoT, or the teacher-forced pass (and the rollout that it needs)."""
     Ours(*TINY).step("soft")
     work = Ours(Size(**size), Load(**load))
@@ -164,7 +183,7 @@ def evaluation(turns: Turns, folder: str, drop_rows: bool) -> None:
     turns.serve(toy.evaluation(Path(folder), torch.get_num_threads(), drop_rows))
 
 
-ROLES = {role.__name__: role for role in (ours, generate, trl, growth, objective, through_time, evaluation)}
+ROLES = {role.__name__: role for role in (ours, generate, trl, growth, objective, estimator, through_time, evaluation)}
 
 
 def main() -> None:

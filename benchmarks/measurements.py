@@ -1,4 +1,4 @@
-"""Measurements 4, 6, 8 and 9, each with processes of its own; README.md says what each number means.
+"""Measurements 4, 6 and 8 to 10, each with processes of its own; README.md says what each number means.
 
 The others are in `cells.py` (1, 2, 3 and 5) and `overhead.py` (7).
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from benchmarks.driver import Rounds, Row, Side, Times, interleave, workers
@@ -108,3 +110,45 @@ def bptt_cost(plan: Plan, say: Callable[[str], None]) -> list[Row]:
             rounds.memory_row("bptt_cost", f"{case} memory", through.contestant, whole.contestant),
         ]
     return rows
+
+
+ITERATIONS = (0, 1, 2)  # K
+
+
+def pathwise_cost(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+    """10: the pathwise pass with K products over the score's, for CoT lengths and a head that is E or is not."""
+    rows = []
+    for tied, length in product((True, False), plan.cot_lengths):
+        case = f"{length} CoT tokens{'' if tied else ', untied'}"
+        say(f"pathwise and score over {case}")
+        size = dataclasses.asdict(dataclasses.replace(SIZES["S"], tied=tied))
+        load = {"prompt": 16, "new_tokens": length + 1, "prompts": 1, "samples": 32, "size": size}
+        contestants = {name: ("estimator", load | {"estimator": name}) for name in ("score", "pathwise")}
+        with workers(plan.threads, **contestants) as at:
+            turns: dict[str, Callable[[], dict[str, float]]] = {"score": at["score"].turn}
+            turns |= {f"K={k}": partial(at["pathwise"].turn, iterations=k) for k in ITERATIONS}
+            rounds = interleave(turns, plan.through_s, plan.most)
+        for k in ITERATIONS:
+            rows += pathwise_rows(rounds, case, k)
+    return rows
+
+
+def pathwise_rows(rounds: Rounds, case: str, k: int) -> list[Row]:
+    """Returns the ratios of the passes' time and memory.
+
+    A pathwise pass has the score's forward pass, and its backward part may take 1 + 0.7 (K + 1) of the score's. The
+    goal of the whole follows from the score's own parts.
+    """
+    ours, score = Side("pathwise", f"K={k}", "pass_"), Side("score", "score", "pass_")
+    fastest, most = min(rounds.turns["score"], key=lambda turn: turn["pass_wall_s"]), 1 + 0.7 * (k + 1)
+    whole, backward = fastest["pass_wall_s"], fastest["backward_wall_s"]
+    goal = (whole - backward + most * backward) / whole
+    time = rounds.row("pathwise_cost", f"{case}, K={k} time", ours, score, goal=goal, better="less")
+    part = (time.sides["pathwise"].wall_min - (whole - backward)) / backward
+    time.note = (
+        f"backward part {part:.2f} of the score's (goal {most:.1f}), which is {backward / whole:.0%} of its pass"
+    )
+    memory = rounds.memory_row(
+        "pathwise_cost", f"{case}, K={k} memory", ours.contestant, score.contestant, goal=1.2, better="less"
+    )
+    return [time, memory]

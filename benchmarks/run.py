@@ -37,6 +37,7 @@ OTHERS: dict[str, Callable[[Plan, Path, Say], list[Row]]] = {  # plan, folder of
     "workflow_overhead": lambda plan, out, say: workflow_overhead(plan, make_toy(plan, out, say), Path("results"), say),
     "growth": lambda plan, _, say: measurements.growth(plan, say),
     "bptt_cost": lambda plan, _, say: measurements.bptt_cost(plan, say),
+    "pathwise_cost": lambda plan, _, say: measurements.pathwise_cost(plan, say),
 }
 NAMES = (*OF_CELLS, *OTHERS)
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -50,7 +52,7 @@ LEARNING_RATE = 1e-5
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a random Llama with tied embeddings."""
+    """The shape of a random Llama; its head is E, unless it is untied."""
 
     width: int
     layers: int
@@ -58,6 +60,7 @@ class Size:
     key_heads: int
     mlp_width: int
     vocabulary: int
+    tied: bool = True
 
     @property
     def head_width(self) -> int:
@@ -103,7 +106,7 @@ def random_llama(size: Size, dtype: torch.dtype = torch.float32, device: str = "
         num_key_value_heads=size.key_heads,
         intermediate_size=size.mlp_width,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        tie_word_embeddings=size.tied,
         pad_token_id=PAD,
         bos_token_id=None,
         eos_token_id=EOS,
@@ -156,6 +159,20 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@contextmanager
+def timed_backward() -> Iterator[np.ndarray]:
+    """Yields what PyTorch's backward passes take while the block runs, as `clocks` has it; the rest is forward."""
+    took, backward = np.zeros(2), torch.autograd.backward
+
+    def timed(*arguments: Any, **options: Any) -> None:
+        started = clocks()
+        backward(*arguments, **options)
+        took[:] += clocks() - started
+
+    with mock.patch.object(torch.autograd, "backward", timed):
+        yield took
+
+
 def clocks() -> np.ndarray:
     """Wall time and CPU time of all threads of this process, in seconds."""
     return np.array([time.perf_counter(), time.process_time()])
@@ -199,6 +216,11 @@ class Ours:
         sampled = out.cot_lengths.sum() + sum(map(len, out.answers))
         assert sampled == self.load.rows * self.load.new_tokens, f"{sampled} tokens were sampled"
         return out
+
+    def estimate(self, estimator: str, iterations: int) -> None:
+        """Lets the passes from now on take the gradient of the CoT in this way."""
+        asked = {"estimator": estimator, "adjoint_iterations": iterations}
+        self.loss = replace(self.loss, settings=self.loss.settings.model_copy(update=asked))
 
     def update(self, mode: str, out: Rollout) -> None:
         """Reward, leave-one-out advantages and the teacher-forced pass, as `Trainer.take_step` makes them."""

@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
-    report = add("report", _report, "tables, figures and report of a study", "spec", "out")
-    report.add_argument(
+    _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
+    add("report", _report, "tables, figures and report of a study", "spec", "out").add_argument(
         "--root", type=Path, default=Path(), metavar="PATH", help="folder that the spec's paths start from"
     )
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
@@ -154,6 +154,20 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
+
+
+def _estimator_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="folder of a finished training run in a soft mode"
+    )
+    command.add_argument("--base", action="store_true", help="at its base model, instead of its checkpoint")
+    command.add_argument("--data", type=Path, metavar="FILE", help="its prepared train set, if not in the same results")
+    command.add_argument("--rollouts", type=int, default=64, metavar="M", help="half of them for the reference")
+    command.add_argument("--cot-tokens", type=int, default=24, metavar="T", help="of every CoT, without a stop rule")
+    command.add_argument("--seed", type=int, default=0, help="of the rollouts")
+    command.add_argument("--runtime", default="{}", metavar="FILE|JSON", help="as in config.yaml; default: on the CPU")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write the numbers to this JSON file")
+    command.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .svg")
 
 
 def _folder(text: str) -> Path:
@@ -239,6 +253,33 @@ def _choices(options: argparse.Namespace) -> None:
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
     choices(spec, _runtime(options), options.run_folder, options.data, options.out)
+
+
+def _estimators(options: argparse.Namespace) -> None:
+    from softtok.report.estimator_table import read_numbers, table
+
+    if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {options.figure}: name a file that ends in .png or .svg")
+    run = options.run_folder
+    told = read_numbers(run) if run.is_file() else _measured(options)
+    print(table(told), end="")
+    if options.out is not None:
+        from softtok.storage.files import write_json
+
+        write_json(options.out, told)
+    if options.figure is not None:
+        from softtok.report.estimator_figure import draw, save
+
+        save(draw(told), options.figure)
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what `softtok estimators` measures."""
+    runtime = _runtime(options)
+    with _importing():
+        from softtok.training.estimators import Request, measure
+    run, tokens = options.run_folder, options.cot_tokens
+    return measure(Request(run, options.base, options.data, options.rollouts, tokens, options.seed), runtime)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -331,6 +372,8 @@ def _check(options: argparse.Namespace) -> None:
             print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")
         for name in dict.fromkeys(_dry_checks(grid.studies[study])):
             print(f"{name}: works")
+        for line in dict.fromkeys(_remarks(grid.studies[study])):
+            print(line)
     print(f"{', '.join(wanted)}: the configuration and all plug-ins are valid")
 
 
@@ -366,6 +409,18 @@ def _dry_checks(study: Study) -> Iterator[str]:
         for mode, training in trained:
             yield from check_method([mode], training)
         yield from check_method(tested)
+
+
+def _remarks(study: Study) -> Iterator[str]:
+    """Yields what is allowed in a study's training modes and may surprise."""
+    for run in study.runs.values():
+        mode, training = run.spec.mode, run.spec.training
+        if mode is None or training is None or training.estimator == "score":
+            continue
+        with _importing():
+            from softtok.method.path_check import remark
+        if (remarked := remark(mode, training)) is not None:
+            yield f"training mode {run.name!r}: {remarked}"
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -84,12 +84,12 @@ def _shown(entry: Entry) -> dict[str, Any]:
 
     Settings of the machine are left out.
     """
-    overrides = {"training", "evaluation", "runtime"}
     # Where solutions are is of no use in a set's own jobs; what takes examples from it says so.
-    shown = entry.model_dump(exclude=overrides | {"worked"}, exclude_none=True)
+    shown = entry.model_dump(exclude={"training", "evaluation", "runtime", "worked"}, exclude_none=True)
     if shown.get("file", {}).get("comparable"):
         del shown["file"]["comparable"]
-    return shown | {key: value for key, value in entry.given().items() if key in overrides - {"runtime"}}
+    given = [key for key in ("training", "evaluation") if key in entry.model_fields_set]
+    return shown | {key: getattr(entry, key).given() for key in given}
 
 
 def _nested(triples: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]]:

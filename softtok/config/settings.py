@@ -49,9 +49,9 @@ class Settings(Record):
     def given(self) -> dict[str, Any]:
         """Returns the settings that were written down, without defaults."""
         dumped = self.model_dump(exclude_unset=True)
-        # A dump leaves out some values that say what their absence says (`exclude_if`).
-        named = [name for name in type(self).model_fields if name in dumped or name in self.model_fields_set]
-        return {name: dumped.get(name, getattr(self, name)) for name in named}  # in one order: reports hash it
+        # A dump leaves out some values that say what their absence says (`exclude_if`). A report keeps the order.
+        names = [name for name in type(self).model_fields if name in self.model_fields_set]
+        return {name: dumped.get(name, getattr(self, name)) for name in names}
 
 
 class TokenMode(Settings):
@@ -207,11 +207,12 @@ class TokenMode(Settings):
         elif self.deterministic:
             yield "noise_scale", "0 leaves nothing to reparametrise"
 
-    def without_effect(self, estimator: str) -> Iterator[tuple[str, str]]:
+    def without_effect(self, settings: TrainingSettings) -> Iterator[tuple[str, str]]:
         """Yields the training settings that change nothing in this mode, and on what they have no effect."""
         if self.hard:
-            yield from ((key, "hard tokens") for key in ("stop_on", "embedding_gradient"))
-        elif self.noise_at != "embedding" and estimator == "score":
+            keys = ("stop_on", "embedding_gradient") if settings.stop_on != "never" else ("embedding_gradient",)
+            yield from ((key, "hard tokens") for key in keys)
+        elif self.noise_at != "embedding" and settings.estimator == "score":
             yield "embedding_gradient", f"a mixture after noise on the {self.noise_at}, which is a constant"
 
     def no_kl(self) -> str | None:
@@ -246,8 +247,9 @@ class TrainingSettings(Settings):
     max_cot_tokens: Whole = Field(default=128, ge=1)
     max_answer_tokens: Whole = Field(default=32, ge=1)
     answer_temperature: Real = Field(default=1.0, ge=LEAST_TEMPERATURE)
-    stop_on: Literal["shadow", "nearest"] = Field(
-        default="shadow", description="whose text ends a soft CoT: argmax or nearest embedding"
+    stop_on: Literal["shadow", "nearest", "never"] = Field(
+        default="shadow",
+        description="whose text ends a soft CoT: argmax or nearest embedding; never: every CoT has max_cot_tokens",
     )
     cot_term: bool = Field(default=True, description="false: only answer tokens carry a policy-gradient term")
     estimator: Literal["score", "pathwise"] = Field(

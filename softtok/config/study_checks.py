@@ -136,15 +136,15 @@ def training(config: Config, block: Block) -> None:
     for model, train_set, mode in product(block.models or [], block.train_sets or [], block.training_modes or []):
         settings, tokens = config.training_of(model, train_set, mode), config.training_modes[mode]
         where = at("training_modes", mode)
-        for key, why in tokens.not_trained() if settings.cot_term else ():
-            raise config_error(f"{where}.{key}", f"{why}; raise it, or set training: {{cot_term: false}}")
         for key in tokens.inference_only():
             raise config_error(f"{where}.{key}", "is for inference only; move it to an inference mode")
-        for key, what in (*tokens.without_effect(settings.estimator), *settings.without_effect()):
+        _pathwise(where, settings, tokens)
+        for key, why in tokens.not_trained() if settings.cot_term else ():
+            raise config_error(f"{where}.{key}", f"{why}; raise it, or set training: {{cot_term: false}}")
+        for key, what in (*tokens.without_effect(settings), *settings.without_effect()):
             if key in config.training_modes[mode].training.given():
                 raise config_error(f"{where}.training.{key}", f"has no effect on {what}; remove it")
         _objective(where, settings, tokens)
-        _pathwise(where, settings, tokens)
         if settings.kl_coefficient > 0 and (why_not := tokens.no_kl()) is not None:
             raise config_error(f"{where}.training.kl_coefficient", why_not)
         _top_k(config, model, where, tokens)
@@ -212,10 +212,12 @@ def _pathwise(where: str, settings: TrainingSettings, tokens: TokenMode) -> None
     key = f"{where}.training.estimator"
     for name, why in tokens.no_path():
         raise config_error(
-            key, f"pathwise needs soft CoT tokens with noise; {name}: {why}; remove it, or change {name}"
+            key, f"pathwise needs soft CoT tokens with noise; {name}: {why}; set estimator: score, or change {name}"
         )
     for name, value, wanted in settings.beside_pathwise():
-        raise config_error(key, f"pathwise is for {name}: {wanted}, not {value}; remove it, or set {name}: {wanted}")
+        raise config_error(
+            key, f"pathwise is for {name}: {wanted}, not {value}; set estimator: score, or {name}: {wanted}"
+        )
 
 
 def _checkpoint_steps(where: str, settings: TrainingSettings) -> None:

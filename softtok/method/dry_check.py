@@ -1,7 +1,8 @@
 """Dry checks of a user's token modes and objectives: each runs on a small example before any work starts.
 
 What is wrong is one line that names the user's file and line: code that raises, results of the wrong shape, numbers
-that are not finite, noise that is not as large as the mode says.
+that are not finite, noise that is not as large as the mode says. Where a training is pathwise, `path_check.py` looks at
+the gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from softtok import plugins
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.objectives import Objective, objective_of
+from softtok.method.path_check import check_path, smooth
+from softtok.method.sampling import SINGLE_ROW_TEMPERATURE
 from softtok.method.steps import Predictions
 from softtok.method.token_modes import CotTokens, LogitNoise, SoftTokens, bind, class_of, greedy
 from softtok.method.vocabulary_products import Vocabulary
@@ -39,6 +42,9 @@ def check_method(modes: Iterable[TokenMode], training: TrainingSettings | None =
                     _try_tokens(bind(tried, UNIT), plugin)
             if training is not None:
                 _refuse_untrainable(mode, training, plugin)
+            if training is not None and training.estimator == "pathwise":
+                with blaming(plugin, DOING):
+                    check_path(bind(mode, UNIT), bind(smooth(mode), UNIT), plugin)
             works.append(f"tokens {mode.tokens}")
     if training is not None and isinstance(training.objective, Reference):
         plugin = plugins.read(training.objective)
@@ -79,6 +85,7 @@ def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
         ids[step] = made.ids_N
     if tokens.draw_kind == "none":
         return  # without noise there is nothing to score
+    embedding_VD.requires_grad_(tokens.mode.temperature < SINGLE_ROW_TEMPERATURE)  # a row of E has no other gradient
     columns, rows = (part.flatten() for part in np.indices((STEPS, ROWS)))
     hidden_MD = hidden_TND.flatten(0, 1).requires_grad_()
     predicted = Predictions(hidden_MD, vocabulary.logits(hidden_MD), vocabulary)
@@ -92,11 +99,8 @@ def _try_tokens(tokens: CotTokens, plugin: Plugin) -> None:
         size = float(scores.noise_M.mean())
         if not NOISE_SIZES[0] < size < NOISE_SIZES[1]:
             raise plugin.fault(f"score: noise_M is {size:.2g} on average and not 1; do noise and noise_size agree?")
-    if (
-        isinstance(tokens, SoftTokens)
-        and type(tokens).step is SoftTokens.step
-        and type(tokens).score is SoftTokens.score
-    ):
+    made_by = type(tokens)
+    if isinstance(tokens, SoftTokens) and made_by.step is SoftTokens.step and made_by.score is SoftTokens.score:
         _try_density(tokens, plugin)
 
 

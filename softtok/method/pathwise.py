@@ -27,6 +27,7 @@ import torch
 
 from softtok.method.sampling import entropy
 from softtok.method.terms import MicroBatch, Tile, TiledTerms
+from softtok.method.token_modes import MODES
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.matmul import constant_weights
 
@@ -37,11 +38,14 @@ class Adjoint(NamedTuple):
     lambda_nTD: torch.Tensor
     start_nTD: torch.Tensor
 
-    def growth(self) -> float:
-        """Returns the largest |lambda| / |g| of a row; a large one says that few steps carry the whole gradient."""
-        start_n = self.start_nTD.float().flatten(1).norm(dim=1)
-        growth_n = self.lambda_nTD.float().flatten(1).norm(dim=1) / start_n
-        return float(growth_n[start_n > 0].max()) if bool((start_n > 0).any()) else 0.0
+    def by_row(self, fixed_nTD: torch.Tensor) -> torch.Tensor:
+        """Returns |lambda| / |g| and |f - lambda| / |f| of the rows with a gradient, f = g + J^T lambda; (rows, 2).
+
+        A large |lambda| / |g| says that few steps carry the whole gradient.
+        """
+        parts = (self.lambda_nTD, self.start_nTD, fixed_nTD - self.lambda_nTD, fixed_nTD)
+        lambda_n, start_n, missing_n, fixed_n = (part.float().flatten(1).norm(dim=1) for part in parts)
+        return torch.stack([lambda_n / start_n, missing_n / fixed_n], 1)[start_n * fixed_n > 0]
 
 
 def solve(
@@ -80,7 +84,7 @@ class PathwiseTerms(TiledTerms):
         if "cot" in terms:
             longest = int(self.completions.cot_NL[micro.rows].sum(1).max())
             products = min(self.loss.settings.adjoint_iterations, longest - 1)
-            iterated = partial(self._through, self.own.frozen(), micro)
+            iterated = partial(self._through, self._constants(), micro)
             adjoint = solve(micro.states_nLD, micro.x_nTD, direct_nLD, iterated, products)
             upstream_nLD = self._through(self.own, micro, adjoint.lambda_nTD)
             if "answer" in terms:
@@ -88,6 +92,14 @@ class PathwiseTerms(TiledTerms):
         micro.states_nLD.backward(upstream_nLD)
         if adjoint is not None and "answer" in terms:
             self._note(adjoint, micro.x_nTD)
+
+    def _constants(self) -> Vocabulary:
+        """Returns head and E of the iterations, which learn nothing and need no value of F, but its gradient.
+
+        A built-in F adds a constant to a mixture at most; a user's may do anything with its value.
+        """
+        built_in = type(self.tokens) in MODES.values()
+        return self.own.slope_only() if built_in else self.own.frozen()
 
     def _direct(self, vocabulary: Vocabulary, micro: MicroBatch) -> torch.Tensor:
         """Returns the gradient of L by the states, x fixed; `vocabulary` is what learns."""
@@ -123,4 +135,6 @@ class PathwiseTerms(TiledTerms):
         fixed_nTD, seen = x_nTD.grad.float(), self.statistics
         seen.adjoint += fixed_nTD.square().sum().item()
         seen.residual += (fixed_nTD - adjoint.lambda_nTD.float()).square().sum().item()
-        seen.growth = max(seen.growth, adjoint.growth())
+        rows_n2 = adjoint.by_row(fixed_nTD).cpu()
+        seen.adjoint_rows.append(rows_n2)
+        seen.growth = max([seen.growth, *rows_n2[:, 0].tolist()])

@@ -56,7 +56,7 @@ def accumulate_gradients(
     `terms` restricts the loss to its CoT or its answer part; the gradients of the parts add up to that of the whole.
     `gradients` are those that an optimizer keeps in fp32 by parameter: head's and E's are added to there.
     """
-    rollout, settings, pathwise = experience.rollout, loss.settings, loss.settings.estimator == "pathwise"
+    rollout, settings = experience.rollout, loss.settings
     rows = experience.rows(settings.regularised)
     terms = tuple(term for term in terms if term != "cot" or settings.cot_term or settings.regularised)
     if len(rows) == 0 or not terms:
@@ -67,7 +67,7 @@ def accumulate_gradients(
     prompts = SharedPrompts(lm, rollout, rows)
     own, sums = trained_vocabulary(lm, tokens.mixes, settings.embedding_gradient, gradients or {})
     base = FrozenBase.of(loss, rollout, rows, tokens.mixes)
-    kind = PathwiseTerms if pathwise else TiledTerms
+    kind = PathwiseTerms if settings.estimator == "pathwise" else TiledTerms
     tiles = kind(tokens, experience, completions, loss, own, base.vocabulary if base else None)
 
     # 2. The completions, a micro-batch at a time. The graph of the prompts exists all the while; where they are long,
@@ -75,20 +75,27 @@ def accumulate_gradients(
     tiling = loss.tiling
     budget = max(tiling.micro_batch_tokens - prompts.mask_BP.numel(), tiling.micro_batch_tokens // 2)
     for batch in micro_batches(completions.lengths_N, rows, prompts.width, budget):
-        fed = int(completions.lengths_N[batch].max()) - 1  # the last token's state predicts nothing
-        x_nTD = recorded_x(rollout, batch, fed)
-        if pathwise:
-            assert x_nTD is not None, "the configuration refuses hard tokens"
-            x_nTD.requires_grad_()
-        inputs = completion_inputs(lm, completions, batch, fed, x_nTD)
-        states = prompts.predictors(lm, batch, inputs)
-        base_states = base.predictors(completions, batch, fed, x_nTD) if base else None
-        tiles.back_propagate(terms, MicroBatch(batch, states, base_states, x_nTD))
+        tiles.back_propagate(terms, run_again(lm, base, prompts, tiles, batch))
 
     # 3. On through the prompts, and into head and E.
     ends = [*prompts.gradients(), *sums.items()]
     torch.autograd.backward([root for root, _ in ends], [gradient.to(root.dtype) for root, gradient in ends])
     return tiles.statistics
+
+
+def run_again(
+    lm: LanguageModel, base: FrozenBase | None, prompts: SharedPrompts, tiles: TiledTerms, batch: np.ndarray
+) -> MicroBatch:
+    """Runs what these rows fed, and returns their states; x is a leaf where the gradient goes through it."""
+    completions = tiles.completions
+    fed = int(completions.lengths_N[batch].max()) - 1  # the last token's state predicts nothing
+    x_nTD = recorded_x(tiles.experience.rollout, batch, fed)
+    if isinstance(tiles, PathwiseTerms):
+        assert x_nTD is not None, "the configuration refuses hard tokens"
+        x_nTD.requires_grad_()
+    states = prompts.predictors(lm, batch, completion_inputs(lm, completions, batch, fed, x_nTD))
+    base_states = base.predictors(completions, batch, fed, x_nTD) if base else None
+    return MicroBatch(batch, states, base_states, x_nTD)
 
 
 def trained_vocabulary(

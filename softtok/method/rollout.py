@@ -135,9 +135,11 @@ class ActiveRows:
         last = step + 1 == limits.max_cot_tokens
         sure = self.sure_N[self.rows] >= self.tokens.mode.end_entropy_steps
         # Other tokens cannot end a CoT: their texts need no look.
-        for i in self.thinking[self.rules.may_stop[self.ids[self.thinking]] | sure[self.thinking] | last]:
+        stops = limits.stop_on != "never"
+        may_stop = self.rules.may_stop[self.ids[self.thinking]] & stops
+        for i in self.thinking[may_stop | sure[self.thinking] | last]:
             row = self.rows[i]
-            stop = self.rules.stop(out.cot_ids[row, : step + 1])
+            stop = self.rules.stop(out.cot_ids[row, : step + 1]) if stops else None
             stop = stop or ("entropy" if sure[i] else "cap" if last else None)
             if stop is not None:
                 out.cot_lengths[row], out.stops[row] = step + 1, INFERENCE_STOPS.index(stop)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -105,6 +105,7 @@ class PassStatistics:
     adjoint: float = 0.0  # sum of |g + J^T lambda|^2, and of what is missing from lambda ...
     residual: float = 0.0  # ... to be that
     growth: float = 0.0  # the largest |lambda| / |g| of a row
+    adjoint_rows: list[torch.Tensor] = field(default_factory=list)  # (n, 2): that of each row, and its own residual
     clipped: int = 0  # ratios beyond the clip range
     ratios: int = 0
     log_prob_NL: torch.Tensor | None = None  # of the sampled tokens, where a step has several updates

@@ -26,7 +26,7 @@ class Limits:
     max_cot_tokens: int
     max_answer_tokens: int
     answer_temperature: float  # 0 is greedy
-    stop_on: str  # "shadow" or "nearest": whose text is searched for the stop phrase
+    stop_on: str  # "shadow" or "nearest": whose text is searched for the stop phrase; "never": none
 
 
 @dataclass(frozen=True)

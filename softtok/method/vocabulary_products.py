@@ -9,7 +9,7 @@ Shapes: M tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,8 +30,20 @@ class Summed:
         self.leaf = self.matrix_VD.detach().requires_grad_(gradient_VD is not None)
 
 
+class SlopeOnly(Summed):
+    """A constant matrix whose products p @ matrix have their gradient by p, and zeros for a value.
+
+    Where only the gradient is asked for, this spares one of two products.
+    """
+
+    def __init__(self, matrix_VD: torch.Tensor):
+        super().__init__(matrix_VD, None)
+
+
 def times(p_MV: torch.Tensor, matrix_VD: torch.Tensor | Summed) -> torch.Tensor:
     """p @ matrix, shape (M, D)."""
+    if isinstance(matrix_VD, SlopeOnly):
+        return _applied(_SlopeOfTimes, p_MV, matrix_VD.matrix_VD)
     if isinstance(matrix_VD, Summed):
         return _applied(_Times, p_MV, matrix_VD.leaf, matrix_VD.gradient_VD)
     return linear(p_MV, matrix_VD.mT)
@@ -68,6 +80,10 @@ class Vocabulary:
         head, embedding = (m.matrix_VD if isinstance(m, Summed) else m for m in (self.head_VD, self.embedding_VD))
         return Vocabulary(head, embedding, self.dtype)
 
+    def slope_only(self) -> Vocabulary:
+        """Returns the same matrices as constants; mixtures of E have a gradient and no value (`SlopeOnly`)."""
+        return replace(self.frozen(), embedding_VD=SlopeOnly(self.embedding))
+
     @property
     def embedding(self) -> torch.Tensor:
         """E as a plain matrix, for steps without a gradient."""
@@ -101,6 +117,17 @@ class _Times(torch.autograd.Function):
         if ctx.gradient_VD is not None:
             _add_product(ctx.gradient_VD, p_MV, upstream_MD)
         return product(upstream_MD, matrix_VD) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _SlopeOfTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p_MV: torch.Tensor, matrix_VD: torch.Tensor) -> Any:
+        ctx.save_for_backward(matrix_VD)
+        return p_MV.new_zeros(len(p_MV), matrix_VD.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream_MD: torch.Tensor) -> Any:
+        return product(upstream_MD, ctx.saved_tensors[0]), None
 
 
 class _Project(torch.autograd.Function):

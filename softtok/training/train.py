@@ -37,6 +37,7 @@ from softtok.method.batches import (
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
 from softtok.method.objectives import group_advantages, objective_of
+from softtok.method.path_check import remark
 from softtok.method.policy_gradient import accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
@@ -475,6 +476,8 @@ def train(
             asked = asking(spec.prompting, spec.model.asks, spec.grading.answer_format, shots)
             check_reward(spec.grading, data, asked.template)
         check_method([spec.mode] if spec.mode else [], spec.training)
+        if spec.mode and spec.training and (remarked := remark(spec.mode, spec.training)):
+            print(f"softtok: {remarked}")
         trainer = Trainer(spec, runtime, model, data, out, shots)
         with trainer.judge:
             trainer.run(interruption)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
-from benchmarks import bounds, work
+from benchmarks import bounds, measurements, work
 from benchmarks.driver import Rounds, Side, interleave
 from benchmarks.overhead import grid_overhead
 from benchmarks.toy import expand
-from benchmarks.work import LARGE_ROWS, Load, Ours, Size, make_prompts, random_llama
+from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_prompts, random_llama, timed_backward
 
 SIZE = Size(width=32, layers=2, heads=4, key_heads=2, mlp_width=48, vocabulary=96)
 LOAD = Load(prompt=8, new_tokens=6, prompts=3, samples=4)
@@ -65,6 +66,63 @@ def test_a_pass_does_the_counted_arithmetic(ours: Ours, monkeypatch: pytest.Monk
     for mode, made in out.items():
         seen = counted(partial(ours.update, mode, made))
         assert 1 <= seen / bounds.pass_flops(SIZE, LOAD, mode) < 1.003, mode
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+def test_a_pathwise_pass_does_no_more_than_its_share(
+    tied: bool, iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where the clock is not asked: its backward part is at most 1 + 0.7 (K + 1) of the score's.
+
+    An iteration goes back through the body and does three products with the vocabulary.
+    """
+    monkeypatch.setattr(work, "reward", lambda ids: float(sum(ids)))  # no two alike
+    size, load = replace(SIZES["S"], tied=tied), Load(prompt=8, new_tokens=6, prompts=1, samples=4)
+    ours = Ours(size, load)
+    out = ours.rollout("soft")
+    ours.lm.model.set_attn_implementation("eager")
+    score = counted(partial(ours.update, "soft", out))
+    fed, thinking = load.rows * load.new_tokens, load.rows * (load.new_tokens - 1)
+    body = fed * bounds.body_flops(size)
+    attention = bounds.attention_flops(size, fed * (load.prompt + load.new_tokens))
+    head = bounds.head_flops(size)
+    forward = bounds.prefill_flops(size, load) + body + attention + (2 * thinking + load.rows) * head
+    ours.estimate("pathwise", iterations)
+    seen = counted(partial(ours.update, "soft", out)) - forward
+    assert seen <= (1 + 0.7 * (iterations + 1)) * (score - forward)
+    back = body + 2 * attention  # to x alone; both factors of attention's products depend on it
+    least = score - forward + back + iterations * (back + 3 * thinking * head)
+    assert 0.99 < seen / least < 1.01
+
+
+def test_backward_passes_are_timed_and_change_nothing(ours: Ours) -> None:
+    ours.lm.model.set_attn_implementation("softtok_grouped")
+    out = ours.rollout("soft")
+    ours.update("soft", out)
+    wanted = [gradient.clone() for gradient in ours.optimizer.gradients.values()]
+    started, backward = clocks(), torch.autograd.backward
+    with timed_backward() as took:
+        ours.update("soft", out)
+    assert 0 < took[0] < (clocks() - started)[0]
+    assert torch.autograd.backward is backward
+    assert any(gradient.any() for gradient in wanted)
+    assert all(torch.equal(a, b) for a, b in zip(ours.optimizer.gradients.values(), wanted, strict=True))
+
+
+@pytest.mark.parametrize(("iterations", "seconds", "part", "reached"), [(0, 9, 7 / 3, False), (2, 9, 7 / 3, True)])
+def test_a_pathwise_pass_is_held_to_its_share_of_the_scores_backward(
+    iterations: int, seconds: float, part: float, reached: bool
+) -> None:
+    """The score's fastest pass takes 5 s, 3 of them backward: of 9 s of a pathwise pass 7 are not its forward part."""
+    turns = [{"pass_wall_s": s, "pass_cpu_s": s, "backward_wall_s": s - 2.0, "mb": 10.0} for s in (8.0, 5.0)]
+    ours = [{"pass_wall_s": s, "pass_cpu_s": s, "mb": 11.0} for s in (seconds, 2 * seconds)]
+    rounds = Rounds({"score": turns, f"K={iterations}": ours}, True)
+    time, memory = measurements.pathwise_rows(rounds, "case", iterations)
+    assert time.ratio == pytest.approx(seconds / 5) and time.goal is not None
+    assert time.goal * 5 == pytest.approx(2 + (1 + 0.7 * (iterations + 1)) * 3)
+    assert time.reached is reached and f"backward part {part:.2f} of the score's" in time.note
+    assert memory.ratio == pytest.approx(1.1) and memory.reached is True
 
 
 def test_sizes_have_the_parameters_they_are_named_for() -> None:

@@ -34,6 +34,12 @@ CASES = {
         "2 CoT tokens time, rollout and update counted",
         "2 CoT tokens memory",
     ],
+    "pathwise_cost": [
+        f"2 CoT tokens{untied}, K={k} {what}"
+        for untied in ("", ", untied")
+        for k in (0, 1, 2)
+        for what in ("time", "memory")
+    ],
 }
 OF_A_DEMO = {"demo grid: share not spent in work", "check of a finished demo"}  # without a number where none is made
 
@@ -50,7 +56,7 @@ def test_every_measurement_runs(tmp_path: Path) -> None:
     for row in found["rows"]:
         rows.setdefault(row["measurement"], []).append(row)
     assert {name: [row["case"] for row in cases] for name, cases in rows.items()} == CASES
-    assert {order(name) for name in rows} == set(range(len(NAMES))), "each of the nine has rows"
+    assert {order(name) for name in rows} == set(range(len(NAMES))), "each measurement has rows"
     for row in found["rows"]:
         if row["case"] not in OF_A_DEMO:
             assert row["ratio"] > 0, row

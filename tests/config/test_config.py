@@ -118,6 +118,10 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
         put("training_modes/hard/training", {"stop_on": "nearest"}),
         ["training_modes.hard.training.stop_on: has no effect on hard tokens"],
     ),
+    "setting of another kind of token, beside one that counts": (
+        put("training_modes/hard/training", {"embedding_gradient": False, "stop_on": "never"}),
+        ["training_modes.hard.training.embedding_gradient: has no effect on hard tokens"],
+    ),
     "gradient of what is a constant": (
         both(
             put("training_modes/soft/noise_at", "logits"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,17 +32,12 @@ from tests.support.expected_reward import (
     estimates,
     finish,
     finite_difference,
+    frozen_shadow,
     make_problem,
+    nearest,
+    shadow,
+    soft_reward,
 )
-
-# Whose token may end a CoT: from prompt, x so far (n, t, D) and the last step's logits (n, V) to ids (n,).
-Decide = Callable[[list[int], torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-# The estimate
-
-
-# The truth
 
 
 def hard_reward(problem: Problem) -> torch.Tensor:
@@ -70,52 +64,6 @@ def hard_reward(problem: Problem) -> torch.Tensor:
                     weights = torch.stack([weight for _, weight in group])
                     total = total + weights @ finish(problem, embeds, prefill, rewards_V) / len(PROMPTS)
     return total
-
-
-def soft_reward(problem: Problem, eps_nTD: torch.Tensor, decide: Decide) -> torch.Tensor:
-    """The expected reward of soft trajectories given their noise, shape (n,).
-
-    `decide` says whose token may end the CoT.
-    """
-    lm, rules, tokens = problem.lm, problem.rules, problem.tokens
-    total = torch.zeros(len(eps_nTD))
-    for prompt, rewards_V in zip(PROMPTS, REWARD_OF_TOKEN, strict=True):
-        left, x_ntD = torch.arange(len(eps_nTD)), torch.zeros(len(eps_nTD), 0, WIDTH)
-        for step in range(COT_CAP):
-            asked = lm.embedding_VD[torch.tensor(prompt)].expand(len(left), -1, -1)
-            logits_nV = lm.model(inputs_embeds=torch.cat([asked, x_ntD], 1)).logits[:, -1]
-            h_nD = torch.softmax(logits_nV / tokens.mode.temperature, -1) @ lm.embedding_VD
-            x_ntD = torch.cat([x_ntD, (h_nD + tokens.noise_std * eps_nTD[left, step])[:, None]], 1)
-            stopped = torch.isin(decide(prompt, x_ntD, logits_nV), torch.tensor(sorted(rules.phrase), dtype=torch.long))
-            cut = ~stopped & (step + 1 == COT_CAP)
-            for group, prefill in ((stopped, rules.prefill_after_phrase), (cut, rules.prefill_after_cut)):
-                if group.any():
-                    embeds = torch.cat([asked[group], x_ntD[group]], 1)
-                    total = total.index_add(0, left[group], finish(problem, embeds, prefill, rewards_V) / len(PROMPTS))
-            left, x_ntD = left[~stopped], x_ntD[~stopped]
-            if len(left) == 0:
-                break
-    return total
-
-
-def shadow(prompt: list[int], x_ntD: torch.Tensor, logits_nV: torch.Tensor) -> torch.Tensor:
-    """The paper's stop: a function of x and, through the logits, of the parameters."""
-    return logits_nV.argmax(-1)
-
-
-def frozen_shadow(lm: LanguageModel, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """The shadow token of a model that stays as it is: a function of x alone.
-
-    It agrees with the paper's stop before any step.
-    """
-    asked = lm.embedding_VD[torch.tensor(prompt)].expand(len(x_ntD), -1, -1)
-    logits: torch.Tensor = lm.model(inputs_embeds=torch.cat([asked, x_ntD[:, :-1]], 1)).logits
-    return logits[:, -1].argmax(-1)
-
-
-def nearest(embedding_VD: torch.Tensor, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """The token whose row of a given E is nearest to x: a function of x alone, as long as that E stays as it is."""
-    return torch.cdist(x_ntD[:, -1], embedding_VD).argmin(-1)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ import torch
 from scipy import stats
 
 from softtok.config.settings import TokenMode, TrainingSettings
-from softtok.method import policy_gradient, token_modes
+from softtok.method import terms as loss_terms
+from softtok.method import token_modes
 from softtok.method.draws import Draws
 from softtok.method.rollout import rollout
 from softtok.method.sampling import log_prob
@@ -349,7 +350,7 @@ def test_hard_log_probs_of_training_are_those_of_sampling(family: str, monkeypat
         terms[temperature].append(log_prob(logits, ids, temperature))
         return terms[temperature][-1]
 
-    for module in (token_modes, policy_gradient):  # CoT tokens and answers
+    for module in (token_modes, loss_terms):  # CoT tokens and answers
         monkeypatch.setattr(module, "log_prob", spy)
     settings, tiling = TrainingSettings(answer_temperature=1.3), Tiling(200, TILING.tile_tokens)
     run_pass((lm, tokens, out, np.ones(len(KEYS))), settings, tiling=tiling)
@@ -436,3 +437,15 @@ def test_one_token_caps(mode: str) -> None:
     assert [len(answer) for answer in out.answers] == [1] * 6
     # Fed: the CoT token and the two prefilled ones; the answer's state is wanted by nobody.
     assert out.decode_rows == 6 * 3
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_a_cot_that_never_stops_runs_to_its_cap(mode: str) -> None:
+    """Until a text would have ended it, it is the CoT that stops."""
+    lm = tiny_model(spread=SPREAD[mode])
+    limits = replace(LIMITS, max_cot_tokens=12)
+    free, fixed = (roll(lm, mode, limits=replace(limits, stop_on=stop_on)) for stop_on in ("shadow", "never"))
+    assert free.cot_lengths.min() < 12, "a text ends some"
+    assert fixed.cot_lengths.tolist() == [12] * len(KEYS) and {STOPS[i] for i in fixed.stops} == {"cap"}
+    for row, length in enumerate(free.cot_lengths):
+        assert fixed.cot(row)[:length] == free.cot(row)

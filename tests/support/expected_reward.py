@@ -14,9 +14,9 @@ import torch
 from softtok.config.settings import TokenMode, TrainingSettings
 from softtok.method.objectives import leave_one_out
 from softtok.method.rollout import rollout
-from softtok.method.terms import Tiling
+from softtok.method.terms import TERMS, Tiling
 from softtok.method.token_modes import CotTokens
-from softtok.method.trajectories import Batch, Limits, Policy
+from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel
 from tests.support.gradients import pass_gradients
 from tests.support.tiny_models import TokenRules, tiny_model, token_mode
@@ -30,6 +30,8 @@ MODES = {
 }
 END = 2  # the answer token that ends an answer before its cap
 STOPPERS = [3, 4]  # tokens that end a CoT; with this model and seed neither is close to the first step's argmax
+# Whose token may end a CoT: from prompt, x so far (n, t, D) and the last step's logits (n, V) to ids (n,).
+Decide = Callable[[list[int], torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,40 @@ def estimates(problem: Problem, name: str, batches: int, groups: int = 1000, sam
 
     Each is of `groups` x `samples` trajectories. `name` tells their randomness apart.
     """
+    return estimates_by(("score",), problem, name, batches, groups, samples)["score"]
+
+
+def estimates_by(
+    estimators: tuple[str, ...], problem: Problem, name: str, batches: int, groups: int = 1000, samples: int = 8
+) -> dict[str, torch.Tensor]:
+    """Returns `estimates` by each estimator, of the same trajectories: score, pathwise, or answer, its term alone."""
     lm, rules, limits = problem.lm, problem.rules, problem.limits
-    settings = TrainingSettings.model_validate(
-        {"answer_temperature": limits.answer_temperature, "stop_on": limits.stop_on}
-    )
-    tiling, policy = Tiling(50_000, 10_000), Policy(lm, rules, problem.tokens, limits)
-    gradients, values = [], REWARD_OF_TOKEN.tolist()
+    given = {"answer_temperature": limits.answer_temperature, "stop_on": limits.stop_on}
+    pathwise = {"estimator": "pathwise", "adjoint_iterations": COT_CAP - 1}
+    policy = Policy(lm, rules, problem.tokens, limits)
+    made: dict[str, list[torch.Tensor]] = {estimator: [] for estimator in estimators}
     for batch in range(batches):
         prompts = [PROMPTS[b % len(PROMPTS)] for b in range(groups)]
         keys = [f"{name}|{batch}|{row}" for row in range(groups * samples)]
         out = rollout(policy, Batch(prompts, samples, keys), record=True)
-        rewards = [
-            sum(values[row // samples % len(PROMPTS)][token] for token in answer) / len(answer)
+        case = lm, problem.tokens, out, leave_one_out(rewards(out).view(groups, samples)).flatten().numpy()
+        for estimator, gradients in made.items():
+            settings = TrainingSettings.model_validate(given | (pathwise if estimator == "pathwise" else {}))
+            terms = ("answer",) if estimator == "answer" else TERMS
+            parts = pass_gradients(case, settings, terms, tiling=Tiling(50_000, 10_000))
+            gradients.append(-torch.cat([gradient.flatten() for gradient in parts.values()]))
+    return {estimator: torch.stack(gradients) for estimator, gradients in made.items()}
+
+
+def rewards(out: Rollout) -> torch.Tensor:
+    """Returns the reward of each row: the mean of its answer's tokens'."""
+    values = REWARD_OF_TOKEN.tolist()
+    return torch.tensor(
+        [
+            sum(values[row // out.samples % len(PROMPTS)][token] for token in answer) / len(answer)
             for row, answer in enumerate(out.answers)
         ]
-        advantages = leave_one_out(torch.tensor(rewards).view(groups, samples)).flatten().numpy()
-        made = pass_gradients((lm, problem.tokens, out, advantages), settings, tiling=tiling)
-        gradients.append(-torch.cat([gradient.flatten() for gradient in made.values()]))
-    return torch.stack(gradients)
+    )
 
 
 def answer_reward(problem: Problem, embeds_nSD: torch.Tensor, rewards_V: torch.Tensor) -> torch.Tensor:
@@ -103,6 +121,52 @@ def finish(problem: Problem, embeds_nSD: torch.Tensor, prefill: list[int], rewar
     """Returns the expected reward after a CoT has ended and `prefill` is fed, shape (n,)."""
     words = problem.lm.embedding_VD[torch.tensor(prefill)].expand(len(embeds_nSD), -1, -1)
     return answer_reward(problem, torch.cat([embeds_nSD, words], 1), rewards_V)
+
+
+def soft_reward(problem: Problem, eps_nTD: torch.Tensor, decide: Decide) -> torch.Tensor:
+    """The expected reward of soft trajectories given their noise, shape (n,).
+
+    `decide` says whose token may end the CoT.
+    """
+    lm, rules, tokens = problem.lm, problem.rules, problem.tokens
+    total = torch.zeros(len(eps_nTD))
+    for prompt, rewards_V in zip(PROMPTS, REWARD_OF_TOKEN, strict=True):
+        left, x_ntD = torch.arange(len(eps_nTD)), torch.zeros(len(eps_nTD), 0, WIDTH)
+        for step in range(COT_CAP):
+            asked = lm.embedding_VD[torch.tensor(prompt)].expand(len(left), -1, -1)
+            logits_nV = lm.model(inputs_embeds=torch.cat([asked, x_ntD], 1)).logits[:, -1]
+            h_nD = torch.softmax(logits_nV / tokens.mode.temperature, -1) @ lm.embedding_VD
+            x_ntD = torch.cat([x_ntD, (h_nD + tokens.noise_std * eps_nTD[left, step])[:, None]], 1)
+            stopped = torch.isin(decide(prompt, x_ntD, logits_nV), torch.tensor(sorted(rules.phrase), dtype=torch.long))
+            cut = ~stopped & (step + 1 == COT_CAP)
+            for group, prefill in ((stopped, rules.prefill_after_phrase), (cut, rules.prefill_after_cut)):
+                if group.any():
+                    embeds = torch.cat([asked[group], x_ntD[group]], 1)
+                    total = total.index_add(0, left[group], finish(problem, embeds, prefill, rewards_V) / len(PROMPTS))
+            left, x_ntD = left[~stopped], x_ntD[~stopped]
+            if len(left) == 0:
+                break
+    return total
+
+
+def shadow(prompt: list[int], x_ntD: torch.Tensor, logits_nV: torch.Tensor) -> torch.Tensor:
+    """The paper's stop: a function of x and, through the logits, of the parameters."""
+    return logits_nV.argmax(-1)
+
+
+def frozen_shadow(lm: LanguageModel, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """The shadow token of a model that stays as it is: a function of x alone.
+
+    It agrees with the paper's stop before any step.
+    """
+    asked = lm.embedding_VD[torch.tensor(prompt)].expand(len(x_ntD), -1, -1)
+    logits: torch.Tensor = lm.model(inputs_embeds=torch.cat([asked, x_ntD[:, :-1]], 1)).logits
+    return logits[:, -1].argmax(-1)
+
+
+def nearest(embedding_VD: torch.Tensor, prompt: list[int], x_ntD: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """The token whose row of a given E is nearest to x: a function of x alone, as long as that E stays as it is."""
+    return torch.cdist(x_ntD[:, -1], embedding_VD).argmin(-1)
 
 
 def directions(

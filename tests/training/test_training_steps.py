@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from softtok.config.settings import RuntimeSettings, TokenMode
+from softtok.errors import UserError
 from softtok.method.objectives import leave_one_out
 from softtok.problems.reward import Answer
 from softtok.storage.files import read_json
 from softtok.training import optimizer
 from softtok.training.train import Trainer, prompts_of_step, train
 from tests.support.damage import changed_copy
-from tests.support.specs import HARD, SOFT
+from tests.support.specs import FUZZY, HARD, SOFT
 from tests.support.specs import train_spec as spec
 
 SEED = 5
@@ -221,3 +222,16 @@ def test_a_diverged_run_takes_no_step_when_its_outputs_are_made_again(
     monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
     again()
     assert read_json(run / "manifest.json")["diverged"] == manifest["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "estimator", "times"), [(FUZZY, "pathwise", 1), (FUZZY, "score", 0), (SOFT, "pathwise", 0)]
+)
+def test_a_jobs_log_begins_with_the_remark_on_fuzzy_tokens(
+    mode: TokenMode, estimator: str, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the model is loaded: here there is none."""
+    folders = (tmp_path / name for name in ("model", "data", "out"))
+    with pytest.raises((UserError, OSError)):
+        train(spec(mode, estimator=estimator), RuntimeSettings(), *folders)
+    assert capsys.readouterr().out.count("only the answer term and E's rows contribute") == times
