@@ -20,7 +20,9 @@ from softtok.storage.trouble import storage_trouble
 
 if TYPE_CHECKING:
     from softtok.config.grid import Study
+    from softtok.config.jobs import Model
     from softtok.config.settings import RuntimeSettings
+    from softtok.problems.preview import Writer
 
 EXIT_CTRL_C = 130  # as a shell reports a command that Ctrl-C ended
 ALLOCATORS = {
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in ALLOCATORS.items():
         os.environ.setdefault(name, value)
     try:
-        for name in ("model", "run_folder", "data"):
+        for name in ("model", "run_folder", "data", "shots"):
             if (path := getattr(options, name, None)) is not None and not path.exists():
                 raise UserError(f"{path} does not exist; snakemake makes it")
         options.run(options)
@@ -105,8 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--data-root", type=_folder, metavar="PATH", help="folder of local data files")
     add("base", _base, "the run of the untouched model", "spec", "model", "out")
-    add("train", _train, "train one run", "spec", "runtime", "model", "data", "out")
-    add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out")
+    for command in (
+        add("train", _train, "train one run", "spec", "runtime", "model", "data", "out"),
+        add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out"),
+    ):
+        command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
     _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
     add("report", _report, "tables, figures and report of a study", "spec", "out").add_argument(
@@ -127,8 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     look = add("preview", _preview, "print a data set's first prompts and golds, and what its reward says of answers")
     look.add_argument("set", help="the name of a train, test or choice set in config.yaml")
     look.add_argument(
-        "--prompt-of", metavar="MODEL", help="whose prompt to show; default: the first model that uses the set"
+        *("--model", "--prompt-of"),
+        metavar="MODEL",
+        dest="prompt_of",
+        help="whose prompts to show, with their ids; default: the first model that uses the set, without ids",
     )
+    look.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     for command in (tables, rest, check, look):
         command.add_argument(
             "--config",
@@ -225,7 +234,7 @@ def _train(options: argparse.Namespace) -> None:
 
         spec = parse(RunSpec, options.spec)
         from softtok.training.train import train
-    train(spec, _runtime(options), options.model, options.data, options.out)
+    train(spec, _runtime(options), options.model, options.data, options.out, options.shots)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -234,7 +243,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
-    evaluate(spec, _runtime(options), options.run_folder, options.data, options.out)
+    evaluate(spec, _runtime(options), options.run_folder, options.data, options.out, options.shots)
 
 
 def _choices(options: argparse.Namespace) -> None:
@@ -371,8 +380,13 @@ def _check(options: argparse.Namespace) -> None:
 def _preview(options: argparse.Namespace) -> None:
     from softtok.config.preview import preview_lines
 
+    def writer(model: Model) -> Writer | None:
+        with _importing():
+            from softtok.models.at_hand import writer_of
+        return writer_of(model, options.results)
+
     root = str(options.data_root) if options.data_root else None
-    for line in preview_lines(options.config, options.set, options.prompt_of, root):
+    for line in preview_lines(options.config, options.set, options.prompt_of, root, writer):
         print(line)
 
 

@@ -15,6 +15,7 @@ from softtok.config import doors
 from softtok.config.first_rows import check_first_rows
 from softtok.config.messages import at, config_error, nearest, shown
 from softtok.config.paper_results import printed_lines
+from softtok.config.prompt_checks import check_prompts, of_blocks, taken_train_sets
 from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, OpenSet
 from softtok.config.settings import RuntimeSettings
 from softtok.config.study_checks import check_studies
@@ -39,6 +40,11 @@ LONGEST_PATH = 300
 RESERVED = frozenset(RULES + FOLDERS + PARTS_OF_PATHS)
 """Names with a meaning in paths (`none` and `base` are train set and mode of base models) or as Snakemake targets."""
 FIELDS = {"train": ("question", "gold"), "test": ("question", "gold"), "choice": ("question", "choices", "answer")}
+NO_USE: dict[Kind, set[str]] = {
+    "train": {"choices", "answer"},
+    "test": {"choices", "answer", "worked"},
+    "choice": {"gold", "story", "worked"},
+}
 PAPER_COLUMNS = {
     "models": ("model",),
     "train_sets": ("train_set",),
@@ -60,8 +66,10 @@ def check(config: Config, requested: Sequence[str]) -> None:
     for kind, section in DATA_SECTIONS.items():
         for name, entry in getattr(config, section).items():
             data_fields(kind, at(section, name), entry)
+            named(at(section, name), entry)
             plug_ins(config, at(section, name), entry)
     own_code(config)
+    check_prompts(config)
     check_studies(config)
     paths(config, requested)
 
@@ -91,9 +99,8 @@ def references(config: Config) -> None:
         refer(config, "inference_modes", modes, at("inference_sets", name))
     for name, train_set in config.train_sets.items():
         refer(config, "test_sets", train_set.exclude, at("train_sets", name, "exclude"))
-    for name, model in config.models.items():
-        if model.toy and model.toy.text is not None:
-            refer(config, "train_sets", [model.toy.text], at("models", name, "toy", "text"))
+    for where, name in taken_train_sets(config):
+        refer(config, "train_sets", [name], where)
     for name, study in config.studies.items():
         block_references(config, at("studies", name), study)
         for place, block in enumerate(study.grid or []):
@@ -160,7 +167,7 @@ def once(listed: Sequence[str | int], where: str) -> None:
 
 def data_fields(kind: Kind, where: str, entry: DataSet) -> None:
     """A data set must say which fields hold question and answer in each of its sources, and nothing without use."""
-    wrong = set(entry.model_fields_set) & ({"choices", "answer"} if kind != "choice" else {"gold"})
+    wrong = set(entry.model_fields_set) & NO_USE[kind]
     if wrong:
         raise config_error(
             f"{where}.{min(wrong)}", f"has no use in a {kind} set, which needs {' and '.join(FIELDS[kind])}"
@@ -186,6 +193,15 @@ def data_fields(kind: Kind, where: str, entry: DataSet) -> None:
                     f"{where}.{missing[0]}",
                     f"this key is missing: which field of the {source} source holds the {missing[0]}?",
                 )
+
+
+def named(where: str, entry: DataSet) -> None:
+    """A range of ids needs the field that holds them."""
+    sources: tuple[Literal["hub", "file"], ...] = ("hub", "file")
+    given = [source for source in sources if getattr(entry, source) is not None]
+    if entry.ids is not None and (not given or any("id" not in entry.fields(source) for source in given)):
+        what = "needs `id:`, the field that names a problem" if given else "has no use beside `toy`"
+        raise config_error(f"{where}.ids", what)
 
 
 def plug_ins(config: Config, where: str, entry: DataSet) -> None:
@@ -257,7 +273,7 @@ def wanted(config: Config, studies: Iterable[str], kind: Kind) -> Collection[str
     texts = {
         toy.text for block in blocks for model in block.models or [] if (toy := config.models[model].toy) and toy.text
     }
-    trained = {name for block in blocks for name in block.train_sets or []} | texts
+    trained = {name for block in blocks for name in block.train_sets or []} | texts | of_blocks(config, blocks)
     if kind == "train":
         return trained
     if kind == "test":

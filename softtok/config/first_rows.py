@@ -38,7 +38,7 @@ def check_first_rows(kind: Kind, name: str, entry: DataSet, data_root: str | Non
         for path in paths:
             next(iter(Files([path], source, ())), None)
         if entry.adapter is None:  # an adapter is tried by `softtok check` and by the job
-            fields = fields_of(kind, entry, data_root)
+            fields = fields_of(kind, entry, data_root, worked=kind == "train" and entry.worked is not None)
             rows = islice(Files(paths, source, mapped(fields)), entry.limit)
             check_fields(fields, rows, describe(source), needs_gold=kind == "test")
     except FieldError as error:

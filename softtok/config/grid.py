@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 from softtok import plugins
 from softtok.config import doors
 from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run, for_pages
+from softtok.config.parts import Asks, ShotsOf
 from softtok.config.reports import report_spec
 from softtok.config.schema import DATA_SECTIONS, Config, DataSet, Files, OpenSet, TrainSet
 from softtok.config.schema import Study as StudySettings
@@ -34,6 +35,7 @@ from softtok.config.specs import (
 from softtok.errors import UserError
 from softtok.problems import adapter, own_reward
 from softtok.problems.prompt import PROMPT
+from softtok.problems.prompting import Prompting
 from softtok.problems.reward import Grading
 from softtok.problems.spec import (
     ADAPTED,
@@ -50,6 +52,7 @@ from softtok.problems.spec import (
     OpenFields,
     OptionsRule,
     ToyRows,
+    WorkedRule,
 )
 from softtok.storage.files import file_sha256, text_hash
 
@@ -117,7 +120,8 @@ class Grid:
     def _data(self, kind: Kind, name: str) -> Data:
         return self._once(kind, name, make=lambda: self._make_data(kind, name))
 
-    def _make_data(self, kind: Kind, name: str) -> Data:
+    def _make_data(self, kind: Kind, name: str, shown: int | None = None) -> Data:
+        """Returns a data set; `shown` makes it one of so many worked examples, which is another one."""
         sections: dict[Kind, Mapping[str, DataSet]] = {
             "train": self.config.train_sets,
             "test": self.config.test_sets,
@@ -129,17 +133,28 @@ class Grid:
         spec = DataSpec(
             kind=kind,
             source=_rows(kind, entry, self.config.data_root),
-            fields=fields_of(kind, entry, self.config.data_root),
-            limit=entry.limit,
+            fields=fields_of(kind, entry, self.config.data_root, worked=shown is not None),
+            ids=entry.ids,
+            limit=entry.limit if shown is None else shown,
             exclude={data.name: data.spec.model_copy(update=ASKED_ONLY) for data in exclude},
             adapter=doors.reference(adapter.DOOR, entry.adapter, self.config),
             judged_by=_judged_by(entry),
-            columns=isinstance(entry, OpenSet) and plugins.is_plugin(entry.reward),
+            columns=isinstance(entry, OpenSet) and plugins.is_plugin(entry.reward) and shown is None,
             version=DATA_VERSION,
         )
         data = Data(name, spec, exclude)
         self.data[data.stem] = data
         return data
+
+    def _prompting(self, entry: Asks, *without: str) -> tuple[Prompting | None, Data | None]:
+        """Returns what an entry says of its prompts (None if nothing), and the examples that it takes from a set."""
+        given = entry.model_dump(include=set(Prompting.model_fields) - set(without), exclude_none=True)
+        data: Data | None = None
+        if isinstance(entry.shots, ShotsOf):
+            name, k = entry.shots.train_set, entry.shots.k
+            data = self._once("shots", name, k, make=lambda: self._make_data("train", name, k))
+            given["shots"] = data.spec
+        return (Prompting.model_validate(given) if given else None), data
 
     def sets(self, name: str) -> list[tuple[Data, Grading | None]]:
         """Returns the data sets of this name, one for each kind that has it, and how answers to them are judged."""
@@ -150,6 +165,15 @@ class Grid:
             if name in getattr(self.config, DATA_SECTIONS[kind])
         ]
         return found + ([(self._data("choice", name), None)] if name in self.config.choice_sets else [])
+
+    def model(self, name: str) -> Model:
+        """Returns a model, whether a study uses it or not."""
+        return self._model(name)
+
+    def prompting(self, data: Data) -> Prompting | None:
+        """Returns what a data set says of its prompts; None if nothing."""
+        entry = getattr(self.config, DATA_SECTIONS[data.kind])[data.name]
+        return self._prompting(entry)[0] if isinstance(entry, OpenSet) else None
 
     def _grading(self, kind: Literal["train", "test"], name: str) -> Grading:
         return self._once("grading", kind, name, make=lambda: self._make_grading(kind, name))
@@ -175,16 +199,22 @@ class Grid:
             source = HubSource(hub=entry.hub, revision=entry.revision)
         else:
             source = FolderSource(path=str(Path(os.path.expanduser(entry.path or ""))))
-        model = Model(name, ModelSpec(source=source, prompt=entry.prompt or PROMPT, version=MODEL_VERSION), text)
+        prompting, shots = self._prompting(entry, "prompt")  # the template has its own place in the spec
+        spec = ModelSpec(source=source, prompt=entry.prompt or PROMPT, prompting=prompting, version=MODEL_VERSION)
+        model = Model(name, spec, text, shots)
         self.models[model.folder] = model
         return model
 
     def _run(self, model: Model, train_set: str, mode: str, seed: int) -> Run:
         data = self._data("train", train_set)
+        prompting, shots = self._once(
+            "prompting", "train", train_set, make=lambda: self._prompting(self.config.train_sets[train_set])
+        )
         spec = RunSpec(
             model=model.spec,
             train_set=data.spec,
             grading=self._grading("train", train_set),
+            prompting=prompting,
             mode=self._once("mode", mode, make=lambda: doors.token_mode(self.config.training_modes[mode], self.config)),
             training=self._once(
                 *("training", model.name, train_set, mode),
@@ -193,7 +223,7 @@ class Grid:
             seed=seed,
             version=TRAIN_VERSION,
         )
-        return Run(mode, spec, model, data)
+        return Run(mode, spec, model, data, shots)
 
     def _base(self, model: Model) -> Run:
         spec = RunSpec(
@@ -209,14 +239,16 @@ class Grid:
     def _make_evaluation(self, test_set: str, inference_set: str) -> Evaluation:
         data = self._data("test", test_set)
         modes = {name: self.config.inference_modes[name] for name in self.config.inference_sets[inference_set]}
+        prompting, shots = self._prompting(self.config.test_sets[test_set])
         spec = EvaluationSpec(
             test_set=data.spec,
             grading=self._grading("test", test_set),
+            prompting=prompting,
             inference_modes={name: doors.sampled_mode(mode, self.config) for name, mode in modes.items()},
             evaluation=self.config.evaluation_of(test_set),
             version=EVAL_VERSION,
         )
-        evaluation = Evaluation(inference_set, spec, data)
+        evaluation = Evaluation(inference_set, spec, data, shots)
         self.evaluations[evaluation.stem] = evaluation
         return evaluation
 
@@ -269,18 +301,36 @@ def file_rows(files: Files, sha256: list[str] | None = None) -> FileRows:
     )
 
 
-def fields_of(kind: Kind, entry: DataSet, data_root: str | None) -> OpenFields | ChoiceFields:
-    """Returns which fields of its rows mean what; `checks.py` has tested that the needed ones are given."""
+def fields_of(kind: Kind, entry: DataSet, data_root: str | None, worked: bool = False) -> OpenFields | ChoiceFields:
+    """Returns which fields of its rows mean what; `checks.py` has tested that the needed ones are given.
+
+    `worked` asks for the field of worked solutions, too, which is of no use but for examples in prompts.
+    """
     chosen = entry.source(data_root)
+    shown = {"worked": worked_rule(entry, chosen)} if worked else {}
     if entry.adapter is not None:
         adapted = ADAPTED_CHOICES if kind == "choice" else ADAPTED
-        return adapted.model_copy(update={"id": entry.fields(chosen).get("id")})
+        return adapted.model_copy(update={"id": entry.fields(chosen).get("id")} | shown)
     if chosen == "toy":
-        return TOY_CHOICES if kind == "choice" else TOY_SUMS
-    found = {"id": None} | entry.fields(chosen)
+        return TOY_CHOICES if kind == "choice" else TOY_SUMS.model_copy(update=shown)
+    found = {"id": None} | entry.fields(chosen) | {"worked": None} | shown
     if kind == "choice":
+        del found["worked"]
         return ChoiceFields(**found | {"choices": part(OptionsRule, found["choices"])})
     return OpenFields(**found | {"gold": part(GoldRule, found["gold"])})
+
+
+def worked_rule(entry: DataSet, source: Literal["toy", "hub", "file"]) -> WorkedRule | None:
+    """Returns where the solutions of a train set are: as it says, or in the text that its golds are taken from."""
+    if source == "toy" or entry.adapter is not None:
+        return WorkedRule(field="worked")
+    found = entry.fields(source)
+    if (rule := found.get("worked")) is not None:
+        return part(WorkedRule, rule)
+    gold = found.get("gold")
+    if gold is None or not (gold.after or gold.boxed):
+        return None  # the gold is all that the field holds
+    return WorkedRule(field=gold.field, before=gold.after)
 
 
 def _judged_by(entry: DataSet) -> JudgedBy:

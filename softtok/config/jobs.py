@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from softtok.config.schema import Config
 from softtok.config.schema import Study as StudySettings
 from softtok.config.specs import ChoicesSpec, EvaluationSpec, ModelSpec, RunSpec, ToySource
+from softtok.problems.prompting import Prompting
 from softtok.problems.spec import DataSpec, Kind
 from softtok.storage.files import text_hash
 from softtok.storage.records import Record
@@ -79,11 +80,18 @@ class Data(Made[DataSpec]):
         return [test_set.path for test_set in self.exclude]
 
 
+def shots_path(of_set: Prompting | None, own: Data | None, model: Model) -> list[str]:
+    """Returns the prepared examples of a data set's prompts, if any: its own, or else those of the model."""
+    shots = own if of_set is not None and of_set.shots is not None else model.shots
+    return [] if shots is None else [shots.path]
+
+
 @dataclass(frozen=True, eq=False)
 class Model(Made[ModelSpec]):
-    """A base model; `text` is the train set that a toy model learns, if any."""
+    """A base model; `text` is the train set that a toy model learns, `shots` the one in its prompts, if any."""
 
     text: Data | None
+    shots: Data | None = None
 
     @property
     def text_paths(self) -> list[str]:
@@ -108,6 +116,11 @@ class Run(Made[RunSpec]):
 
     model: Model
     train_set: Data | None
+    shots: Data | None = None
+
+    @property
+    def shots_path(self) -> list[str]:
+        return shots_path(self.spec.prompting, self.shots, self.model)
 
     @property
     def seed(self) -> int:
@@ -133,6 +146,10 @@ class Evaluation(Made[EvaluationSpec]):
     """All modes of an inference set, after which it is named, on one test set; made once per run."""
 
     data: Data
+    shots: Data | None = None
+
+    def shots_path(self, model: Model) -> list[str]:
+        return shots_path(self.spec.prompting, self.shots, model)
 
     @cached_property
     def stem(self) -> str:

@@ -11,8 +11,9 @@ from pydantic import Field, JsonValue, ValidationError
 from softtok.config.messages import explain
 from softtok.config.specs import ModelSpec, RunSpec
 from softtok.errors import UserError
+from softtok.problems.prompting import Prompting, of_model
 from softtok.storage.files import read_manifest, write_manifest
-from softtok.storage.records import Record
+from softtok.storage.records import Record, is_none
 
 M = TypeVar("M", bound=Record)
 
@@ -58,7 +59,13 @@ class CheckpointManifest(Record):
     embedding_rms: float | None
     state_rms: dict[str, float]
     prompt: str
+    prompting: Prompting | None = Field(default=None, exclude_if=is_none)
     seed: int
+
+    @property
+    def asks(self) -> Prompting:
+        """How questions are asked, if a test set says nothing else: as the model's."""
+        return of_model(self.prompt, self.prompting)
 
 
 class Divergence(Record):

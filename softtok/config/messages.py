@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -175,6 +175,9 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
     known: list[str] = []
     kind: Any = root
     for part in loc:
+        if (member := _member(kind, part)) is not None:
+            kind = member
+            continue
         kind = _plain(kind)
         if part == "[key]":  # the name itself is wrong
             continue
@@ -191,6 +194,26 @@ def _follow(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[tuple[str 
     kind = _plain(kind)
     below = list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
     return tuple(path), known, below
+
+
+def _member(kind: Any, part: str | int) -> Any:
+    """Returns the model of this name beside the list in `list[X] | Y`; None if it is not meant."""
+    members = list(_members(kind))
+    if not any(get_origin(member) is list for member in members):
+        return None
+    return next((one for one in members if getattr(one, "model_fields", None) and one.__name__ == part), None)
+
+
+def _members(kind: Any) -> Iterator[Any]:
+    """Yields the types that a union is made of, also within others."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        yield from _members(get_args(kind)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(kind):
+            yield from _members(member)
+    else:
+        yield kind
 
 
 def _plain(kind: Any) -> Any:

@@ -84,7 +84,8 @@ def _shown(entry: Entry) -> dict[str, Any]:
 
     Settings of the machine are left out.
     """
-    shown = entry.model_dump(exclude={"training", "evaluation", "runtime"}, exclude_none=True)
+    # Where solutions are is of no use in a set's own jobs; what takes examples from it says so.
+    shown = entry.model_dump(exclude={"training", "evaluation", "runtime", "worked"}, exclude_none=True)
     if shown.get("file", {}).get("comparable"):
         del shown["file"]["comparable"]
     given = [key for key in ("training", "evaluation") if key in entry.model_fields_set]

@@ -7,12 +7,12 @@ the configuration into jobs and their specs. `workflow/schemas/config.schema.jso
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from softtok.config.parts import PROMPT_FIELD, Asks, Fields, Part, Template, exactly_one
 from softtok.config.settings import (
     ChoiceFormat,
     EvaluationSettings,
@@ -27,9 +27,10 @@ from softtok.config.settings import (
 from softtok.config.values import Name, Real, Seed, Whole
 from softtok.errors import UserError
 from softtok.problems.answer_format import AnswerFormat
+from softtok.problems.fields import numbered
 from softtok.problems.local_files import local_files
 from softtok.problems.rows import FORMATS, format_of
-from softtok.problems.spec import GoldRule, Kind, OptionsRule
+from softtok.problems.spec import Kind
 
 DATA_SECTIONS: dict[Kind, str] = {"train": "train_sets", "test": "test_sets", "choice": "choice_sets"}
 
@@ -42,10 +43,6 @@ def _optional_when_like(schema: dict[str, Any]) -> None:
         schema["anyOf"] = [{"required": required}, {"required": ["like"]}]
 
 
-def _optional(schema: dict[str, Any]) -> None:
-    schema.pop("required", None)
-
-
 class Entry(Settings):
     model_config = ConfigDict(json_schema_extra=_optional_when_like)
 
@@ -55,12 +52,6 @@ class Entry(Settings):
     paper: str | None = Field(
         default=None, description="the name it has in the paper's results (not inherited through `like`)"
     )
-
-
-class Part(Settings):
-    """A block inside an entry; keys that it lacks may be inherited."""
-
-    model_config = ConfigDict(json_schema_extra=_optional)
 
 
 class ToyModel(ToySettings):
@@ -79,7 +70,7 @@ class ToyModel(ToySettings):
         return self
 
 
-class Model(Entry):
+class Model(Entry, Asks):
     """A base model: exactly one of `toy`, `hub` and `path`."""
 
     toy: ToyModel | None = Field(default=None, description="trained here, from scratch")
@@ -88,63 +79,18 @@ class Model(Entry):
     revision: str | None = Field(
         default=None, description="of a hub model; none: the newest, locked when it is fetched"
     )
-    prompt: str | None = Field(default=None, description="template with {question}; none: the paper's")
+    prompt: Template | None = Field(default=None, description=PROMPT_FIELD)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
-        _exactly_one(self, "toy", "hub", "path")
+        exactly_one(self, "toy", "hub", "path")
         if self.revision is not None and self.hub is None:
             raise ValueError(f"revision: {self.revision!r} is only for a model with `hub:`")
-        if self.prompt is not None and self.prompt.count("{question}") != 1:
-            raise ValueError("prompt: the template must hold {question} exactly once")
+        if self.toy is not None and self.chat_template:
+            raise ValueError("chat_template: a toy has none; leave it out")
         return self
-
-
-class Gold(Part, GoldRule):
-    """Where the right answer is: a field, the text after or before a marker in it, its last box, a pattern in these."""
-
-    before: str | None = Field(default=None, min_length=1, description="the text before the first such marker")
-    after: str | None = Field(default=None, min_length=1, description="the text after the last such marker")
-    pattern: str | None = Field(default=None, description="regular expression: its first match, or the group in it")
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Gold:
-        if self.boxed and (self.after is not None or self.before is not None):
-            raise ValueError("gold is either `after` or `before` a marker or `boxed`, not both")
-        if self.pattern is not None:
-            try:
-                groups = re.compile(self.pattern).groups
-            except re.error as error:
-                raise ValueError(f"pattern: {self.pattern!r} is not a regular expression: {error}") from None
-            if groups > 1:
-                raise ValueError(
-                    f"pattern: {self.pattern!r} has {groups} groups; one can be the gold, make others (?:...)"
-                )
-        return self
-
-
-class Options(Part, OptionsRule):
-    """Where the options of a multiple-choice question are: one field with a list, or one field each."""
-
-    fields: list[str] | None = Field(default=None, min_length=2)
-    labels: str | None = Field(default=None, description="field with the options' labels, if they are not A, B, ...")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Options:
-        _exactly_one(self, "field", "fields")
-        return self
-
-
-class Fields(Part):
-    """Which fields of a row mean what; dots lead into nested values."""
-
-    id: str | None = Field(default=None, description="field that names a problem; none: the row's number")
-    question: str | None = Field(default=None, description='field, or a text with fields: "{Body} {Question}"')
-    gold: Gold | None = Field(default=None, description="train and test sets")
-    choices: Options | None = Field(default=None, description="choice sets")
-    answer: str | None = Field(default=None, description="choice sets: an index, a letter or a label")
 
 
 class ToyData(Part):
@@ -207,10 +153,22 @@ class DataSet(Entry, Fields):
     toy: ToyData | None = None
     hub: Hub | None = None
     file: Files | None = None
+    ids: list[str] | None = Field(
+        default=None, min_length=2, max_length=2, description="first and last id, by the number at their end; needs id"
+    )
     limit: Whole | None = Field(default=None, ge=1, description="at most so many problems, the first ones")
     adapter: str | None = Field(
         default=None, description="FILE.py:NAME, a function row -> question, gold and other columns, in place of fields"
     )
+
+    @field_validator("ids")
+    @classmethod
+    def _a_range(cls, ids: list[str] | None) -> list[str] | None:
+        if ids is not None:
+            (start, first), (end, last) = map(numbered, ids)
+            if start != end or not 0 <= first <= last:
+                raise ValueError(f"{ids} are not a first and a last id, such as [chal-1, chal-700]")
+        return ids
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSet:
@@ -236,7 +194,7 @@ class DataSet(Entry, Fields):
         return merged
 
 
-class OpenSet(DataSet):
+class OpenSet(DataSet, Asks):
     """A data set whose problems have free answers, and how these are judged."""
 
     reward: str = Field(
@@ -250,6 +208,7 @@ class OpenSet(DataSet):
         default=None,
         description="from this number on, an answer counts as solved, if the reward is a function; none: 1.0",
     )
+    prompt: Template | None = Field(default=None, description=PROMPT_FIELD)
     answer_format: AnswerFormat = Field(default=AnswerFormat(), description="stop phrase, prefill, what is the answer")
 
     @model_validator(mode="before")
@@ -370,12 +329,3 @@ class Config(Settings):
     def runtime_of(self, model: str) -> RuntimeSettings:
         """Returns the machine settings of a model's jobs: defaults < `runtime:` < model."""
         return RuntimeSettings(**(self.runtime.given() | self.models[model].runtime.given()))
-
-
-def _exactly_one(entry: BaseModel, *names: str) -> None:
-    given = [name for name in names if getattr(entry, name) is not None]
-    if len(given) != 1:
-        raise ValueError(
-            f"needs exactly one of {', '.join(names)}; it has {' and '.join(given) or 'none'}"
-            " (null drops an inherited one)"
-        )

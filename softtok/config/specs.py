@@ -23,9 +23,10 @@ from softtok.config.settings import (
 )
 from softtok.errors import UserError
 from softtok.plugins import Reference
+from softtok.problems.prompting import Prompting, of_model
 from softtok.problems.reward import Grading
 from softtok.problems.spec import DataSpec
-from softtok.storage.records import Record
+from softtok.storage.records import Record, is_none
 
 R = TypeVar("R", bound=Record)
 
@@ -54,19 +55,29 @@ class FolderSource(Settings):
 
 
 class ModelSpec(Record):
-    """A base model and the template of its prompts."""
+    """A base model and the template of its prompts; `prompting` has what else the model says of them."""
 
     source: ToySource | HubSource | FolderSource = Field(discriminator="kind")
     prompt: str
+    prompting: Prompting | None = Field(default=None, exclude_if=is_none)
     version: int
+
+    @property
+    def asks(self) -> Prompting:
+        """How the model's questions are asked, if a data set says nothing else."""
+        return of_model(self.prompt, self.prompting)
 
 
 class RunSpec(Record):
-    """A training run, or the run of an untouched model: then train set, grading, mode and settings are None."""
+    """A training run, or the run of an untouched model: then train set, grading, mode and settings are None.
+
+    `prompting` is what the train set says of its prompts.
+    """
 
     model: ModelSpec
     train_set: DataSpec | None
     grading: Grading | None
+    prompting: Prompting | None = Field(default=None, exclude_if=is_none)
     mode: TokenMode | None
     training: TrainingSettings | None
     seed: int
@@ -82,10 +93,11 @@ class RunSpec(Record):
 
 
 class EvaluationSpec(Record):
-    """Inference modes by name on one test set."""
+    """Inference modes by name on one test set; `prompting` is what the test set says of its prompts."""
 
     test_set: DataSpec
     grading: Grading
+    prompting: Prompting | None = Field(default=None, exclude_if=is_none)
     inference_modes: dict[str, SampledMode]
     evaluation: GenerationSettings
     version: int

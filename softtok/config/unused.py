@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softtok.config.grid import Grid
+from softtok.config.jobs import Data
 from softtok.storage.locks import is_locked
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -40,10 +41,16 @@ def unused(grid: Grid, results: Path) -> Iterator[Path]:
     """
     wanted = {Path(path).relative_to("results").as_posix() for path in _paths(grid)}
     unknown = {data.name for data in grid.data.values() if data.spec.unknown}
-    unknown |= {model.name for model in grid.models.values() if model.text and model.text.spec.unknown}
+    unknown |= {model.name for model in grid.models.values() if _unknown(model.text, model.shots)}
+    unknown |= {run.train_set.name for run in grid.runs.values() if run.train_set and _unknown(run.shots)}
+    unknown |= {evaluation.data.name for evaluation in grid.evaluations.values() if _unknown(evaluation.shots)}
     for top in ("data", "models", "specs", "runs", "reports"):
         if (results / top).is_dir() and not (results / top).is_symlink():
             yield from _unused(results, top, wanted, unknown)
+
+
+def _unknown(*found: Data | None) -> bool:
+    return any(data.spec.unknown for data in found if data is not None)
 
 
 def other_studies(grid: Grid, results: Path) -> list[str]:

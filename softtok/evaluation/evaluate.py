@@ -33,9 +33,10 @@ from softtok.models.language_model import LanguageModel, refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
 from softtok.problems.prompt import decode
+from softtok.problems.prompting import Asking, asking, refuse_tested
 from softtok.problems.reward import Judge, Verdict
 from softtok.problems.workers import BrokenWorkersError
-from softtok.storage.files import ENTROPY_KEY, content_hash, text_hash, write_table, write_text
+from softtok.storage.files import ENTROPY_KEY, content_hash, read_columns, text_hash, write_table, write_text
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
@@ -60,17 +61,23 @@ SCHEMA = pa.schema(
 )
 
 
-def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
-    """Runs all inference modes of `spec`; writes `out` (parquet) and the entropy profile next to it (.entropy.csv)."""
+def evaluate(
+    spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path, shots: Path | None = None
+) -> None:
+    """Runs all inference modes of `spec`; writes `out` (parquet) and the entropy profile next to it (.entropy.csv).
+
+    `shots` is the prepared train set of the examples in prompts, if there are any.
+    """
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
-        check_reward(spec.grading, data, checkpoint.prompt)
+        prompts = _asked(spec, checkpoint, data, shots)
+        check_reward(spec.grading, data, prompts.template)
         check_method(spec.inference_modes.values())
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         rules = TextRules(lm, spec.grading.answer_format)
-        problems = read_problems(data, lm, checkpoint.prompt, columns=spec.grading.wants_columns)
+        problems = read_problems(data, lm, prompts, columns=spec.grading.wants_columns)
         rms = noise_rms(lm, checkpoint, spec.inference_modes.values(), problems)
         limits = Limits(settings.max_cot_tokens, settings.max_answer_tokens, 0.0, settings.stop_on)
         policies = {name: Policy(lm, rules, bind(mode, rms), limits) for name, mode in spec.inference_modes.items()}
@@ -93,12 +100,20 @@ def evaluate(spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Pa
                     "seed": checkpoint.seed,
                     "version": spec.version,
                     "grading": spec.grading.model_dump(mode="json"),
-                }
+                } | prompts.mark(checkpoint.prompt)
                 shard = content_hash(header, 16)
                 with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
+
+
+def _asked(spec: EvaluationSpec, checkpoint: CheckpointManifest, data: Path, shots: Path | None) -> Asking:
+    """Returns how the test set's questions are asked. Raises UserError if one of them is an example in the prompts."""
+    asked = asking(spec.prompting, checkpoint.asks, spec.grading.answer_format, shots)
+    if asked.shots:
+        refuse_tested(asked.shots, read_columns(data, ["question"]).column("question").to_pylist(), f"test set {data}")
+    return asked
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from softtok.method.noise_units import RMS_PROMPTS
 from softtok.method.stopping import TextRules
 from softtok.method.trajectories import Rollout
 from softtok.models.language_model import LanguageModel
-from softtok.models.tokenizer_checks import encode
-from softtok.problems.prompt import render
+from softtok.models.prompts import ask
+from softtok.problems.prompting import Asking, without_shots
 from softtok.problems.reward import Answer, Judge, Verdict
 from softtok.storage.files import content_hash, read_columns
 
@@ -31,17 +31,30 @@ class Problem:
     columns: str = "{}"  # others of the data set, a JSON object, where a user's reward gets them
 
 
-def read_problems(path: Path, lm: LanguageModel, template: str, columns: bool = False) -> list[Problem]:
+def read_problems(path: Path, lm: LanguageModel, asking: Asking, columns: bool = False) -> list[Problem]:
     """The problems of a prepared data set, their prompts rendered and tokenized.
 
     The tokenizer adds its own BOS, if it has one; UserError if that makes two, or a prompt ends in EOS. `columns` also
     reads the other columns, which a set has for a user's reward.
     """
     table = read_columns(path, names_of(columns)).to_pydict()
-    texts = [render(template, question) for question in table["question"]]
-    prompts = encode(lm, texts)
+    texts, prompts = ask(lm, asking, table["question"])
     others = table["columns"] if columns else ["{}"] * len(texts)
     return [Problem(*row) for row in zip(table["id"], prompts, table["gold"], texts, others, strict=True)]
+
+
+def training_problems(path: Path, lm: LanguageModel, asking: Asking, columns: bool = False) -> list[Problem]:
+    """Returns the problems that are no examples in the prompts: their answers could be copied from there.
+
+    Neither training nor validation gets the others, whose number is printed.
+    """
+    problems = read_problems(path, lm, asking, columns)
+    if not asking.shots:
+        return problems
+    kept = without_shots(asking.shots, read_columns(path, ["question"]).column("question").to_pylist())
+    if left_out := len(problems) - len(kept):
+        print(f"softtok: {left_out:,} of {len(problems):,} problems are examples in prompts, and left out", flush=True)
+    return [problems[place] for place in kept]
 
 
 def names_of(columns: bool) -> list[str]:

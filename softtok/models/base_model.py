@@ -18,7 +18,9 @@ from softtok.config.settings import DeviceSettings
 from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunSpec, ToySource
 from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
+from softtok.problems.answer_format import PAPER_FORMAT
 from softtok.problems.prompt import render
+from softtok.problems.prompting import asking
 from softtok.storage.files import atomic, content_hash, read_columns, text_hash, write_text
 from softtok.storage.hub import fetch, locked
 from softtok.storage.integrity import file_hashes, weights_sha256
@@ -82,7 +84,8 @@ def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
     It needs no GPU: models can be fetched on a machine that has only a network.
     """
     from softtok.models.loading import load, refuse_unfaithful_copy
-    from softtok.models.tokenizer_checks import QUESTION, encode, refuse_other_reading
+    from softtok.models.prompts import ask
+    from softtok.models.tokenizer_checks import QUESTION, refuse_other_reading
 
     if device.gpus or device.device.startswith("cuda"):
         device = DeviceSettings(device="cpu", precision="bf16" if device.precision == "auto" else device.precision)
@@ -91,7 +94,9 @@ def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
         write(Path(trial) / "model.json", manifest)
         lm = load(Path(trial), device)
         refuse_other_reading(lm.name, lm.tokenizer)
-        encode(lm, [render(manifest.spec.prompt, QUESTION)])
+        # Examples of a train set are read by the jobs, and end like those of a list.
+        alone = manifest.spec.asks.model_copy(update={"shots": None})
+        ask(lm, asking(None, alone, PAPER_FORMAT), [QUESTION])
         refuse_unfaithful_copy(lm, Path(trial) / "copy", [render(manifest.spec.prompt, QUESTION), QUESTION])
 
 
@@ -120,6 +125,7 @@ def base_run(spec: RunSpec, model: Path, out: Path) -> None:
         embedding_rms=None,
         state_rms={},
         prompt=spec.model.prompt,
+        prompting=spec.model.prompting,
         seed=spec.seed,
     )
     write(out / "checkpoint" / "checkpoint.json", checkpoint)

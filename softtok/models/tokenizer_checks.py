@@ -108,25 +108,28 @@ def refuse_other_reading(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def encode(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    """Returns the ids of prompts, with the tokenizer's own BOS if it has one.
+def encode(lm: LanguageModel, texts: Sequence[str], chat: bool = False) -> list[list[int]]:
+    """Returns the ids of prompts, with the tokenizer's own BOS if it has one; a chat template writes it itself.
 
     Raises UserError if one of them holds BOS twice or ends in EOS.
     """
-    return encode_prompts(lm.name, lm.tokenizer, eos_ids(lm.model.generation_config, lm.tokenizer), texts)
+    return encode_prompts(lm.name, lm.tokenizer, eos_ids(lm.model.generation_config, lm.tokenizer), texts, chat)
 
 
 def encode_prompts(
-    name: str, tokenizer: PreTrainedTokenizerBase, ends: set[int], texts: Sequence[str]
+    name: str, tokenizer: PreTrainedTokenizerBase, ends: set[int], texts: Sequence[str], chat: bool = False
 ) -> list[list[int]]:
     """Does what `encode` does, for a model that is not loaded; `ends` are its EOS ids."""
-    prompts: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+    prompts: list[list[int]] = tokenizer(list(texts), add_special_tokens=not chat)["input_ids"] if texts else []
     bos = tokenizer.bos_token_id
+    # Some models use one token for BOS and EOS, or for BOS and the start of each message. Such tokenizers do not begin
+    # texts with it, and a chat's prompt may hold many.
+    once = bos not in ends and (tokenizer("")["input_ids"] or [None])[0] == bos
     for prompt, text in zip(prompts, texts, strict=True):
-        # Some models use one token for both, and a chat's prompt may hold many EOS.
-        if prompt[:2] == [bos, bos] or (bos not in ends and prompt.count(bos) > 1):
+        if prompt[:2] == [bos, bos] or (once and prompt.count(bos) > 1):
+            writer = "the chat template" if chat else "the tokenizer"
             raise UserError(
-                f"model {name}: the prompt {_short(text)} holds {tokenizer.bos_token} twice; the tokenizer begins every"
+                f"model {name}: the prompt {_short(text)} holds {tokenizer.bos_token} twice; {writer} begins every"
                 " text with it, so take it out of `prompt:` or the question"
             )
         if prompt and prompt[-1] in ends:

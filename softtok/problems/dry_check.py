@@ -11,7 +11,7 @@ from pathlib import Path
 
 from softtok.plugins import Reference
 from softtok.problems.adapter import Adapter
-from softtok.problems.prepare import make_problems
+from softtok.problems.prepare import HeldOut, make_problems
 from softtok.problems.prompt import render
 from softtok.problems.reward import Answer, Grading, Judge
 from softtok.problems.sources import describe, read_rows
@@ -37,7 +37,7 @@ def _first_row(spec: DataSpec | None, template: str, data_root: Path | None) -> 
     """Returns the first problem of a local file, as `softtok preview` makes it; None for rows of the hub."""
     if spec is None or not isinstance(spec.source, FileRows):
         return None
-    made, _ = make_problems(spec.model_copy(update={"limit": 1, "exclude": {}}), {}, data_root)
+    made, _ = make_problems(spec.model_copy(update={"limit": 1, "exclude": {}}), HeldOut(), data_root)
     if not made.problems:
         return None
     row = made.problems[0]

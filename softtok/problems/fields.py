@@ -52,7 +52,8 @@ def mapped(fields: OpenFields | ChoiceFields) -> dict[str, str]:
     if fields.id is not None:
         names[fields.id] = "id"
     if isinstance(fields, OpenFields):
-        return names | {fields.gold.field: "gold"}
+        further = {"story": fields.story, "worked": fields.worked.field if fields.worked else None}
+        return names | {name: key for key, name in further.items() if name} | {fields.gold.field: "gold"}
     options = fields.choices
     listed = [name for name in (options.field, options.labels, *(options.fields or [])) if name is not None]
     return names | dict.fromkeys(listed, "choices") | {fields.answer: "answer"}
@@ -140,6 +141,10 @@ def _check_row(fields: OpenFields | ChoiceFields, row: Row, where: str, needs_go
             key = "gold"
             if not golds(row, fields.gold, where) and needs_gold:
                 raise no_gold(where, fields.gold)
+            key = "story"
+            story(row, fields, where)
+            key = "worked"
+            worked(row, fields, where)
         key = "id"
         if fields.id is not None:
             text_of(field(row, fields.id, where), fields.id, where)
@@ -189,6 +194,22 @@ def _by_rule(text: str, rule: GoldRule) -> str:
         found = re.search(rule.pattern, text)
         text = (found[found.re.groups] or "") if found else ""
     return text.strip()
+
+
+def story(row: Row, fields: OpenFields, where: str) -> str:
+    """Returns what variations of a row's problem share; empty if there is nothing."""
+    return _text(row, fields.story, where) if fields.story is not None else ""
+
+
+def worked(row: Row, fields: OpenFields, where: str) -> str:
+    """Returns a row's solution as it is written out; empty if there is none."""
+    rule = fields.worked
+    if rule is None:
+        return ""
+    text = _text(row, rule.field, where)
+    if rule.before is not None:
+        text = text.rpartition(rule.before)[0]
+    return (re.sub(rule.remove, "", text) if rule.remove is not None else text).strip()
 
 
 def no_gold(where: str, rule: GoldRule) -> UserError:
@@ -267,6 +288,12 @@ def answer_index(text: str, labels: Sequence[str]) -> int | None:
     if len(set(folded)) == len(folded) and letter(text) in folded:
         return folded.index(letter(text) or "")
     return int(text) if text.isdecimal() else None
+
+
+def numbered(text: str) -> tuple[str, int]:
+    """Returns what stands before the number at the end of an id, and the number; -1 if it ends in none."""
+    found = re.fullmatch(r"(.*?)([0-9]{1,18})", text, re.DOTALL)
+    return (found[1], int(found[2])) if found else (text, -1)
 
 
 class Ids:

@@ -1,6 +1,7 @@
 """Prepares a published data set: writes its problems to a parquet file with a manifest.
 
-Problems of train and test sets have id, question and gold (a list, of which any one is right). Those of choice sets
+Problems of train and test sets have id, question and gold (a list, of which any one is right), and those for prompts
+the worked text as well. Those of choice sets
 have id, question, choices and answer (an index). A `DataSpec` says where the rows are (`sources.py`) and which fields
 mean what (`fields.py`). A train set drops problems that it cannot use, and those of excluded test sets. A test or
 choice set never drops a problem. The manifest lists what was dropped and what looks odd (`golds.py`), and warns if the
@@ -17,15 +18,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from softtok.errors import UserError
 from softtok.problems.adapter import Adapter
-from softtok.problems.fields import Ids, check_fields, golds, mapped, no_gold, options, question, right
+from softtok.problems.fields import (
+    Ids,
+    check_fields,
+    golds,
+    mapped,
+    no_gold,
+    numbered,
+    options,
+    question,
+    right,
+    story,
+    worked,
+)
+from softtok.problems.fields import field as field_of
 from softtok.problems.golds import GoldJudge, Reason, counted, plain_reason, words_warning
-from softtok.problems.prompt import normalise
+from softtok.problems.prompt import normalise, normalise_story
 from softtok.problems.rows import Row
 from softtok.problems.sources import describe, read_rows
 from softtok.problems.spec import ChoiceFields, DataSpec, OpenFields
+from softtok.problems.texts import text_of
 from softtok.storage.files import file_sha256, read_columns, write_manifest, write_table
 
 BLOCK = 1000
@@ -76,10 +92,12 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     import pyarrow as pa
 
     where = describe(spec.source)
-    made, origin = make_problems(spec, exclude, data_root)
+    made, origin = make_problems(spec, HeldOut.read(spec, exclude), data_root)
     if not made.problems:
         raise UserError(f"{where}: no problem is left of {made.source_rows} rows ({len(made.dropped)} dropped)")
-    columns = {"gold": pa.list_(pa.string())} | ({"columns": pa.string()} if spec.columns else {})
+    if spec.shown and len(made.problems) < (spec.limit or 0):
+        raise UserError(f"{where}: shots: k: {spec.limit}: only {len(made.problems)} problems have worked text")
+    columns = {"gold": pa.list_(pa.string())} | dict.fromkeys(_further(spec), pa.string())
     if spec.kind == "choice":
         columns = {"choices": pa.list_(pa.string()), "answer": pa.int64()}
     schema = pa.schema({"id": pa.string(), "question": pa.string()} | columns)
@@ -101,18 +119,29 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     print(f"softtok: {where}: {made.summary()}", flush=True)
 
 
-def make_problems(spec: DataSpec, exclude: dict[str, Path], data_root: Path | None) -> tuple[Prepared, Row]:
+def _further(spec: DataSpec) -> list[str]:
+    """Returns the columns that open problems have besides id, question and gold."""
+    fields = spec.fields if isinstance(spec.fields, OpenFields) else None
+    mapped_ones = [name for name in ("story", "worked") if fields is not None and getattr(fields, name) is not None]
+    return mapped_ones + ["columns"] * spec.columns
+
+
+def make_problems(spec: DataSpec, held_out: HeldOut, data_root: Path | None) -> tuple[Prepared, Row]:
     """Returns the problems of a set, and revision and source_sha256 for the manifest. Raises UserError."""
     where = describe(spec.source)
     adapter = Adapter(spec.adapter, spec.kind) if spec.adapter else None  # before anything is fetched
     rows, origin = read_rows(spec.source, data_root, None if adapter or spec.columns else mapped(spec.fields))
     if adapter is None:
         check_fields(spec.fields, rows if spec.limit is None else islice(rows, spec.limit), where)
+    chosen: Iterator[Row | None]
     counted_rows = Counted(rows)
+    chosen = adapted(counted_rows, adapter, where)
+    if spec.ids is not None:
+        chosen = counted_rows = Counted(between(chosen, spec.ids, spec.fields.id, where))
     if isinstance(spec.fields, ChoiceFields):
-        made = choice_problems(spec.fields, adapted(islice(counted_rows, spec.limit), adapter, where), where)
+        made = choice_problems(spec.fields, islice(chosen, spec.limit), where)
     else:
-        made = open_problems(spec, spec.fields, adapted(counted_rows, adapter, where), exclude)
+        made = open_problems(spec, spec.fields, chosen, held_out)
     made.source_rows = counted_rows.total()
     return made, origin
 
@@ -120,14 +149,14 @@ def make_problems(spec: DataSpec, exclude: dict[str, Path], data_root: Path | No
 class Counted:
     """Yields rows and counts them."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Any]) -> None:
         self.rows = iter(rows)
         self.count = 0
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Row:
+    def __next__(self) -> Any:
         row = next(self.rows)
         self.count += 1
         return row
@@ -139,23 +168,51 @@ class Counted:
         return self.count
 
 
-def questions(path: Path) -> list[str]:
-    """Returns the questions of a prepared set."""
-    texts: list[str] = read_columns(path, ["question"]).column("question").to_pylist()
-    return texts
+@dataclass(frozen=True)
+class HeldOut:
+    """What test sets hold, as it is compared, each with the name of the test set."""
+
+    questions: dict[str, str] = field(default_factory=dict)
+    stories: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, test_sets: dict[str, list[Row]]) -> HeldOut:
+        """Returns what the problems of test sets hold."""
+        named = [(name, row) for name, rows in test_sets.items() for row in rows]
+        questions = {normalise(row["question"]): name for name, row in named}
+        return cls(questions, {normalise_story(row["story"]): name for name, row in named if row.get("story")})
+
+    @classmethod
+    def read(cls, spec: DataSpec, exclude: dict[str, Path]) -> HeldOut:
+        """Reads the prepared test sets that a train set excludes."""
+        told = {name for name in exclude if name in spec.exclude and "story" in _further(spec.exclude[name])}
+        return cls.of(
+            {
+                name: read_columns(path, ["question", *(["story"] if name in told else [])]).to_pylist()
+                for name, path in exclude.items()
+            }
+        )
+
+    def reasons(self, problem: Row) -> list[Reason]:
+        """Returns why a problem must not be trained on, if it must not."""
+        if (name := self.questions.get(normalise(problem["question"]))) is not None:
+            return [plain_reason(f"the question is in test set {name}")]
+        if (name := self.stories.get(normalise_story(problem.get("story", "")))) is not None:
+            return [plain_reason(f"the story is in test set {name}")]
+        return []
 
 
-def open_problems(spec: DataSpec, fields: OpenFields, rows: Iterable[Row | None], exclude: dict[str, Path]) -> Prepared:
+def open_problems(spec: DataSpec, fields: OpenFields, rows: Iterable[Row | None], held_out: HeldOut) -> Prepared:
     """Returns the problems of a train or test set."""
     where = describe(spec.source)
-    held_out = {normalise(question): name for name, path in exclude.items() for question in questions(path)}
     first: dict[str, Row] = {}
     made = Prepared()
     with GoldJudge(spec.judged_by) as judge:
         for problem, faults, notes in judge(read_problems(fields, rows, where), min(spec.limit or BLOCK, BLOCK)):
             key = normalise(problem["question"])
-            if key in held_out:
-                faults = [plain_reason(f"the question is in test set {held_out[key]}"), *faults]
+            faults = [*held_out.reasons(problem), *faults]
+            if problem.get("worked") == "":
+                faults.append(plain_reason("no worked text"))
             if faults and spec.kind == "train":
                 made.drop(problem, faults)
                 continue
@@ -195,6 +252,30 @@ def adapted(rows: Iterable[Row], adapter: Adapter | None, where: str) -> Iterato
         yield row if adapter is None else adapter(row, f"{where}, row {number}")
 
 
+def between(rows: Iterable[Row | None], ids: Sequence[str], name: str | None, where: str) -> Iterator[Row]:
+    """Yields the rows from the first to the last of two ids, by the numbers at their ends. Raises UserError.
+
+    They come in the order of the numbers, whatever the order of the source is.
+    """
+    (start, first), (_, last) = map(numbered, ids)
+    assert name is not None, "the configuration asks for a field of ids"
+    found: dict[int, Row] = {}
+    for place, row in enumerate(rows):
+        if row is None:  # an adapter left it out
+            continue
+        at = f"{where}, row {place}"
+        beginning, number = numbered(text_of(field_of(row, name, at), name, at))
+        if beginning != start or not first <= number <= last:
+            continue
+        if number in found:
+            raise UserError(f"{where}: two rows have the id {start}{number}; name another field under `id:`")
+        found[number] = row
+    for end in (first, last):
+        if end not in found:
+            raise UserError(f"{where}: no row has the id {start}{end}, which `ids: [{ids[0]}, {ids[1]}]` names")
+    yield from (found[number] for number in sorted(found))
+
+
 def read_problems(fields: OpenFields, rows: Iterable[Row | None], where: str) -> Iterator[Row]:
     """Yields (id, question, gold, row) of each row; gold is empty if there is none, all are if the row is None."""
     identify = Ids(fields.id, where)
@@ -203,8 +284,12 @@ def read_problems(fields: OpenFields, rows: Iterable[Row | None], where: str) ->
         if row is None:
             yield {"id": f"row{number}", "question": "", "gold": [], "row": None}
             continue
-        asked = question(row, fields.question, at)
-        yield {"id": identify(row, number), "question": asked, "gold": golds(row, fields.gold, at), "row": row}
+        problem = {"id": identify(row, number), "question": question(row, fields.question, at)}
+        if fields.story is not None:
+            problem["story"] = story(row, fields, at)
+        if fields.worked is not None:
+            problem["worked"] = worked(row, fields, at)
+        yield problem | {"gold": golds(row, fields.gold, at), "row": row}
 
 
 def choice_problems(fields: ChoiceFields, rows: Iterable[Row | None], where: str) -> Prepared:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
 from softtok.plugins import Reference
 from softtok.problems.golds import forms
 from softtok.problems.math_reward import plain_number
-from softtok.problems.prepare import make_problems
-from softtok.problems.prompt import choice_prompt, cloze_prompt, render
+from softtok.problems.prepare import HeldOut, make_problems
+from softtok.problems.prompt import choice_prompt, cloze_prompt
+from softtok.problems.prompting import Asking, Shot, shots_of
 from softtok.problems.reward import Answer, Grading, Judge
 from softtok.problems.rows import Row
 from softtok.problems.sources import describe
@@ -20,33 +22,64 @@ from softtok.problems.text_rewards import is_words, letter
 SHOWN = 3
 
 
-def preview(spec: DataSpec, grading: Grading | None, template: str, data_root: Path | None) -> Iterator[str]:
+Writer = Callable[[Asking, str], tuple[str, list[int]]]
+"""Writes a prompt as a model's jobs do: its text and its ids."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a preview shows prompts with: how they are asked and, if a tokenizer is at hand, what writes them."""
+
+    asking: Asking
+    writer: Writer | None = None
+
+    def __call__(self, question: str) -> Iterator[str]:
+        """Yields the lines of a prompt: its text, and its ids if they are known."""
+        if self.writer is not None:
+            text, ids = self.writer(self.asking, question)
+            yield from (text, f"{len(ids):,} ids: {ids}")
+        elif self.asking.chat:
+            yield "(the messages of a chat; the model's tokenizer, which writes the prompt, is not on this machine yet)"
+            yield from (f"{message['role']}: {message['content']}" for message in self.asking.messages(question))
+        else:
+            yield self.asking.text(question)
+
+
+def examples(shots: DataSpec, data_root: Path | None) -> tuple[Shot, ...]:
+    """Returns the examples that prompts take from a train set; nothing has to be prepared."""
+    tested = {name: make_problems(other, HeldOut(), data_root)[0].problems for name, other in shots.exclude.items()}
+    made, _ = make_problems(shots, HeldOut.of(tested), data_root)
+    return shots_of(made.problems)
+
+
+def preview(spec: DataSpec, grading: Grading | None, shown: Shown, data_root: Path | None) -> Iterator[str]:
     """Yields lines: the prompts of the first problems with their golds, and the verdicts of `variants` of the golds.
 
     A `choice` set has no grading. Questions of excluded test sets are not left out, as these may not be prepared yet.
     """
-    made, _ = make_problems(spec.model_copy(update={"limit": SHOWN, "exclude": {}}), {}, data_root)
+    made, _ = make_problems(spec.model_copy(update={"limit": SHOWN, "exclude": {}}), HeldOut(), data_root)
     yield f"{spec.kind} set from {describe(spec.source)}, {made.source_rows:,} rows"
     yield "up to the last problem below: " + made.summary().partition(", ")[2]
     if grading is None:
         for problem in made.problems:
-            yield from _choice(problem, template)
+            yield from _choice(problem)
         return
     yield f"reward: {grading.reward}"
     with Judge(grading=grading) as judge:
         for problem in made.problems:
-            yield from _open(problem, grading, template, judge)
+            yield from _open(problem, grading, shown, judge)
 
 
-def _choice(problem: Row, template: str) -> Iterator[str]:
+def _choice(problem: Row) -> Iterator[str]:
     place, text = problem["answer"], problem["choices"][problem["answer"]]
     yield from ("", f"--- {problem['id']}", choice_prompt(problem["question"], problem["choices"]))
     yield f"right: {ascii_uppercase[place]}, {text!r} (with choice_format: cloze, after {cloze_prompt('...')!r})"
 
 
-def _open(problem: Row, grading: Grading, template: str, judge: Judge) -> Iterator[str]:
-    prompt = render(template, problem["question"])
-    yield from ("", f"--- {problem['id']}", prompt, "gold: " + ", or ".join(map(repr, problem["gold"])))
+def _open(problem: Row, grading: Grading, shown: Shown, judge: Judge) -> Iterator[str]:
+    lines = list(shown(problem["question"]))
+    prompt = lines[0]
+    yield from ("", f"--- {problem['id']}", *lines, "gold: " + ", or ".join(map(repr, problem["gold"])))
     answers = list(dict.fromkeys(variant for gold in problem["gold"] for variant in variants(gold)))
     columns = problem.get("columns", "{}")
     texts = [grading.answer_format.written(answer) for answer in answers]

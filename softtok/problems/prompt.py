@@ -8,6 +8,7 @@ looks at the last id alone (`candidates`, a table over the vocabulary) and then 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 FIELD = "{question}"
 STOP_PHRASE = PAPER_FORMAT.stop_phrase
+TURN = f"User: {FIELD} Assistant:"
+"""The end of the paper's prompt, behind its instruction."""
 PROMPT = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
     "The assistant first shows the complete reasoning process step by step, then provides the final answer in "
     r"\boxed{}. The assistant must always follow the format: "
-    rf"'User: [question] Assistant: [detailed reasoning] {STOP_PHRASE} \boxed{{[answer]}}.' User: {FIELD} Assistant:"
+    rf"'User: [question] Assistant: [detailed reasoning] {STOP_PHRASE} \boxed{{[answer]}}.' {TURN}"
 )
 BOX = PAPER_FORMAT.prefill
 PREFILL_AFTER_STOP = PAPER_FORMAT.prefill_after_stop
@@ -143,9 +146,17 @@ class AnswerRule:
         return self.format.ends(decode(self.tokenizer, ids))
 
 
+NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
+
+
 def normalise(question: str) -> str:
     """Returns a question without case and white space, and with accents written one way, to find copies.
 
     Signs stay, as x + 1 is not x - 1, and so do raised digits.
     """
     return "".join(unicodedata.normalize("NFC", question).casefold().split())
+
+
+def normalise_story(text: str) -> str:
+    """Returns a story like a question, and with one number for all: with other numbers it is the same story."""
+    return NUMBER.sub("0", normalise(text))

@@ -69,7 +69,9 @@ def read_rows(
             raise UserError(f"{describe(source)}: has changed since the configuration was read; run snakemake again")
         digest = digests[0] if len(digests) == 1 else sha256_of(digests)
         return Files(paths, source, names), {"revision": None, "source_sha256": digest}
-    rows, revision = read_hub(source) if isinstance(source, HubRows) else (toy_rows(source), None)
+    rows, revision = (
+        read_hub(source) if isinstance(source, HubRows) else (toy_rows(source, "worked" in (names or ())), None)
+    )
     # Columns that are not used may hold dates or images, which are not JSON.
     lines = (json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str) for row in rows)
     return rows, {"revision": revision, "source_sha256": sha256_of(f"{line}\n" for line in lines)}
@@ -82,14 +84,21 @@ def sha256_of(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def toy_rows(source: ToyRows) -> list[Row]:
-    """Returns rows of the built-in task `sums` (of `steps`) or `choice`; an id is the hash of its text."""
+def toy_rows(source: ToyRows, worked: bool = False) -> list[Row]:
+    """Returns rows of the built-in task `sums` (of `steps`) or `choice`; an id is the hash of its text.
+
+    `worked` adds the solutions of sums.
+    """
     if source.task == "sums":
         problems = toy.problems(source.steps, source.split, source.problems, source.seed)
         rows: list[Row] = [{"question": p.question, "gold": p.gold} for p in problems]
+        solutions = [{"worked": " ".join(p.steps)} if worked else {} for p in problems]
     else:
         rows = [
             {"question": c.question, "choices": list(c.choices), "answer": c.answer}
             for c in toy.choices(source.split, source.problems, source.seed)
         ]
-    return [{"id": sha256_of([canonical_json(row)])[:12]} | row for row in rows]
+        solutions = [{} for _ in rows]
+    return [
+        {"id": sha256_of([canonical_json(row)])[:12]} | row | more for row, more in zip(rows, solutions, strict=True)
+    ]

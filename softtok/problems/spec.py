@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from softtok.plugins import Reference
 from softtok.problems.toy import Split
-from softtok.storage.records import Record
+from softtok.storage.records import Record, is_none
 
 Kind = Literal["train", "test", "choice"]
 JudgedBy = Literal["math", "math-strict", "exact", "choice", "function"]
@@ -37,6 +37,17 @@ class GoldRule(Record):
     pattern: str | None = None
 
 
+class WorkedRule(Record):
+    """Where a solution is written out: in `field`, the text before the last `before` in it.
+
+    What matches `remove`, a regular expression, is left out.
+    """
+
+    field: str
+    before: str | None = None
+    remove: str | None = None
+
+
 class OptionsRule(Record):
     """Where the options of a multiple-choice question are: in one `field` with a list, or in one of `fields` each.
 
@@ -53,13 +64,16 @@ class OpenFields(Record):
     """The fields of train and test problems; without `id`, the row's number names a problem.
 
     Dots lead into nested values ("prompt.0.content", and "prompt.-1.content" from the end). `question` is a field, or
-    a text with fields in braces ("{Body} {Question}").
+    a text with fields in braces ("{Body} {Question}"). `story` is a field with what variations of a problem share.
+    `worked` is only there where the problems are made for prompts.
     """
 
     kind: Literal["open"] = "open"
     id: str | None
     question: str
     gold: GoldRule
+    story: str | None = Field(default=None, exclude_if=is_none)
+    worked: WorkedRule | None = Field(default=None, exclude_if=is_none)
 
 
 class ChoiceFields(Record):
@@ -119,14 +133,16 @@ TOY_CHOICES = ChoiceFields(id="id", question="question", choices=OptionsRule(fie
 class DataSpec(Record):
     """A prepared data set.
 
-    `limit` is the most problems that it may have; the first ones are kept. `exclude` are test sets, by name, whose
-    questions a train set must not contain. `adapter` makes the rows that `fields` refer to. `columns` keeps all columns
-    of a row, for a user's reward. The reward itself belongs to the specs of runs and evaluations.
+    `ids` are the first and the last id of its problems. `limit` is the most problems that it may have; the first ones
+    are kept. `exclude` are test sets, by name, whose questions and stories a train set must not contain. `adapter`
+    makes the rows that `fields` refer to. `columns` keeps all columns of a row, for a user's reward. The reward itself
+    belongs to the specs of runs and evaluations.
     """
 
     kind: Kind
     source: ToyRows | HubRows | FileRows = Field(discriminator="kind")
     fields: OpenFields | ChoiceFields = Field(discriminator="kind")
+    ids: list[str] | None = Field(default=None, exclude_if=is_none)
     limit: int | None
     exclude: dict[str, DataSpec]
     adapter: Reference | None
@@ -139,6 +155,11 @@ class DataSpec(Record):
         if (self.kind == "choice") != isinstance(self.fields, ChoiceFields):
             raise ValueError(f"fields: a {self.kind} set needs {'choices' if self.kind == 'choice' else 'gold'}")
         return self
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is made of worked examples for prompts."""
+        return isinstance(self.fields, OpenFields) and self.fields.worked is not None
 
     @property
     def unknown(self) -> bool:

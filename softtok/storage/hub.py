@@ -56,6 +56,17 @@ def locked(name: str, commit: str) -> Path:
         return fetch(name, commit)
 
 
+def in_cache(name: str, revision: str | None) -> Path | None:
+    """Returns the folder of a hub model in the cache, or None; the hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
 def patiently(ask: Callable[[], T]) -> T:
     """Returns what `ask` returns; asks again, twice at most, if the hub is busy or the connection was lost.
 

@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict
 from softtok.storage.files import canonical_json
 
 
+def is_none(value: object) -> bool:
+    """Says for `exclude_if` that a key is not written if it is null: what was written before it existed stays equal."""
+    return value is None
+
+
 class Record(BaseModel):
     """A value that does not change. Unknown keys are errors, and types are not guessed."""
 

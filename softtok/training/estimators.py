@@ -26,7 +26,7 @@ from softtok.config.manifests import CheckpointManifest, RunManifest, read
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.config.specs import RunSpec
 from softtok.errors import UserError
-from softtok.method.batches import grade, read_problems
+from softtok.method.batches import grade, training_problems
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms
 from softtok.method.objectives import group_advantages, objective_of
@@ -40,7 +40,9 @@ from softtok.models.devices import announce
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
+from softtok.problems.prompting import Prompting, asking
 from softtok.problems.reward import Grading, Judge
+from softtok.problems.spec import DataSpec
 from softtok.storage.files import text_hash
 from softtok.storage.progress import progress
 from softtok.training.moments import Comparison, Half, described
@@ -135,6 +137,19 @@ def found(request: Request, spec: RunSpec) -> tuple[Path, Path]:
     return weights, path
 
 
+def shots_of(request: Request, spec: RunSpec) -> Path | None:
+    """Returns the prepared train set of the examples in a run's prompts, if any. Raises UserError if it is missing."""
+    shots = (spec.prompting or Prompting()).over(spec.model.asks).shots
+    if not isinstance(shots, DataSpec):
+        return None
+    pattern = results_of(request.run, DATA.format(kind="train", name="*", spec=text_hash(shots.as_json())))
+    if not (held := sorted(pattern.parent.glob(f"{pattern.name}.parquet"))):
+        raise UserError(
+            f"the examples in the prompts of {request.run} are not in {pattern}.parquet; snakemake makes it"
+        )
+    return held[0]
+
+
 class Bench:
     """A policy on fixed prompts, of which rollouts and their gradients are taken."""
 
@@ -142,10 +157,11 @@ class Bench:
         self.request, self.settings = request, run.settings
         weights, data = found(request, run.spec)
         checkpoint = read(CheckpointManifest, request.run / "checkpoint" / "checkpoint.json")
-        check_reward(run.grading, data, checkpoint.prompt)
+        asked = asking(run.spec.prompting, run.spec.model.asks, run.grading.answer_format, shots_of(request, run.spec))
+        check_reward(run.grading, data, asked.template)
         self.lm = load(weights, runtime)
         self.made_on = announce(self.lm.device, self.lm.dtype)
-        problems = read_problems(data, self.lm, checkpoint.prompt, columns=run.grading.wants_columns)
+        problems = training_problems(data, self.lm, asked, columns=run.grading.wants_columns)
         train_on, _ = split(problems, self.settings, f"train set {data}")
         self.problems = prompts_of_step(1, train_on, self.settings, run.spec.seed)
         s = self.settings

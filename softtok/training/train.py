@@ -29,10 +29,10 @@ from softtok.method.batches import (
     grade,
     names_of,
     problems_hash,
-    read_problems,
     reward_metrics,
     rms_prompts,
     shuffled,
+    training_problems,
 )
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
@@ -48,6 +48,7 @@ from softtok.models.devices import PRECISIONS, announce, device_name
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
+from softtok.problems.prompting import asking
 from softtok.problems.reward import Judge
 from softtok.problems.workers import BrokenWorkersError
 from softtok.storage.files import canonical_json, content_hash, text_hash, write_text
@@ -108,7 +109,9 @@ class Best(NamedTuple):
 class Trainer:
     """One run in progress: its model, optimizer, data and best checkpoint so far."""
 
-    def __init__(self, spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path):
+    def __init__(
+        self, spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path, shots: Path | None = None
+    ):
         if spec.mode is None or spec.training is None or spec.grading is None:
             raise UserError(
                 "this is the spec of an untouched model, which is not trained; `softtok base` makes its run"
@@ -120,7 +123,8 @@ class Trainer:
         self.lm = load(model, runtime)
         announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # never trained
-        problems = read_problems(data, self.lm, spec.model.prompt, columns=spec.grading.wants_columns)
+        asked = asking(spec.prompting, spec.model.asks, spec.grading.answer_format, shots)
+        problems = training_problems(data, self.lm, asked, columns=spec.grading.wants_columns)
         # Of the base model, for all places of noise: evaluation may add noise where training does not.
         self.rms = {"embedding": embedding_rms(self.lm.embedding_VD)} | state_rms(self.lm, rms_prompts(problems))
         rules = TextRules(self.lm, spec.grading.answer_format)
@@ -143,6 +147,7 @@ class Trainer:
         digest = problems_hash(data, names_of(spec.grading.wants_columns))
         # Not of the file: the same problems, prepared again by another version, are no reason to start again.
         made_of = {"spec": spec.model_dump(mode="json"), "model": base.sha256, "data": digest}
+        made_of |= asked.mark(spec.model.prompt)
         self.key = content_hash(made_of, 64)
         self.step = 0
         self.best = Best()
@@ -430,6 +435,7 @@ class Trainer:
             embedding_rms=self.rms["embedding"],
             state_rms={name: self.rms[name] for name in ("hidden", "logits")},
             prompt=self.spec.model.prompt,
+            prompting=self.spec.model.prompting,
             seed=self.seed,
         )
         write(checkpoint / "checkpoint.json", facts)
@@ -450,8 +456,12 @@ class Trainer:
         write(self.out / "manifest.json", manifest)
 
 
-def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path) -> None:
+def train(
+    spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out: Path, shots: Path | None = None
+) -> None:
     """Trains one run and writes checkpoint/, metrics.jsonl and manifest.json into the folder `out`.
+
+    `shots` is the prepared train set of the examples in prompts, if there are any.
 
     If another process trains this run (a job may outlive the Snakemake that started it), this one waits, and then
     continues the run or finds it finished.
@@ -463,11 +473,12 @@ def train(spec: RunSpec, runtime: RuntimeSettings, model: Path, data: Path, out:
         attempt(state / "attempts.jsonl"),
     ):
         if spec.grading is not None:
-            check_reward(spec.grading, data, spec.model.prompt)
+            asked = asking(spec.prompting, spec.model.asks, spec.grading.answer_format, shots)
+            check_reward(spec.grading, data, asked.template)
         check_method([spec.mode] if spec.mode else [], spec.training)
         if spec.mode and spec.training and (remarked := remark(spec.mode, spec.training)):
             print(f"softtok: {remarked}")
-        trainer = Trainer(spec, runtime, model, data, out)
+        trainer = Trainer(spec, runtime, model, data, out, shots)
         with trainer.judge:
             trainer.run(interruption)
             trainer.finish()

@@ -397,8 +397,12 @@ def test_the_examples_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytes
         Grid(load(merge(config, example), requested=list(example["studies"])))
         for example in map(yaml.safe_load, blocks)
     ]
-    variant, own = (grid.studies[name] for grid, name in zip(found, ("demo", "mine"), strict=True))
+    names = ("prompts", "demo", "mine")
+    asked, variant, own = (grid.studies[name] for grid, name in zip(found, names, strict=True))
     assert len(variant.runs) == 13 and len(own.runs) == 3
+    ((base, answered),) = asked.evaluations.items()
+    shown = {item.data.name: len(item.shots_path(asked.runs[base].model)) for item in answered.values()}
+    assert shown == {"gsm8k": 0, "gsm8k-shots": 1}
     sources = [run.train_set.spec.source for run in own.runs.values() if run.train_set]
     assert {source.path for source in sources if isinstance(source, FileRows)} == {"mine.jsonl"}
 

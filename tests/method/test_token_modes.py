@@ -32,6 +32,7 @@ from softtok.method.token_modes import CotTokens, GumbelNoise, LogitNoise, bind,
 from softtok.method.trajectories import INFERENCE_STOPS, Limits, Rollout
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel, left_pad
+from softtok.problems.prompting import Asking
 from softtok.training.train import Trainer, train
 from tests.support import expected_reward as small
 from tests.support.gradients import (
@@ -483,7 +484,9 @@ def test_a_run_trains_and_keeps_its_units(name: str, tmp_path: Path, tiny_toy: P
     assert any("recomputation_gap" in line for line in rows[0])
     base = Trainer(spec, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "third")
     checkpoint = read(CheckpointManifest, tmp_path / "run" / "checkpoint" / "checkpoint.json")
-    assert checkpoint.state_rms == state_rms(base.lm, rms_prompts(read_problems(toy_sets["train"], base.lm, TEMPLATE)))
+    assert checkpoint.state_rms == state_rms(
+        base.lm, rms_prompts(read_problems(toy_sets["train"], base.lm, Asking(TEMPLATE)))
+    )
     assert noise_rms(base.lm, checkpoint, [HIDDEN], [])["hidden"] == checkpoint.state_rms["hidden"]
 
 

@@ -33,6 +33,7 @@ from softtok.models.loading import load
 from softtok.models.real_tokenizers import PUBLISHED, read_ranks, real_tokenizer, vocabulary_file
 from softtok.problems.boxed import last_boxed
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, PROMPT, STOP_PHRASE, decode, render
+from softtok.problems.prompting import Asking
 from tests.support.answers import closes
 from tests.support.gradients import run_pass
 from tests.support.records import fed, means
@@ -124,7 +125,7 @@ def test_prompts_begin_as_the_model_expects(name: str, toy: LanguageModel, tmp_p
     file = tmp_path / "set.parquet"
     golds = [["1"]] * len(QUESTIONS)
     pd.DataFrame({"id": QUESTIONS, "question": QUESTIONS, "gold": golds}).to_parquet(file)
-    for problem, question in zip(read_problems(file, toy, PROMPT), QUESTIONS, strict=True):
+    for problem, question in zip(read_problems(file, toy, Asking()), QUESTIONS, strict=True):
         begin, text = problem.prompt[: len(BEGIN[name])], problem.prompt[len(BEGIN[name]) :]
         assert begin == BEGIN[name]
         assert not set(text) & (ENDS[name] | {128_000}), "one beginning, no end"

@@ -24,6 +24,7 @@ from softtok.models.real_tokenizers import PUBLISHED, real_tokenizer
 from softtok.models.tokenizer_checks import encode, encode_prompts
 from softtok.models.toy_model import bpe_tokenizer
 from softtok.problems.prompt import PROMPT, render
+from softtok.problems.prompting import Asking
 from tests.support.model_folders import edit_json, save_model
 from tests.support.specs import folder_model, toy_model
 
@@ -258,7 +259,7 @@ def test_a_question_with_the_tokenizers_own_marks_is_refused(
     table = pd.DataFrame({"id": ["row0", "row1"], "question": ["What?", question], "gold": [["1"], ["1"]]})
     table.to_parquet(tmp_path / "set.parquet")
     with pytest.raises(UserError, match=words):
-        read_problems(tmp_path / "set.parquet", lm, "{question}")
+        read_problems(tmp_path / "set.parquet", lm, Asking("{question}"))
     with pytest.raises(UserError, match=words):
         log_likelihoods(lm, [("What?", " A"), (question, " A")], 500)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from softtok.__main__ import main
 from softtok.problems.preview import variants
+from tests.support.chat_templates import chat_tokenizer
 from tests.support.configurations import basic
 
 
@@ -79,3 +82,55 @@ def test_variants_start_with_the_gold_and_are_all_different(gold: str) -> None:
     found = variants(gold)
     assert found[0] == gold
     assert len(set(found)) == len(found) > 2
+
+
+def with_prompts(folder: Path, **of_set: Any) -> None:
+    """Adds a train set of examples, and says how the test set `mine` is asked."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    rows = [{"q": f"What is {n} + {n}?", "a": f"Twice {n} is {2 * n}. #### {2 * n}"} for n in (2, 20, 30)]
+    Path("worked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    worked = {"file": {"path": "worked.jsonl"}, "question": "{q} Think.", "gold": {"field": "a", "after": "####"}}
+    config["train_sets"]["worked"] = worked | {"exclude": ["mine"]}
+    config["models"]["llama"] = {"toy": {"tokenizer": "llama-3", "width": 16, "layers": 1, "heads": 2, "steps": 0}}
+    config["models"]["chat"] = {"path": str(folder / "chat"), "chat_template": True}
+    config["test_sets"]["mine"] |= of_set
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def test_examples_are_shown_before_anything_is_prepared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And without those that are test questions, as the prepared set has them."""
+    with_prompts(folder, shots={"train_set": "worked", "k": 2}, system="Solve it.")
+    text = shown(capsys, "mine", "--model", "other")
+    examples = "".join(
+        f"Other What is {n} + {n}? Think. Twice {n} is {2 * n}. The final answer is: \\boxed{{{2 * n}}}.\n\n"
+        for n in (20, 30)
+    )
+    assert f"--- row1\nSolve it.\n\n{examples}Other What is 1 + 1? Think.\ngold: '2'" in text
+
+
+def test_the_ids_are_those_of_the_models_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_prompts(folder, prompt="Q: {question}")
+    text = shown(capsys, "mine", "--model", "llama")
+    (line,) = re.findall(r"Q: What is 1 \+ 1\? Think\.\n(.*)\n", text)
+    ids = chat_tokenizer("llama-3")("Q: What is 1 + 1? Think.")["input_ids"]
+    assert line == f"{len(ids)} ids: {ids}" and ids[0] == 128_000
+
+
+def test_a_chat_is_shown_as_its_template_writes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_prompts(folder, system="Solve it.")
+    tokenizer = chat_tokenizer("qwen-2.5")
+    tokenizer.save_pretrained(folder / "chat")
+    (folder / "chat" / "config.json").write_text("{}")
+    messages = [{"role": "system", "content": "Solve it."}, {"role": "user", "content": "What is 1 + 1? Think."}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt)["input_ids"]
+    assert f"--- row1\n{prompt}\n{len(ids)} ids: {ids}\n" in shown(capsys, "mine", "--model", "chat")
+
+
+def test_a_chat_without_its_tokenizer_is_shown_as_messages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_prompts(folder, chat_template=True)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["models"]["far"] = {"hub": "nobody/nothing"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    text = shown(capsys, "mine", "--model", "far")
+    assert "is not on this machine yet)\nuser: What is 1 + 1? Think.\ngold: '2'" in text

@@ -15,8 +15,10 @@ from softtok.config.grid import Grid
 from softtok.config.jobs import Data
 from softtok.config.load import load
 from softtok.problems import reward
+from softtok.problems.answer_format import PAPER_FORMAT
 from softtok.problems.prepare import prepare
 from softtok.problems.prompt import normalise
+from softtok.problems.prompting import Prompting, asking, read_shots
 from softtok.problems.sources import sha256_of
 from softtok.problems.spec import FileRows, Kind
 from softtok.storage.files import file_sha256
@@ -27,12 +29,14 @@ Row = dict[str, Any]
 
 SOURCE_ROWS: dict[tuple[Kind, str], int] = {
     ("test", "gsm8k"): 1319,
+    ("test", "svamp"): 300,
     ("test", "math500"): 500,
     ("test", "olympiadbench"): 675,
     ("choice", "hellaswag"): 1000,
     ("choice", "arc"): 1056,
     ("choice", "mmlu"): 2156,
     ("train", "gsm8k"): 7473,
+    ("train", "svamp"): 700,
     ("train", "math"): 12500,
     ("train", "math-7500"): 7500,
     ("train", "deepscaler"): 29896,
@@ -134,6 +138,48 @@ def test_gsm8k_is_used_whole(prepared: Prepared) -> None:
     assert (dropped, flagged) == ([], [])
     assert sets_forms(prepared, "train", "gsm8k") == {"thousands separators": 79}
     assert all(gold.replace(",", "").replace(".", "").lstrip("-").isdecimal() for p in problems for gold in p["gold"])
+
+
+def test_svamp_is_split_by_its_numbers_and_no_story_is_on_both_sides(prepared: Prepared, real_data: Path) -> None:
+    """Numbers are all that many neighbours differ in, so 173 problems would have been trained on and tested."""
+    tested, _ = prepared("test", "svamp")
+    assert [problem["id"] for problem in tested] == [f"chal-{n}" for n in range(701, 1001)]
+    problems, dropped, flagged = check_books(prepared, "train", "svamp")
+    assert faults(dropped) == {"the story is in test set svamp": 173} and flagged == []
+    order = [int(problem["id"].removeprefix("chal-")) for problem in problems]
+    assert order == sorted(order) and len(order) == 527 and order[-1] <= 700
+    source = {row["ID"]: row for row in json.loads((real_data / "svamp/SVAMP.json").read_text())}
+
+    def story(problem: Row) -> str:
+        return re.sub("[0-9]+", "n", "".join(source[problem["id"]]["Body"].lower().split()))
+
+    stories = {story(problem) for problem in tested}
+    assert not stories & {story(problem) for problem in problems} and {story(row) for row in dropped} <= stories
+    for problem in (*tested, *problems):
+        row = source[problem["id"]]
+        assert problem["question"] == f"{row['Body']} {row['Question']}".strip()
+        assert problem["gold"] == [str(int(row["Answer"]))], "51, not 51.0"
+
+
+def test_the_first_problems_of_gsm8k_are_examples(prepared: Prepared, tmp_path: Path, real_data: Path) -> None:
+    """With their solutions, the calculator's marks taken out, and the answer where the reward finds it."""
+    raw = shipped() | {"data_root": str(real_data)}
+    raw["test_sets"]["gsm8k-few"] |= {"shots": {"train_set": "gsm8k", "k": 8}}
+    grid = Grid(load(raw))
+    (few,) = {data.spec.as_json(): data for data in grid.data.values() if data.spec.shown}.values()
+    prepare(few.spec, tmp_path / "few.parquet", {"gsm8k": prepared.path("test", "gsm8k")}, real_data)
+    shots, (problems, _) = read_shots(tmp_path / "few.parquet"), prepared("train", "gsm8k")
+    assert [(shot.question, [shot.answer]) for shot in shots] == [(p["question"], p["gold"]) for p in problems[:8]]
+    assert (
+        shots[0].worked
+        == "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May."
+    )
+    asked = asking(Prompting(shots=list(shots)), Prompting(), PAPER_FORMAT)
+    with reward.Judge(grading=reward.MATH) as judge:
+        shown = [asked.solution(shot) for shot in shots]
+        verdicts = judge.grade([reward.Answer(text, [shot.answer]) for text, shot in zip(shown, shots, strict=True)])
+    assert all(verdict.correct for verdict in verdicts)
+    assert not any("<<" in text or "####" in text for text in shown)
 
 
 def test_math_without_math500_is_12_000(unjudged: Prepared) -> None:

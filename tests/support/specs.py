@@ -44,6 +44,7 @@ def data_spec(kind: Kind, source: dict[str, dict[str, Any]], limit: int | None =
     `fields` are those of its rows, and `judged_by`, `columns` and the like of the spec.
     """
     plain: dict[str, Any] = {"exclude": {}, "adapter": None, "judged_by": "math", "columns": False, "version": 1}
+    plain |= {"ids": None}
     plain |= {name: fields.pop(name) for name in plain if name in fields}
     ((name, given),) = source.items()
     rows: ToyRows | HubRows | FileRows

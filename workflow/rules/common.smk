@@ -127,6 +127,12 @@ def data_options(wildcards, input):
     return " ".join(options)
 
 
+def shots_option(wildcards, input):
+    """Returns the option for the train set of the examples in prompts, where a job has one."""
+    shots = input.get("shots")
+    return f"--shots {shots}" if shots else ""
+
+
 def report_root(wildcards, input):
     """Returns where the relative paths of a report's spec start; remote storage makes local copies in another folder."""
     first = study_of(wildcards).run_files("manifest.json")[0]

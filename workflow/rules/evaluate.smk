@@ -4,6 +4,11 @@ rule evaluate:
         checkpoint=f"{RUN}/checkpoint",
         model=ancient(lambda wildcards: run_of(wildcards).untouched_model),
         problems=ancient(lambda wildcards: evaluation_of(wildcards).data.path),
+        shots=ancient(
+            lambda wildcards: evaluation_of(wildcards).shots_path(
+                run_of(wildcards).model
+            )
+        ),
     output:
         rows=f"{RUN}/{EVALUATION}.parquet",
         entropy=f"{RUN}/{EVALUATION}.entropy.csv",
@@ -23,9 +28,10 @@ rule evaluate:
         spec=lambda wildcards: evaluation_of(wildcards).json,
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         run=lambda wildcards, input: str(Path(input.checkpoint).parent),
+        shots=shots_option,
     shell:
         "exec softtok {params.command} --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
-        " --data {input.problems:q} --out {output.rows:q} > {log:q} 2>&1"
+        " --data {input.problems:q} --out {output.rows:q} {params.shots} > {log:q} 2>&1"
 
 
 use rule evaluate as choices with:
@@ -33,6 +39,7 @@ use rule evaluate as choices with:
         checkpoint=f"{RUN}/checkpoint",
         model=ancient(lambda wildcards: run_of(wildcards).untouched_model),
         problems=ancient(lambda wildcards: choices_of(wildcards).data.path),
+        shots=[],  # multiple choice has prompts of its own
     output:
         rows=f"{RUN}/{CHOICES}.parquet",
     log:

@@ -4,6 +4,7 @@ rule train:
     input:
         model=ancient(lambda wildcards: run_of(wildcards).model.folder),
         problems=ancient(lambda wildcards: run_of(wildcards).train_set.path),
+        shots=ancient(lambda wildcards: run_of(wildcards).shots_path),
     output:
         manifest=f"{RUN}/manifest.json",
         metrics=f"{RUN}/metrics.jsonl",
@@ -25,6 +26,7 @@ rule train:
         spec=lambda wildcards: run_of(wildcards).json,
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
         out=lambda wildcards, output: str(Path(output.manifest).parent),
+        shots=shots_option,
     shell:
         "exec softtok train --spec {params.spec:q} --runtime {params.runtime:q} --model {input.model:q}"
-        " --data {input.problems:q} --out {params.out:q} > {log:q} 2>&1"
+        " --data {input.problems:q} --out {params.out:q} {params.shots} > {log:q} 2>&1"
