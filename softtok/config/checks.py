@@ -13,12 +13,14 @@ from typing import Literal
 from softtok import plugins
 from softtok.config import doors
 from softtok.config.first_rows import check_first_rows
+from softtok.config.gguf_files import gguf_file, refuse_without_reader
 from softtok.config.messages import at, config_error, nearest, shown
 from softtok.config.paper_results import printed_lines
 from softtok.config.prompt_checks import check_prompts, of_blocks, taken_train_sets
-from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, OpenSet
+from softtok.config.schema import DATA_SECTIONS, Block, Config, DataSet, Gguf, OpenSet
 from softtok.config.settings import RuntimeSettings
 from softtok.config.study_checks import check_studies
+from softtok.errors import UserError
 from softtok.plugins import Door, Reference
 from softtok.problems import adapter, own_reward
 from softtok.problems.spec import Kind
@@ -250,6 +252,8 @@ def paths(config: Config, requested: Sequence[str]) -> None:
                 at("models", name, "path"),
                 f"the folder {shown(model.path, LONGEST_PATH)} {lack}; a Hugging Face folder is needed",
             )
+        if name in models and model.gguf is not None:
+            gguf(model.gguf, at("models", name, "gguf"))
     if config.data_root is not None and not os.path.isdir(config.data_root):
         lack = "is a file" if os.path.exists(config.data_root) else "does not exist"
         raise config_error("data_root", f"the folder {shown(config.data_root, LONGEST_PATH)} {lack}")
@@ -264,6 +268,15 @@ def paths(config: Config, requested: Sequence[str]) -> None:
                 )
             if source == "file" and name in used:
                 check_first_rows(kind, name, entry, config.data_root)
+
+
+def gguf(entry: Gguf, where: str) -> None:
+    """A GGUF file must be there, and what reads it."""
+    try:
+        gguf_file(entry.file, entry.package)
+        refuse_without_reader()
+    except UserError as error:
+        raise config_error(where, str(error)) from None
 
 
 def wanted(config: Config, studies: Iterable[str], kind: Kind) -> Collection[str]:

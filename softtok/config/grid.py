@@ -15,16 +15,18 @@ from typing import Any, Literal, TypeVar, cast
 
 from softtok import plugins
 from softtok.config import doors
+from softtok.config.gguf_files import gguf_sha256
 from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run, for_pages
 from softtok.config.parts import Asks, ShotsOf
 from softtok.config.reports import report_spec
-from softtok.config.schema import DATA_SECTIONS, Config, DataSet, Files, OpenSet, TrainSet
+from softtok.config.schema import DATA_SECTIONS, Config, DataSet, Files, Gguf, OpenSet, TrainSet
 from softtok.config.schema import Study as StudySettings
 from softtok.config.settings import ToySettings
 from softtok.config.specs import (
     ChoicesSpec,
     EvaluationSpec,
     FolderSource,
+    GgufSource,
     HubSource,
     ModelSpec,
     ReportSpec,
@@ -192,11 +194,13 @@ class Grid:
     def _make_model(self, name: str) -> Model:
         entry = self.config.models[name]
         text = self._data("train", entry.toy.text) if entry.toy and entry.toy.text is not None else None
-        source: ToySource | HubSource | FolderSource
+        source: ToySource | HubSource | FolderSource | GgufSource
         if entry.toy is not None:
             source = ToySource(toy=part(ToySettings, entry.toy), text=text.spec if text else None)
         elif entry.hub is not None:
             source = HubSource(hub=entry.hub, revision=entry.revision)
+        elif entry.gguf is not None:
+            source = _gguf(entry.gguf)
         else:
             source = FolderSource(path=str(Path(os.path.expanduser(entry.path or ""))))
         prompting, shots = self._prompting(entry, "prompt")  # the template has its own place in the spec
@@ -276,6 +280,19 @@ class Grid:
                     study.evaluations.setdefault(run.folder, {}).update({item.stem: item for item in evaluations})
                     study.choices.setdefault(run.folder, {}).update({item.stem: item for item in choices})
         return study
+
+
+def _gguf(entry: Gguf) -> GgufSource:
+    """Returns a GGUF file with its SHA-256, so that a changed file gives another model.
+
+    It has none if the file is missing. `checks.py` lets this pass only for models that no job reads.
+    """
+    try:
+        sha256 = gguf_sha256(entry.file, entry.package)
+    except (UserError, OSError):
+        sha256 = None
+    file = None if entry.file is None else str(Path(os.path.expanduser(entry.file)))
+    return GgufSource(file=file, package=entry.package, sha256=sha256)
 
 
 def _rows(kind: Kind, entry: DataSet, data_root: str | None) -> ToyRows | HubRows | FileRows:

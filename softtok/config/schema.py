@@ -70,12 +70,38 @@ class ToyModel(ToySettings):
         return self
 
 
+def _or_text(schema: dict[str, Any]) -> None:
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [whole, {"type": "string"}]
+
+
+class Gguf(Part):
+    """A GGUF file, or the one in an installed package; `gguf: FILE` is short for `gguf: {file: FILE}`."""
+
+    model_config = ConfigDict(json_schema_extra=_or_text)
+
+    file: str | None = None
+    package: Name | None = Field(default=None, description="installed package with one GGUF file")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_a_file(cls, given: Any) -> Any:
+        return {"file": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Gguf:
+        exactly_one(self, "file", "package")
+        return self
+
+
 class Model(Entry, Asks):
-    """A base model: exactly one of `toy`, `hub` and `path`."""
+    """A base model: exactly one of `toy`, `hub`, `path` and `gguf`."""
 
     toy: ToyModel | None = Field(default=None, description="trained here, from scratch")
     hub: str | None = Field(default=None, description="Hugging Face id")
     path: str | None = Field(default=None, description="Hugging Face folder")
+    gguf: Gguf | None = Field(default=None, description="GGUF file, converted here once, or a package that holds one")
     revision: str | None = Field(
         default=None, description="of a hub model; none: the newest, locked when it is fetched"
     )
@@ -85,7 +111,7 @@ class Model(Entry, Asks):
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
-        exactly_one(self, "toy", "hub", "path")
+        exactly_one(self, "toy", "hub", "path", "gguf")
         if self.revision is not None and self.hub is None:
             raise ValueError(f"revision: {self.revision!r} is only for a model with `hub:`")
         if self.toy is not None and self.chat_template:

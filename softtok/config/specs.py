@@ -54,10 +54,22 @@ class FolderSource(Settings):
     path: str
 
 
+class GgufSource(Settings):
+    """A GGUF file, or the one in an installed package; it is converted into a folder of float32 weights.
+
+    So the working precision is no part of it. `sha256` is that of the file, None if it was not there to be hashed.
+    """
+
+    kind: Literal["gguf"] = "gguf"
+    file: str | None
+    package: str | None
+    sha256: str | None
+
+
 class ModelSpec(Record):
     """A base model and the template of its prompts; `prompting` has what else the model says of them."""
 
-    source: ToySource | HubSource | FolderSource = Field(discriminator="kind")
+    source: ToySource | HubSource | FolderSource | GgufSource = Field(discriminator="kind")
     prompt: str
     prompting: Prompting | None = Field(default=None, exclude_if=is_none)
     version: int

@@ -1,4 +1,4 @@
-"""Makes base models: trains a toy, fetches a hub model and locks its revision, or refers to a local folder."""
+"""Makes base models: trains a toy, fetches a hub model and locks it, converts a file, or refers to a local folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from softtok.config.manifests import (
     write,
 )
 from softtok.config.settings import DeviceSettings
-from softtok.config.specs import FolderSource, HubSource, ModelSpec, RunSpec, ToySource
+from softtok.config.specs import FolderSource, GgufSource, HubSource, ModelSpec, RunSpec, ToySource
+from softtok.errors import UserError
 from softtok.models.folder_checks import refuse_folder
 from softtok.models.references import weight_stamps
 from softtok.problems.answer_format import PAPER_FORMAT
@@ -30,20 +31,38 @@ from softtok.storage.provenance import provenance
 def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | None) -> None:
     """Makes the folder `out` with its manifest model.json, which is written last.
 
-    A hub model or a local folder gets a reference, not a copy. `text` is a prepared train set whose text a toy learns.
+    A hub model or a local folder gets a reference, not a copy; a GGUF file is converted into the folder. `text` is a
+    prepared train set whose text a toy learns.
     Raises UserError if the model cannot be had.
     """
     from softtok.models.devices import device_name
 
+    if isinstance(spec.source, GgufSource):
+        _from_gguf(spec, spec.source, device, out)
+        return
     reference: HubReference | FolderReference | None = None
     facts: dict[str, float | None] = {}
     if isinstance(spec.source, ToySource):
         facts = _toy(spec.source, spec.prompt, out, text)
     else:
         reference = _referred(spec.source)
-    files = file_hashes(_folder(reference, out))
     made_on = device_name("cpu") if reference is None else None
-    manifest = ModelManifest(
+    manifest = _manifest(spec, reference, _folder(reference, out), facts, made_on)
+    if reference is not None:
+        _probe(manifest, device, out)
+    write(out / "model.json", manifest)
+
+
+def _manifest(
+    spec: ModelSpec,
+    reference: HubReference | FolderReference | None,
+    folder: Path,
+    facts: dict[str, float | None],
+    made_on: str | None,
+) -> ModelManifest:
+    """Returns the manifest of a model whose files are in `folder`."""
+    files = file_hashes(folder)
+    return ModelManifest(
         spec=spec,
         reference=reference,
         # The identity of a hub model is its locked revision.
@@ -54,9 +73,21 @@ def make_model(spec: ModelSpec, device: DeviceSettings, out: Path, text: Path | 
         facts=facts,
         provenance=provenance(made_on),
     )
-    if reference is not None:
-        _probe(manifest, device, out)
-    write(out / "model.json", manifest)
+
+
+def _from_gguf(spec: ModelSpec, source: GgufSource, device: DeviceSettings, out: Path) -> None:
+    """Converts a GGUF file into the folder `out`, once the result has been loaded and has passed every check."""
+    from softtok.models.gguf_model import convert
+
+    with atomic(out) as temporary:
+        convert(source, temporary)
+        manifest = _manifest(spec, None, temporary, {}, None)
+        made_here = FolderReference(path=str(temporary.resolve()), weights=weight_stamps(temporary))
+        try:
+            _probe(manifest.model_copy(update={"reference": made_here}), device, out)
+        except UserError as error:
+            raise UserError(str(error).replace(made_here.path, source.file or f"in {source.package}")) from error
+        write(temporary / "model.json", manifest)
 
 
 def _referred(source: HubSource | FolderSource) -> HubReference | FolderReference:

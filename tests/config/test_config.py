@@ -264,9 +264,12 @@ MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "two sources of a model": (
         put("models/toy/hub", "org/model"),
-        ["models.toy: needs exactly one of toy, hub, path; it has toy and hub"],
+        ["models.toy: needs exactly one of toy, hub, path, gguf; it has toy and hub"],
     ),
-    "no source of a model": (put("models/mine", {}), ["models.mine: needs exactly one of toy, hub, path; it has none"]),
+    "no source of a model": (
+        put("models/mine", {}),
+        ["models.mine: needs exactly one of toy, hub, path, gguf; it has none"],
+    ),
     "revision of no hub model": (put("models/toy/revision", "main"), ["models.toy.revision"]),
     "prompt without a question": (put("models/toy/prompt", "Q:"), ["models.toy.prompt", "{question} exactly once"]),
     "two sources of a data set": (

@@ -35,7 +35,7 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_every_direct_dependency_is_pinned(project: dict[str, Any], pins: dict[str, str]) -> None:
     extras = project["optional-dependencies"]
-    assert names(project["dependencies"]) | names(extras["dev"]) | names(extras["tokenizers"]) <= pins.keys()
+    assert names(project["dependencies"]).union(*map(names, extras.values())) <= pins.keys()
     assert pins["torch"] == "2.13.0"
 
 
@@ -50,7 +50,8 @@ def test_conda_environment_has_the_same_packages(project: dict[str, Any], pins: 
 def test_installed_versions_are_the_pinned_ones(project: dict[str, Any], pins: dict[str, str]) -> None:
     from importlib.metadata import version
 
-    wanted = names(project["dependencies"]) | names(project["optional-dependencies"]["tokenizers"])
+    extras = project["optional-dependencies"]
+    wanted = names(project["dependencies"]) | names(extras["tokenizers"]) | names(extras["gguf"])
     installed = {name: version(name).partition("+")[0] for name in wanted}
     assert installed == {name: pins[name] for name in installed}
 
