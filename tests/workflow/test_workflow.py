@@ -578,3 +578,22 @@ def test_a_study_of_a_thousand_runs_is_expanded_and_its_report_reads_the_spec_fr
     assert len(study.json) > 500_000, "far more than one word of a command line holds"
     project.build("--", study.spec_path)
     assert parse(ReportSpec, str(project.folder / study.spec_path)) == study.spec
+
+
+def test_with_few_cores_a_run_is_evaluated_before_the_next_and_a_seed_ends_before_the_next(
+    project: StandInProject,
+) -> None:
+    """A study that is stopped has whole runs, and as many modes as it can have of each seed."""
+    study = {"training_modes": ["soft", "hard"], "seeds": [1, 0], "test_sets": ["sums", "long-sums"]}
+    project.edit(lambda config: config["studies"]["first"].update(study))
+    project.edit(lambda config: config["models"].update(other={"like": "toy", "prompt": "{question}\n"}))
+    project.edit(lambda config: config["studies"]["first"].update(models=["toy", "other"]))
+    project.build("--cores", "1")
+    calls = [call.split() for call in (project.folder / "calls.txt").read_text().splitlines()]
+    costly = [out for command, out in calls if command in ("train", "evaluate", "choices")]
+    runs = [re.sub(r"results/runs/|-[0-9a-f]{8}.*", "", out) for out in costly]
+    assert runs == sorted(runs, key=runs.index), "the jobs of a run stand together"
+    trained = [run for run in dict.fromkeys(runs) if "/base/" not in run]
+    modes = [(model, mode) for model in ("toy", "other") for mode in ("soft", "hard")]
+    assert trained == [f"{model}/sums/{mode}/seed{seed}" for seed in (0, 1) for model, mode in modes]
+    assert {runs.count(run) for run in trained} == {4}, "a training, two test sets, a choice set"
