@@ -339,8 +339,7 @@ def _records(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from softtok.config.grid import study_of
-    from softtok.config.work import Costs, TrainingCost, unlike
+    from softtok.config.work import Costs, TrainingCost, study_of, unlike
     from softtok.storage.files import write_text
 
     grid, study = study_of(options.config, options.study, options.data_root)

@@ -7,7 +7,7 @@ the grid at every start.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -17,8 +17,6 @@ from softtok import plugins
 from softtok.config import doors
 from softtok.config.gguf_files import gguf_sha256
 from softtok.config.jobs import REPORT_SPEC, Choices, Data, Evaluation, Model, Plan, Run, for_pages
-from softtok.config.load import read
-from softtok.config.messages import nearest
 from softtok.config.parts import Asks, ShotsOf
 from softtok.config.reports import report_spec
 from softtok.config.schema import DATA_SECTIONS, Config, DataSet, Files, Gguf, OpenSet, TrainSet
@@ -282,14 +280,6 @@ class Grid:
                     study.evaluations.setdefault(run.folder, {}).update({item.stem: item for item in evaluations})
                     study.choices.setdefault(run.folder, {}).update({item.stem: item for item in choices})
         return study
-
-
-def study_of(files: Sequence[Path], name: str, data_root: Path | None) -> tuple[Grid, Study]:
-    """Returns a study of configuration files, with the grid that it is in. Raises UserError."""
-    grid = Grid(read(files, [name], str(data_root) if data_root else None))
-    if name not in grid.studies:
-        raise UserError(f"there is no study {name!r} in {', '.join(map(str, files))}{nearest(name, grid.studies)}")
-    return grid, grid.studies[name]
 
 
 def _gguf(entry: Gguf) -> GgufSource:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+from softtok.config.grid import Grid, Study
 from softtok.config.jobs import Choices, Data, Evaluation, Plan, Run
+from softtok.config.load import read
+from softtok.config.messages import nearest
 from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.errors import UserError
 from softtok.storage.files import text_hash
@@ -86,6 +89,14 @@ def below(path: str) -> str:
 def in_turn(runs: Iterable[R]) -> list[R]:
     """Returns runs in the order in which they are made with few cores: the first seed of all modes, then the next."""
     return sorted(runs, key=lambda run: run.seed)
+
+
+def study_of(files: Sequence[Path], name: str, data_root: Path | None) -> tuple[Grid, Study]:
+    """Returns a study of configuration files, with the grid that it is in. Raises UserError."""
+    grid = Grid(read(files, [name], str(data_root) if data_root else None))
+    if name not in grid.studies:
+        raise UserError(f"there is no study {name!r} in {', '.join(map(str, files))}{nearest(name, grid.studies)}")
+    return grid, grid.studies[name]
 
 
 def jobs_of(study: Plan) -> list[Job]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softtok.config.grid import study_of
 from softtok.config.jobs import REPORT
 from softtok.config.specs import ReportSpec
+from softtok.config.work import study_of
 from softtok.errors import UserError
 from softtok.report.collect import Absent, Run, collect
 from softtok.report.missing import from_attempts, marked_partial, missing_lines

@@ -21,9 +21,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO
 
-from softtok.config.grid import Grid, Study, study_of
+from softtok.config.grid import Grid, Study
 from softtok.config.specs import parse
-from softtok.config.work import Costs, Job, jobs_of, prepared, seconds_of, share
+from softtok.config.work import Costs, Job, jobs_of, prepared, seconds_of, share, study_of
 from softtok.errors import UserError
 from softtok.report.estimate import TimeLeft, arithmetic, took_s
 from softtok.report.page import duration
@@ -84,6 +84,9 @@ class Build:
             if signal.getsignal(number) is not signal.SIG_IGN:  # of `nohup`
                 signal.signal(number, self._pass_on)
         self.record(told=False)
+        if not self.jobs:
+            print(f"All runs of {self.study.name} are recorded in {self.options.records}.")
+            return 0
         waiting = [job for job in self.jobs if not job.finished(RESULTS)]
         left = None
         if waiting:
