@@ -120,9 +120,10 @@ def check_records(spec: ReportSpec, folder: Path) -> None:
     for entry in spec.runs:
         if (folder / entry.path).exists():
             _check_run(folder / entry.path, spec_hash(entry.path))
-            for kind, names in (("train", {entry.train_set}), ("test", set(entry.tests))):
-                for name in names & set(spec.data.get(kind, {})):
-                    _check_data(folder / spec.data[kind][name])
+            train, test = spec.data.get("train", {}), spec.data.get("test", {})
+            used = [train.get(entry.train_set), *map(test.get, entry.tests)]
+            for path in filter(None, used):
+                _check_data(folder / path)
 
 
 def _check_run(run: Path, wanted: str) -> None:

@@ -646,7 +646,7 @@ def test_a_timed_study_says_how_long_it_takes_and_counts_down(measured: StandInP
     with measured.timed("first", "--cores", "1") as process:
         assert process.communicate(timeout=300)[0].splitlines()[0] == "All 5 jobs are done."
     measured.edit(lambda config: config["studies"]["first"].update(seeds=[0, 1]))
-    with measured.timed("first", "--cores", "1", "--only-estimate") as process:
+    with measured.timed("first", "--cores", "1", "--only-estimate", "--", "--nolock") as process:
         told = process.communicate(timeout=300)[0].splitlines()
     assert any(line.startswith("About 39 min 00 s for 3 jobs (5 are done)") for line in told)
     assert not list(measured.folder.glob("results/runs/toy/sums/hard/seed1-*"))

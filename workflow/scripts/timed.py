@@ -57,8 +57,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cores", default="all")
     parser.add_argument("--gpus", type=int, default=1, help="that jobs may use side by side")
     parser.add_argument("--only-estimate", action="store_true", help="say how long it takes, and build nothing")
-    parser.add_argument("options", nargs="*", help="of Snakemake, behind --")
-    return parser.parse_args()
+    given = sys.argv[1:]
+    place = given.index("--") if "--" in given else len(given)
+    return parser.parse_args(given[:place], argparse.Namespace(options=given[place + 1 :]))
 
 
 class Build:
