@@ -169,6 +169,8 @@ def report_from_records(folder: Path, out: Path, spec: ReportSpec | None = None)
     for one in (*recorded.values(), wanted):
         check_records(one, folder)
     planned = {entry.path: entry for entry in wanted.runs}
+    if not any((folder / path).exists() for path in planned):
+        raise UserError(f"{folder} holds no run of {wanted.study!r} yet that has finished with these settings")
 
     def why(item: Absent) -> str:
         entry = planned[item.folder.relative_to(folder).as_posix()]

@@ -166,6 +166,24 @@ def test_a_run_is_recorded_when_all_of_it_has_finished_and_told_of_before(
     assert contents(project.folder / "partial") == contents(project.folder / "report"), "in parts or at once"
 
 
+def test_any_run_alone_makes_a_report(project: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """The base has no training, and a trained run no base to be compared with."""
+    whole = project.folder / "whole"
+    shutil.copytree(project.records, whole)
+    for kept in ("base", "soft"):
+        shutil.rmtree(project.records)
+        shutil.copytree(whole, project.records)
+        for mode, seed in (("base", 0), ("hard", 0), ("hard", 1), ("soft", 0), ("soft", 1)):
+            if (mode, seed) != (kept, 0):
+                shutil.rmtree(project.run(mode, seed, "records"))
+        assert project.report(kept) == 0
+        assert capsys.readouterr().out.count("missing: ") == (2 if kept == "base" else 3)
+        assert "partial: 1 of 5 runs are here" in (project.folder / kept / "report.html").read_text()
+    shutil.rmtree(project.run("soft", 0, "records"))
+    assert project.report("none") == 1
+    assert "holds no run of 'small' yet" in capsys.readouterr().err
+
+
 def rates(config: dict[str, dict[str, dict[str, object]]]) -> None:
     config["training_modes"]["soft"]["training"] = {"learning_rate": 0.125}
 
