@@ -36,7 +36,7 @@ from softtok.method.stopping import TextRules
 from softtok.method.terms import Experience, Loss, Tiling
 from softtok.method.token_modes import bind
 from softtok.method.trajectories import Batch, Limits, Policy, Rollout
-from softtok.models.language_model import LanguageModel, logits_fp32, prefill
+from softtok.models.language_model import NO_BEGINNING, LanguageModel, logits_fp32, prefill
 from softtok.models.matmul import product
 from softtok.problems.answer_format import PAPER_FORMAT
 from softtok.training.optimizer import MasterAdamW
@@ -297,7 +297,7 @@ class Ours:
         lm, tokens = self.lm, self.tokens["soft"]
         self.optimizer.zero_grad()
         prompts = [prompt for prompt in self.prompts for _ in range(self.load.samples)]
-        hidden_ND, cache, mask_NP, lengths = prefill(lm, prompts)
+        hidden_ND, cache, mask_NP, lengths = prefill(lm, prompts, NO_BEGINNING)
         for step in range(self.limits.max_cot_tokens):
             x_ND = mix(logits_fp32(hidden_ND, lm.head_VD), lm.embedding_VD, tokens.mode.temperature)
             mask_NP = torch.cat([mask_NP, mask_NP.new_ones(len(mask_NP), 1)], 1)
