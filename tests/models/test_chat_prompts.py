@@ -147,6 +147,8 @@ def test_a_start_of_messages_is_no_bos_that_counts() -> None:
     tokenizer.bos_token = "<|im_start|>"
     ((_, ids),) = [Writer("x", tokenizer, set())(ASKED["examples"], "Why?")]
     assert ids.count(tokenizer.bos_token_id) == 7
+    with pytest.raises(UserError, match=r"holds <\|im_start\|> twice; take one out of `prompt:`"):
+        Writer("x", tokenizer, set())(Asking("<|im_start|><|im_start|>{question}"), "Why?")
 
 
 def test_a_model_that_does_not_chat_is_refused() -> None:

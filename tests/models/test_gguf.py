@@ -307,7 +307,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         claimed("blk.0.attn_q.weight", F64),
         r"attn_q\.weight is of the type F64, which",
     ),
-    "a type that nobody knows": (claimed("blk.0.attn_q.weight", UNKNOWN), r"is of the type number 999, which cannot"),
+    "a type that nobody knows": (claimed("blk.0.attn_q.weight", UNKNOWN), r"is of the unknown type 999, which cannot"),
     "NaN": (nan, r"tiny\.gguf: model\.layers\.1\.mlp\.up_proj\.weight holds NaN"),
     "no tokenizer": (without(TOKENS), r"has no tokenizer\.ggml\.tokens"),
     "no merges": (without(MERGES), r"has no tokenizer\.ggml\.merges"),
