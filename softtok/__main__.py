@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     rest = add("unused", _unused, "list what no study of config.yaml needs any more in results/, with its size")
     rest.add_argument("--remove", action="store_true", help="remove it, after a question")
     rest.add_argument("--yes", action="store_true", help="with --remove: without a question")
-    check = add("check", _check, "check the configuration, and run a study's plug-ins on an example")
+    check = add("check", _check, "check the configuration, and try a study's prompts and plug-ins on examples")
     check.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     look = add("preview", _preview, "print a data set's first prompts and golds, and what its reward says of answers")
     look.add_argument("set", help="the name of a train, test or choice set in config.yaml")
