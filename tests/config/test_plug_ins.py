@@ -223,6 +223,7 @@ class TestRewards:
             "sums": "math-strict",
             "long-sums": "math-strict",
             "gsm8k": "math",
+            "svamp": "math-strict",
             "gsm8k-few": "math",
             "math500": "math",
             "olympiadbench": "math",

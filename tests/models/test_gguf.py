@@ -136,6 +136,31 @@ def test_the_tokenizer_gives_the_ids_of_the_one_that_was_written(tmp_path: Path)
     assert lm.tokenizer("\n\n17")["input_ids"] == [first.tokenizer.token_to_id(t) for t in ("\u010a\u010a", "1", "7")]
 
 
+def test_merges_keep_their_order(tmp_path: Path) -> None:
+    """In whole words any order gives the same tokens; here more than one merge is possible at a time."""
+    first = original()
+    tokenizer = make_tokenizer(read_header(write(tmp_path / "tiny.gguf", first.draft())))
+    chance = random.Random(0)
+    for _ in range(300):
+        text = "".join(chance.choice("theansweriflom \u00e9") for _ in range(30))
+        assert tokenizer(text)["input_ids"] == first.tokenizer.encode(text).ids, text
+
+
+def test_each_digit_stays_alone_though_the_vocabulary_has_both(tmp_path: Path) -> None:
+    draft = original().draft()
+    draft.values[TOKENS][-1] = "17"
+    draft.values[MERGES] = [
+        *(pair for pair in draft.values[MERGES] if pair.replace(" ", "") in draft.values[TOKENS]),
+        "1 7",
+    ]
+    tokens = {}
+    for rule in ("smollm", "gpt-2"):
+        draft.values["tokenizer.ggml.pre"] = rule
+        tokenizer = make_tokenizer(read_header(write(tmp_path / f"{rule}.gguf", draft)))
+        tokens[rule] = tokenizer.convert_ids_to_tokens(tokenizer("17")["input_ids"])
+    assert tokens == {"smollm": ["1", "7"], "gpt-2": ["17"]}
+
+
 def test_texts_are_cut_by_the_rule_that_the_file_names(tmp_path: Path) -> None:
     """GPT-2's rule takes the blank before a number with it, so that of several blanks the last is no part of them."""
     first = original()
@@ -282,7 +307,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         claimed("blk.0.attn_q.weight", F64),
         r"attn_q\.weight is of the type F64, which",
     ),
-    "a type that nobody knows": (claimed("blk.0.attn_q.weight", UNKNOWN), r"is of the type number 999, which cannot"),
+    "a type that nobody knows": (claimed("blk.0.attn_q.weight", UNKNOWN), r"is of the unknown type 999, which cannot"),
     "NaN": (nan, r"tiny\.gguf: model\.layers\.1\.mlp\.up_proj\.weight holds NaN"),
     "no tokenizer": (without(TOKENS), r"has no tokenizer\.ggml\.tokens"),
     "no merges": (without(MERGES), r"has no tokenizer\.ggml\.merges"),
