@@ -6,16 +6,20 @@ CORES ?= all
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install run rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long clean
+.PHONY: help install run run-smollm2 rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: .venv/installed ## make .venv and install the pinned packages
 
 run: .venv/installed ## build the studies that config.yaml names under `run:` (the demo), then print the result
 	@$(BIN)/snakemake --cores $(CORES)
 	@$(BIN)/softtok show
+
+run-smollm2: .venv/installed-gguf ## the study of a real language model on two CPU cores; says first how long it takes here: make run-smollm2 [DATA=FOLDER]
+	@$(BIN)/python workflow/scripts/timed.py smollm2 --records docs/results/smollm2/records --cores $(CORES) $(if $(DATA),--data-root "$(DATA)")
+	@$(BIN)/softtok show smollm2
 
 rehearsal: ## the paper's grid with tiny random models and real data: make rehearsal DATA=FOLDER
 	@test -d "$(DATA)" || { echo "the real data sets are needed: make rehearsal DATA=FOLDER, a folder with gsm8k/, math/, ..."; exit 1; }

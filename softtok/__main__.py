@@ -10,8 +10,11 @@ import contextlib
 import gc
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from softtok.config.grid import Study
     from softtok.config.jobs import Model
     from softtok.config.settings import RuntimeSettings
+    from softtok.config.work import Job, ProblemsCost, TrainingCost
     from softtok.problems.preview import Writer
 
 EXIT_CTRL_C = 130  # as a shell reports a command that Ctrl-C ended
@@ -115,9 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
     _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
-    add("report", _report, "tables, figures and report of a study", "spec", "out").add_argument(
-        "--root", type=Path, default=Path(), metavar="PATH", help="folder that the spec's paths start from"
-    )
+    report, records, measure = _study_options(add)
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
     show.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     show.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
@@ -139,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whose prompts to show, with their ids; default: the first model that uses the set, without ids",
     )
     look.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
-    for command in (tables, rest, check, look):
+    for command in (report, records, measure, tables, rest, check, look):
         command.add_argument(
             "--config",
             type=Path,
@@ -151,10 +153,27 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--data-root", type=_folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`"
         )
-    for command in (tables, rest):
+    for command in (records, measure, tables, rest):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
+
+
+def _study_options(add: Callable[..., argparse.ArgumentParser]) -> tuple[argparse.ArgumentParser, ...]:
+    """Adds the commands for a study's report and records, and for what the study costs."""
+    report = add("report", _report, "tables, figures and report of a study, from results or from records", "out")
+    report.add_argument("study", nargs="?", help="with --records: as the configuration has it now, not as recorded")
+    source = report.add_mutually_exclusive_group(required=True)
+    source.add_argument("--spec", metavar="FILE|JSON", help="a file of JSON, or the JSON itself")
+    source.add_argument("--records", type=Path, metavar="FOLDER", help="what `softtok records` wrote; needs no results")
+    report.add_argument("--root", type=Path, metavar="PATH", help="folder that the spec's paths start from")
+    records = add("records", _records, "record the finished runs of a study: what a report reads, without weights")
+    records.add_argument("study")
+    records.add_argument("--to", type=Path, metavar="FOLDER", help="default: docs/results/STUDY/records")
+    records.add_argument("--replace", action="store_true", help="also replace what was recorded before and differs now")
+    measure = add("measure", _measure, "measure what the unfinished jobs of a study cost on this machine", "out")
+    measure.add_argument("study")
+    return report, records, measure
 
 
 def _estimator_options(command: argparse.ArgumentParser) -> None:
@@ -288,11 +307,79 @@ def _report(options: argparse.Namespace) -> None:
     from softtok.report.page import make_report
     from softtok.storage.files import text_hash
 
+    if options.records is not None:
+        return _report_from_records(options)
+    if options.study is not None:
+        raise UserError("STUDY goes with --records; --spec names the study itself")
     spec = parse(ReportSpec, options.spec)
     named = re.fullmatch(r".+-([0-9a-f]{8})\.json", Path(options.spec).name)  # as `REPORT_SPEC` in config/jobs.py
     if named and named[1] != text_hash(spec.as_json()):
         raise UserError(f"{options.spec} is damaged: its name is of another spec; remove it and run snakemake again")
-    make_report(spec, options.out, options.root)
+    make_report(spec, options.out, options.root or Path())
+
+
+def _report_from_records(options: argparse.Namespace) -> None:
+    from softtok.report.partial import report_spec
+    from softtok.report.recorded import report_from_records
+
+    if options.root is not None:
+        raise UserError("--root goes with --spec; the paths of records start from their folder")
+    wanted = options.study and report_spec(options.config, options.study, Path(), options.data_root)
+    for line in report_from_records(options.records, options.out, wanted):
+        print(f"missing: {line}")
+
+
+def _records(options: argparse.Namespace) -> None:
+    from softtok.report.partial import report_spec
+    from softtok.report.records import write_records
+
+    spec = report_spec(options.config, options.study, Path(), options.data_root)
+    folder = options.to or Path("docs", "results", options.study, "records")
+    for line in write_records(spec, options.results, folder, options.replace):
+        print(line)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from softtok.config.work import Costs, TrainingCost, study_of, unlike
+    from softtok.storage.files import write_text
+
+    grid, study = study_of(options.config, options.study, options.data_root)
+    jobs = unlike(study, options.results)
+    start = time.perf_counter()
+    with _importing():
+        import softtok.evaluation.measure
+        import softtok.training.measure  # noqa: F401 (what a job imports)
+    costs = Costs(start_s=time.perf_counter() - start, trainings={}, measures={})
+    with tempfile.TemporaryDirectory(dir=options.results, prefix=".measuring-") as folder:
+        for number, job in enumerate(jobs):
+            place = Path(folder, str(number))
+            place.mkdir()
+            found = _measure_job(job, grid.runtimes[job.run.model.name], options.results, place)
+            if isinstance(found, TrainingCost):
+                costs.trainings[job.cost] = found
+            else:
+                costs.measures[job.cost] = found
+            print(f"{job.label}: measured", flush=True)
+            shutil.rmtree(place)
+    write_text(options.out, costs.as_json())
+
+
+def _measure_job(job: Job, runtime: RuntimeSettings, results: Path, place: Path) -> TrainingCost | ProblemsCost:
+    """Measures a job in an empty folder, an evaluation with the untouched model."""
+    from softtok.config.jobs import Choices, Evaluation
+    from softtok.config.work import below
+    from softtok.evaluation.measure import measure_choices, measure_evaluation
+    from softtok.models.devices import use_threads
+    from softtok.training.measure import measure_training
+
+    use_threads(runtime)
+    model, data, base = (results / below(path) for path in (job.run.model.folder, job.data.path, job.base.folder))
+    shots = next((results / below(path) for path in job.shots), None)
+    if isinstance(job.of, Evaluation):
+        return measure_evaluation(job.of.spec, runtime, base, data, place, shots)
+    if isinstance(job.of, Choices):
+        return measure_choices(job.of.spec, runtime, base, data, place)
+    return measure_training(job.run.spec, runtime, model, data, place, shots)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from softtok.problems.verdict import UNJUDGED
 from softtok.report.metrics import bootstrap_interval, ks, pass_at_k
 from softtok.report.run_files import (
     CELL_COLUMNS,
+    CHOICE_COLUMNS,
     bad,
     cells_of,
     disagreements,
@@ -143,7 +144,7 @@ class _Reader:
         for choice_set in filter(entry.choices.__contains__, self.study.choice_sets):
             path = folder / "choices" / f"{choice_set}-{entry.choices[choice_set]}.parquet"
             with self._noting(entry, choice_set):
-                table = read_columns(path, ["id", "correct", "nll", "tokens", "made_on"])
+                table = read_columns(path, CHOICE_COLUMNS)
                 choices = table.to_pandas().sort_values("id")
                 _check_problems(self.problems, f"choice set {choice_set}", path, choices["id"])
                 self.made_on.update(made_on(table))

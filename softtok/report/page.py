@@ -6,7 +6,7 @@ Nothing here loads a model or imports PyTorch. Modules that read and draw are im
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from softtok.storage.files import write_text
 
 if TYPE_CHECKING:
     from softtok.report.claims import Claim, Verdict
-    from softtok.report.collect import Results, Run
+    from softtok.report.collect import Absent, Results, Run
     from softtok.report.study import Study
     from softtok.report.tables import Table
 
@@ -37,35 +37,35 @@ TOY_NOTE = (
 )
 
 
-def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
-    """Writes a report to `out`; the run paths of the spec are relative to `root`.
+def make_report(spec: ReportSpec, out: Path, root: Path, why: Callable[[Absent], str] | None = None) -> list[str]:
+    """Writes a report to `out`; the run paths of the spec are relative to `root`. Returns what is missing, in lines.
 
     Equal results give equal bytes. Everything is read before anything is written. So a missing or malformed file of a
     run, which is a UserError that names it, leaves an older report as it was. (Snakemake, though, removes the outputs
-    of a job that failed.) Older tables and figures that this report does not have are removed.
+    of a job that failed.) Older tables and figures that this report does not have are removed. With `why`, which says
+    why something is missing, what is missing is no error; the report names it and says that it is partial.
     """
     from softtok.report import claims, collect, figures, own_figures
+    from softtok.report.missing import marked_partial, missing_lines
+    from softtok.report.run_files import MissingError
     from softtok.report.study import Study
-    from softtok.report.tables import FORMATS, make_tables
-    from softtok.report.terminal import HEADLINE, headline
+    from softtok.report.tables import make_tables
 
     own_figures.check_figures(spec.figures)
     study = Study(spec)
-    results = collect.collect(study, root)
-    diverged = [run.row for run in results.runs if run.manifest.diverged]
-    tables = make_tables(study, results.metrics, diverged)
+    absent: list[Absent] | None = None if why is None else []
+    results = collect.collect(study, root, absent)
+    if wrong := [item.error for item in absent or () if not isinstance(item.error, MissingError)]:
+        raise wrong[0]
+    missing = missing_lines(absent, why) if absent and why else []
+    tables = make_tables(study, results.metrics, [run.row for run in results.runs if run.manifest.diverged])
+    if missing:
+        tables = marked_partial(tables, study)
     verdicts = claims.verdicts(study, results.metrics)
     own = list(own_figures.draw_own(spec.figures, results.metrics, results.training))
     collect.write_metrics(results.metrics, out / "metrics.csv")
     write_text(out / "claims.csv", claims.to_csv(verdicts))
-    made = set()
-    for table in tables.values():
-        for suffix, render in FORMATS.items():
-            write_text(out / "tables" / f"{table.name}.{suffix}", render(table))
-            made.add(f"{table.name}.{suffix}")
-    if "hard-inference" in tables:
-        write_text(out / "tables" / HEADLINE, headline(study.spec.study, tables["hard-inference"]))
-        made.add(HEADLINE)
+    made = _write_tables(tables, spec.study, out / "tables")
     plots = []
     for plot in (*own, *figures.draw_all(study, results.metrics, results.training)):
         svg = palette.inline_svg(figures.save(plot, out / "figures"), plot.name)
@@ -74,7 +74,21 @@ def make_report(spec: ReportSpec, out: Path, root: Path) -> None:
     for path in [*out.glob("tables/*"), *out.glob("figures/*")]:
         if path.name not in made:
             path.unlink()
-    write_text(out / "report.html", _page(study, results, tables, plots, claims.by_claim(verdicts)))
+    write_text(out / "report.html", _page(study, results, tables, plots, claims.by_claim(verdicts), missing))
+    return missing
+
+
+def _write_tables(tables: Mapping[str, Table], study: str, folder: Path) -> set[str]:
+    """Writes each table in each format, and the headline for a terminal; returns the names of the files."""
+    from softtok.report.tables import FORMATS
+    from softtok.report.terminal import HEADLINE, headline
+
+    texts = {f"{table.name}.{end}": render(table) for table in tables.values() for end, render in FORMATS.items()}
+    if "hard-inference" in tables:
+        texts[HEADLINE] = headline(study, tables["hard-inference"])
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return set(texts)
 
 
 def _page(
@@ -83,6 +97,7 @@ def _page(
     tables: Mapping[str, Table],
     plots: list[dict[str, str]],
     claims: list[tuple[str, Claim, list[Verdict], str]],
+    missing: Sequence[str],
 ) -> str:
     """Returns report.html as text."""
     environment = jinja2.Environment(
@@ -97,6 +112,9 @@ def _page(
     problems = of_tests.groupby("test_set")["n_problems"].first().to_dict()
     looks = palette.looks(row.training_mode for row in study.rows)
     notes_of = notes(results)
+    if missing:
+        finished = f"{len(results.runs)} of {len(study.runs)} runs are here"
+        notes_of.insert(0, ("warning", f"This report is partial: {finished}. Missing: {'; '.join(missing)}."))
     return template.render(
         name=study.spec.study,
         title=study.spec.title,

@@ -30,6 +30,7 @@ CELL_COLUMNS = (
     "made_on",
 )
 """What a report reads of an evaluation's rows, once for all: opening a file costs a pass over it for its checksum."""
+CHOICE_COLUMNS = ("id", "correct", "nll", "tokens", "made_on")
 MEASURES = ("reward", "unjudged", "cot_tokens", "entropy")  # of every training step
 TIMES = ("rollout_s", "reward_s", "update_s")  # of every training step
 

@@ -97,8 +97,16 @@ class Project:
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         """Starts `snakemake` as in a shell whose environment is not activated."""
+        return self.command(str(BIN / "snakemake"), *words, **environment)
+
+    def timed(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        """Starts the script that builds a study and tells how long it takes."""
+        return self.command(str(BIN / "python"), "workflow/scripts/timed.py", *words, **environment)
+
+    def command(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        """Starts a command in the folder."""
         return subprocess.Popen(
-            [str(BIN / "snakemake"), *words],
+            list(words),
             cwd=self.folder,
             env={**os.environ, "PATH": "/usr/bin:/bin", **self.environment, **environment},
             text=True,

@@ -7,6 +7,9 @@ and so does the small rehearsal of the paper's grid.
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.support.project import Project, shipped
+from tests.support.project import BIN, Project, shipped
 
 pytestmark = pytest.mark.slow
 
@@ -147,3 +150,33 @@ def test_the_small_rehearsal_runs(tmp_path: Path, real_data: Path) -> None:
     assert (metrics.metric == "pass@k").sum() == 4 * (3 * 1 + 3 * 6)
     assert (metrics.metric == "accuracy").sum() == 4
     assert (folder / "results/reports/rehearsal-small/report.html").exists()
+
+
+def test_a_study_is_timed_recorded_and_completed_in_parts(finished: Project, tmp_path: Path) -> None:
+    """With what is measured here; the report from its records is the workflow's own, to the byte."""
+    project, records = finished.copy(tmp_path / "project"), tmp_path / "records"
+    for run in project.results.glob("runs/toy/sums/*/seed1-*"):
+        shutil.rmtree(run)
+    for path in project.results.glob("runs/toy/sums/fuzzy/seed0-*/choices/*.parquet"):
+        path.unlink()
+    shutil.rmtree(project.results / "reports")
+    recorded = ["demo", "--records", str(records), "--cores", "2"]
+    with project.timed(*recorded) as process:
+        told = process.communicate(timeout=800)[0]
+    assert process.returncode == 0, told
+    assert "  3 x training toy, sums, hard" not in told and "  1 x training toy, sums, hard: start " in told
+    assert "  4 x largest: start " in told and re.search(r"About .* for 13 jobs \(11 are done\)", told)
+    assert "24 of 24 jobs, all done" in told
+    assert told.index("hard, seed 0: recorded, ") < told.index("Measuring"), "what has finished is recorded at once"
+    first = told.index("seed 1: recorded, ")
+    assert first < told.index(", seed 1: ", told.index("training toy, sums, fuzzy")), "before the study's end"
+    assert not list(project.results.glob(".measuring*"))
+    report = [str(BIN / "softtok"), "report", "--records", str(records), "--out", "again"]
+    assert subprocess.run(report, cwd=project.folder, check=True, capture_output=True).stdout == b""
+    for path in (project.folder / "again").rglob("*"):
+        if path.is_file():
+            made = project.results / "reports/demo" / path.relative_to(project.folder / "again")
+            assert path.read_bytes() == made.read_bytes(), path
+    shutil.rmtree(project.results)
+    with project.timed(*recorded, "--unrecorded") as process:
+        assert process.communicate(timeout=100)[0] == f"All runs of demo are recorded in {records}.\n"

@@ -13,8 +13,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +27,7 @@ import pytest
 import yaml
 
 from softtok.config.specs import ReportSpec, parse
+from softtok.config.work import Costs, ProblemsCost, TrainingCost, jobs_of
 from tests.support.disks import make_read_only, small_disk
 from tests.support.project import BIN, ROOT, Project, counts, dry_run, shipped
 
@@ -578,3 +581,104 @@ def test_a_study_of_a_thousand_runs_is_expanded_and_its_report_reads_the_spec_fr
     assert len(study.json) > 500_000, "far more than one word of a command line holds"
     project.build("--", study.spec_path)
     assert parse(ReportSpec, str(project.folder / study.spec_path)) == study.spec
+
+
+def test_with_few_cores_a_run_is_evaluated_before_the_next_and_a_seed_ends_before_the_next(
+    project: StandInProject,
+) -> None:
+    """A study that is stopped has whole runs, and as many modes as it can have of each seed."""
+    study = {"training_modes": ["soft", "hard"], "seeds": [1, 0], "test_sets": ["sums", "long-sums"]}
+    project.edit(lambda config: config["studies"]["first"].update(study))
+    project.edit(lambda config: config["models"].update(other={"like": "toy", "prompt": "{question}\n"}))
+    project.edit(lambda config: config["studies"]["first"].update(models=["toy", "other"]))
+    project.build("--cores", "1")
+    calls = [call.split() for call in (project.folder / "calls.txt").read_text().splitlines()]
+    costly = [out for command, out in calls if command in ("train", "evaluate", "choices")]
+    runs = [re.sub(r"results/runs/|-[0-9a-f]{8}.*", "", out) for out in costly]
+    assert runs == sorted(runs, key=runs.index), "the jobs of a run stand together"
+    trained = [run for run in dict.fromkeys(runs) if "/base/" not in run]
+    modes = [(model, mode) for model in ("toy", "other") for mode in ("soft", "hard")]
+    assert trained == [f"{model}/sums/{mode}/seed{seed}" for seed in (0, 1) for model, mode in modes]
+    assert {runs.count(run) for run in trained} == {4}, "a training, two test sets, a choice set"
+
+
+def costs(project: StandInProject) -> None:
+    """Writes what jobs of the first study cost, as if it had been measured: so many seconds for each kind."""
+    grid = project.grid()
+    jobs = jobs_of(grid.studies["first"])
+    train = TrainingCost(ready_s=600, step_s=60, measured_step_s=60, validation_s=60, save_s=0, weights_s=0)
+    trainings = {job.cost: train for job in jobs if job.kind == "train"}
+    measures = {job.cost: ProblemsCost(ready_s=60, problem_s=6) for job in jobs if job.kind != "train"}
+    project.write(
+        "results/logs/costs-first.json", text=Costs(start_s=60, trainings=trainings, measures=measures).as_json()
+    )
+
+
+@pytest.fixture
+def measured(project: StandInProject) -> StandInProject:
+    """The project with data sets, of which each has a number of problems."""
+    project.environment["BASH_FUNC_softtok%%"] = STAND_IN.replace(
+        'data) echo "$RANDOM$RANDOM" |', "data) echo '{\"rows\": 10}' |"
+    )
+    costs(project)
+    return project
+
+
+def test_a_timed_study_says_how_long_it_takes_and_counts_down(measured: StandInProject) -> None:
+    """Two evaluations and two choice sets of 3 minutes each; a training of 20 steps and two validations."""
+    with measured.timed("first", "--cores", "1") as process:
+        told = (process.communicate(timeout=300)[0]).splitlines()
+    assert process.returncode == 0, told
+    assert told[0].startswith("As measured on this machine before (results/logs/costs-first.json")
+    assert (
+        "  1 x training toy, sums, hard: start 660 s + 20 steps x 60 s + 2 validations x 60 s = 33 min 00 s each"
+        in told
+    )
+    assert "  2 x sums (all-modes): start 120 s + 10 problems x 6 s = 3 min 00 s each" in told
+    (total,) = (line for line in told if line.startswith("About "))
+    assert total.startswith("About 45 min 00 s for 5 jobs (done about ")
+    ended = [line for line in told if re.match(r"\d\d:\d\d ", line)]
+    assert len(ended) == 5 and "5 of 5 jobs, all done" in ended[-1]
+    left = [line for line in ended if "left (done about" in line]
+    assert len(left) < 5 and all(re.search(r"[1-5] of 5 jobs, about \d+ s left", line) for line in left), (
+        "they took no time"
+    )
+    with measured.timed("first", "--cores", "1") as process:
+        assert process.communicate(timeout=300)[0].splitlines()[0] == "All 5 jobs are done."
+    measured.edit(lambda config: config["studies"]["first"].update(seeds=[0, 1]))
+    with measured.timed("first", "--cores", "1", "--only-estimate", "--", "--nolock") as process:
+        told = process.communicate(timeout=300)[0].splitlines()
+    assert any(line.startswith("About 39 min 00 s for 3 jobs (5 are done)") for line in told)
+    assert not list(measured.folder.glob("results/runs/toy/sums/hard/seed1-*"))
+
+
+def test_a_timed_study_that_fails_has_snakemakes_status_and_keeps_the_rest(measured: StandInProject) -> None:
+    with measured.timed("first", "--cores", "1", FAIL="train") as process:
+        told = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    assert "softtok: error: no such thing (results/logs/runs/toy/sums/hard/seed0-" in told
+    assert "2 of 5 jobs, about " in told and "3 of 5 jobs" not in told
+    assert measured.jobs() == {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured: StandInProject) -> None:
+    """What runs is stopped, what has finished is kept, and the same command goes on."""
+    whole = measured.environment["BASH_FUNC_softtok%%"]
+    measured.environment["BASH_FUNC_softtok%%"] = whole.replace(
+        "base | train)", "base | train)\n            [ $command = train ] && sleep 47.25;"
+    )
+    with measured.timed("first", "--cores", "1") as process:
+        calls = measured.folder / "calls.txt"
+        deadline = time.monotonic() + 120
+        while not (calls.exists() and "train" in calls.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        start = time.monotonic()
+        told = process.communicate(timeout=40)[0]
+    assert process.returncode not in (0, None), told
+    assert time.monotonic() - start < 30, "the job is not waited for"
+    assert not [line for line in told.splitlines() if "Traceback" in line]
+    measured.environment["BASH_FUNC_softtok%%"] = whole
+    assert measured.jobs() == {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}

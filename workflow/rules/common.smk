@@ -19,6 +19,7 @@ from softtok.config.jobs import (
     RUN,
 )
 from softtok.config.load import load
+from softtok.config.work import in_turn
 from softtok.errors import UserError
 
 # Snakemake fills in braces in the paths of environments, and would end in a traceback.
@@ -151,3 +152,19 @@ def machine(wildcards):
 def memory_mb(wildcards, attempt):
     """Returns the memory of a job with a model: a quarter more for each retry, as most retries are for time."""
     return machine(wildcards).memory_mb * (3 + attempt) // 4
+
+
+# With few cores a run's evaluations go before the next training, and seed 0 of all modes before seed 1: whenever the workflow is stopped,
+# what has finished is a smaller study. Data and models come first, so that no later seed starts because an earlier one has to wait for them.
+TURNS = {run.folder: turn for turn, run in enumerate(in_turn(grid.runs.values()))}
+FIRST = 2 * len(TURNS) + 1
+
+
+def training_priority(wildcards):
+    """Returns a lower number for a later seed, and for a later mode of the configuration; at least 1."""
+    return len(TURNS) - TURNS[run_of(wildcards).folder]
+
+
+def evaluation_priority(wildcards):
+    """Returns a number above that of all trainings, lower for a later run."""
+    return len(TURNS) + training_priority(wildcards)

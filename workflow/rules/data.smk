@@ -6,6 +6,7 @@ rule dataset:
         manifest=f"{DATA}.json",
     log:
         aside("logs", f"{DATA}.log"),
+    priority: FIRST
     retries: 0  # on a cluster too: the command itself asks a busy hub again, and a wrong name or file stays wrong
     conda:
         "../../environment.yml"

@@ -16,6 +16,7 @@ rule evaluate:
         aside("logs", f"{RUN}/{EVALUATION}.log"),
     benchmark:
         aside("benchmarks", f"{RUN}/{EVALUATION}.tsv")
+    priority: evaluation_priority
     conda:
         "../../environment.yml"
     threads: lambda wildcards: machine(wildcards).threads

@@ -7,6 +7,7 @@ rule model:
         aside("logs", f"{MODEL}.log"),
     benchmark:
         aside("benchmarks", f"{MODEL}.tsv")
+    priority: FIRST
     retries: 0  # on a cluster too: the command itself asks a busy hub again, and a wrong name or file stays wrong
     conda:
         "../../environment.yml"
@@ -32,6 +33,7 @@ rule base:
         checkpoint=directory(f"{BASE}/checkpoint"),
     log:
         aside("logs", f"{BASE}/base.log"),
+    priority: FIRST
     conda:
         "../../environment.yml"
     resources:
