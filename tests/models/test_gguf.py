@@ -117,6 +117,13 @@ def test_the_folder_is_the_model_that_was_written(tmp_path: Path, family: str, t
     assert read_json(tmp_path / "out" / "config.json")["tie_word_embeddings"] == tied
 
 
+def test_weights_begin_where_the_file_aligns_them(tmp_path: Path) -> None:
+    draft = original().draft()
+    draft.values["general.alignment"] = 4096
+    lm = made(write(tmp_path / "tiny.gguf", draft), tmp_path / "out")
+    assert torch.equal(lm.embedding_VD, torch.from_numpy(draft.weights["token_embd.weight"]))
+
+
 def test_another_rope_and_another_epsilon_are_those_of_the_file(tmp_path: Path) -> None:
     """transformers' defaults for them are those of the published models of the family."""
     draft = original().draft()
