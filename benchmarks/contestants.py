@@ -89,6 +89,16 @@ def ours(turns: Turns, size: str, **load: int) -> None:
     turns.serve(turn, digest=work.digest, parameters=parameters, large_rows=LARGE_ROWS)
 
 
+def rates(turns: Turns, size: dict[str, Any], dtypes: list[str], **load: int) -> None:
+    """Bare products of a size in several precisions, as softtok multiplies in each."""
+    work = {name: Ours(Size(**size), Load(**load), getattr(torch, name)) for name in dtypes}
+
+    def turn(what: str, dtype: str) -> None:
+        getattr(work[dtype], what)()
+
+    turns.serve(turn, large_rows=LARGE_ROWS)
+
+
 def generate(turns: Turns, size: str, **load: int) -> None:
     """transformers' `generate()`."""
     make_generate(*TINY)[0]()
@@ -183,7 +193,9 @@ def evaluation(turns: Turns, folder: str, drop_rows: bool) -> None:
     turns.serve(toy.evaluation(Path(folder), torch.get_num_threads(), drop_rows))
 
 
-ROLES = {role.__name__: role for role in (ours, generate, trl, growth, objective, estimator, through_time, evaluation)}
+ROLES = {
+    role.__name__: role for role in (ours, rates, generate, trl, growth, objective, estimator, through_time, evaluation)
+}
 
 
 def main() -> None:

@@ -11,12 +11,39 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from benchmarks import bounds
 from benchmarks.driver import Rounds, Row, Side, Times, interleave, workers
 from benchmarks.plans import FULL, Plan
 from benchmarks.toy import SAMPLES
-from benchmarks.work import SIZES, Size
+from benchmarks.work import SIZES, Load, Size
 
+PRECISIONS = ("float32", "bfloat16")
+RATE_LAYERS = 6  # whose weights are more than the caches hold already
 GROWTH_BASE = {"G": 16, "T": 32, "V": 2048, "layers": 2}
+
+
+def product_rates(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Returns GFLOP/s of matrix products, by precision and number of rows: those of a decode step, and large ones."""
+    say(f"rates of products of size {plan.rates}")
+    size, load = dataclasses.replace(SIZES[plan.rates], layers=RATE_LAYERS), Load(8, new_tokens=2)
+    options = {"size": dataclasses.asdict(size), "dtypes": list(PRECISIONS)} | dataclasses.asdict(load)
+    with workers(plan.threads, rates=("rates", options)) as at:
+        large_rows = at["rates"].facts["large_rows"]
+        flops = {
+            "decode_products": (load.rows, bounds.decode_product_flops(size, load)),
+            "large_products": (large_rows, bounds.large_product_flops(size, large_rows)),
+        }
+        jobs = list(product(PRECISIONS, flops))
+        turns: dict[str, Callable[[], dict[str, float]]] = {
+            f"{dtype} {what}": partial(at["rates"].turn, dtype=dtype, what=what) for dtype, what in jobs
+        }
+        rounds = interleave(turns, 0, plan.most)
+    found: dict[str, dict[str, float]] = {dtype: {} for dtype in PRECISIONS}
+    for dtype, what in jobs:
+        rows, operations = flops[what]
+        seconds = min(turn["wall_s"] for turn in rounds.turns[f"{dtype} {what}"])
+        found[dtype][f"{rows} rows"] = round(operations / seconds / 1e9, 1)
+    return found
 
 
 def objective_memory(plan: Plan, say: Callable[[str], None]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""How much is measured: the plans of `make bench`, its -long and -quick, and the tiny one that tests run."""
+"""How much is measured: the plans of `make bench`, its -long, -quick and -real, and the tiny one that tests run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ class Plan:
     warm_starts: int = 1  # before those, which warm up
     pretraining_steps: int = 100  # of the toy that is evaluated
     study_runs: int = 1000  # of the study whose dry run is timed
+    rates: str = "R"  # size of the products whose rates stand in the head
     threads: int = 2
     most: int = 5  # rounds that count
 
 
 ALL_ROUNDS_S = 1e6  # more than any case takes, so that all rounds are done
+# Of size R, the shape of a pretrained model. TRL's activations of all rows at once would take 20 and 30 GB.
+REAL_SHORT = Load(170, new_tokens=24, trl_batches=2)
+REAL_LONG = Load(170, new_tokens=128, trl_batches=4)
 FULL = Plan(
     "full",
     cells=[
@@ -71,9 +75,17 @@ LONG = dataclasses.replace(
     growth_s=ALL_ROUNDS_S,
     through_s=ALL_ROUNDS_S,
 )
+REAL = dataclasses.replace(
+    FULL,
+    name="real",
+    cells=[("R", REAL_SHORT, 330), ("R", REAL_LONG, 650)],
+    rollouts_s=90,
+    modes_s=60,
+    most=3,
+)
 QUICK = Plan(
     "quick",
-    cells=[("S", Load(64), 10)],
+    cells=[("S", Load(64), 10), ("R", Load(170, new_tokens=8, prompts=1, samples=4), 0)],
     rollouts_s=6,
     modes_s=3,
     objective=[(64, 2)],
@@ -104,5 +116,6 @@ TINY = Plan(
     warm_starts=0,
     pretraining_steps=0,
     study_runs=20,
+    rates="S",
     most=1,
 )

@@ -71,6 +71,7 @@ SIZES = {
     "S": Size(128, 4, 4, 2, 384, 4096),  # about 1M parameters
     "M": Size(384, 6, 6, 2, 1024, 8192),  # about 10M
     "L": Size(768, 12, 12, 4, 2048, 32_000),  # about 100M
+    "R": Size(576, 30, 9, 3, 1536, 49_152),  # 135M, the shape of SmolLM2-135M
     "3B": Size(3072, 28, 24, 8, 8192, 128_256),  # the shape of Llama 3.2 3B, for GPUs
 }
 

@@ -39,7 +39,7 @@ from softtok.models.references import located
 from softtok.problems.prompt import decode
 from softtok.problems.prompting import asking
 from softtok.problems.reward import Answer, Judge
-from softtok.report.metrics import bootstrap_interval
+from softtok.report.metrics import bootstrap_interval, summarise
 
 ROWS = 64  # that run side by side
 GREEDY, SAMPLE = TokenMode(tokens="hard", temperature=0.0), TokenMode(tokens="hard", temperature=1.0)
@@ -189,57 +189,70 @@ def _difference(
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """What samples come to, each (problems, samples): solved, tokens of the thought, ended by the stop phrase."""
+class Samples:
+    """Sampled thoughts, each with why it ends, and their greedy answers; G of each problem, one after another."""
 
-    solved: np.ndarray
-    tokens: np.ndarray
-    phrase: np.ndarray
-
-
-def ours_sampled(sides: Sides, judge: Judge, problems: Sequence[Problem], samples: int) -> Sampled:
-    """Returns what softtok's samples come to."""
-    thoughts, answers = [], []
-    for part in _parts(problems, max(1, ROWS // samples)):
-        out = sides.rollout(SAMPLE, part, samples)
-        thoughts += [(out.cot(row), INFERENCE_STOPS[out.stops[row]]) for row in range(len(out.answers))]
-        answers += out.answers
-        _tell(f"softtok: {len(answers)} samples")
-    return _sampled(sides, judge, problems, thoughts, answers)
+    thoughts: list[tuple[list[int], str]] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)
 
 
-def theirs_sampled(sides: Sides, judge: Judge, problems: Sequence[Problem], samples: int) -> Sampled:
-    """Returns what the samples of `generate(do_sample=True)` come to."""
-    thoughts, answers = [], []
+def our_samples(sides: Sides, problems: Sequence[Problem], count: int) -> Samples:
+    """Returns softtok's samples."""
+    made = Samples()
+    for part in _parts(problems, max(1, ROWS // count)):
+        out = sides.rollout(SAMPLE, part, count)
+        made.thoughts.extend((out.cot(row), INFERENCE_STOPS[out.stops[row]]) for row in range(len(out.answers)))
+        made.answers.extend(out.answers)
+        _tell(f"softtok: {len(made.answers)} samples")
+    return made
+
+
+def their_samples(sides: Sides, problems: Sequence[Problem], count: int) -> Samples:
+    """Returns the samples of `generate(do_sample=True)`."""
+    made = Samples()
     torch.manual_seed(0)
-    for part in _parts(problems, max(1, ROWS // samples)):
-        rows = [problem for problem in part for _ in range(samples)]
+    for part in _parts(problems, max(1, ROWS // count)):
+        rows = [problem for problem in part for _ in range(count)]
         written = sides.generate([row.prompt for row in rows], sides.spec.evaluation.max_cot_tokens, sample=True)
-        thoughts += [sides.thought(ids) for ids in written]
-        answers += sides.answers(rows, thoughts[-len(rows) :])
-        _tell(f"generate(): {len(answers)} samples")
-    return _sampled(sides, judge, problems, thoughts, answers)
+        thoughts = [sides.thought(ids) for ids in written]
+        made.thoughts.extend(thoughts)
+        made.answers.extend(sides.answers(rows, thoughts))
+        _tell(f"generate(): {len(made.answers)} samples")
+    return made
 
 
-def _sampled(
-    sides: Sides,
-    judge: Judge,
-    problems: Sequence[Problem],
-    thoughts: list[tuple[list[int], str]],
-    answers: list[list[int]],
-) -> Sampled:
-    samples = len(answers) // len(problems)
-    asked = [problem for problem in problems for _ in range(samples)]
-    texts = [
-        sides.rules.answer_text(sides.prefill(stop), ids) for (_, stop), ids in zip(thoughts, answers, strict=True)
+def outcomes(sides: Sides, judge: Judge, problems: Sequence[Problem], samples: Samples) -> dict[str, np.ndarray]:
+    """Returns what is compared of samples, by name, each as means over the samples of a problem."""
+    count = len(samples.answers) // len(problems)
+    asked = [problem for problem in problems for _ in range(count)]
+    written = [
+        sides.rules.answer_text(sides.prefill(stop), ids)
+        for (_, stop), ids in zip(samples.thoughts, samples.answers, strict=True)
     ]
-    verdicts = judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])
-    found = (
-        [v.correct for v in verdicts],
-        [len(ids) for ids, _ in thoughts],
-        [stop == "phrase" for _, stop in thoughts],
-    )
-    return Sampled(*(np.array(values, float).reshape(len(problems), samples) for values in found))
+    verdicts = judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(written, asked, strict=True)])
+    found = {
+        "pass@1 (%)": [100 * verdict.correct for verdict in verdicts],
+        "tokens of a thought": [len(ids) for ids, _ in samples.thoughts],
+        "ended by the stop phrase (%)": [100 * (stop == "phrase") for _, stop in samples.thoughts],
+    }
+    return {name: np.array(values, float).reshape(len(problems), count).mean(1) for name, values in found.items()}
+
+
+@torch.inference_mode()
+def surprise(sides: Sides, problems: Sequence[Problem], samples: Samples) -> np.ndarray:
+    """Returns, for each first sample of a problem, the sum of -log p(token) - entropy over its thought, in nats.
+
+    Both are of transformers' predictions. The mean is 0 if the tokens are drawn from these, whatever the thoughts say,
+    and a sum swings far less than pass@1 does.
+    """
+    count, sums = len(samples.answers) // len(problems), []
+    for place, problem in enumerate(problems):
+        ids, _ = samples.thoughts[place * count]
+        logits = sides.theirs(torch.tensor([problem.prompt + ids])).logits[0, len(problem.prompt) - 1 : -1]
+        log_p = torch.log_softmax(logits, -1)
+        drawn = log_p.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        sums.append(float(((log_p.exp() * log_p).sum(-1) - drawn).sum()))
+    return np.array(sums)
 
 
 def _parts(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
@@ -264,22 +277,23 @@ def greedy_table(compared: Compared) -> Iterator[str]:
         yield f"| {one.problem} | {one.part} | {one.place} | {one.ours!r} | {one.theirs!r} | {gap} |"
 
 
-def sampled_table(ours: Sampled, theirs: Sampled) -> Iterator[str]:
-    """Yields means with 95 % bootstrap intervals over problems, and those of the paired differences."""
-    yield f"| sampled, {ours.solved.shape[0]} x {ours.solved.shape[1]} | softtok | generate() | difference | 0 within |"
+def sampled_table(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> Iterator[str]:
+    """Yields means with 95 % bootstrap intervals over problems, and paired differences with t intervals."""
+    yield "| sampled | softtok | generate() | difference | 0 within |"
     yield "|---|---:|---:|---:|---|"
-    for name, attribute, scale in (
-        ("pass@1 (%)", "solved", 100),
-        ("tokens of a thought", "tokens", 1),
-        ("ended by the stop phrase (%)", "phrase", 100),
-    ):
-        a, b = (scale * getattr(side, attribute).mean(1) for side in (ours, theirs))
-        low, high = bootstrap_interval(a - b)
+    for name, values in ours.items():
         cells = [
-            f"{values.mean():.1f} [{' to '.join(f'{x:.1f}' for x in bootstrap_interval(values))}]" for values in (a, b)
+            f"{side.mean():.1f} [{' to '.join(f'{x:.1f}' for x in bootstrap_interval(side))}]"
+            for side in (values, theirs[name])
         ]
-        cells.append(f"{(a - b).mean():+.1f} [{low:+.1f} to {high:+.1f}]")
-        yield f"| {name} | {' | '.join(cells)} | {'yes' if low <= 0 <= high else '**no**'} |"
+        yield f"| {name} | {' | '.join(cells)} | {_around_zero(values - theirs[name])} |"
+
+
+def _around_zero(values: np.ndarray) -> str:
+    """Returns a mean with its 95 % interval, and whether 0 is in it."""
+    seen = summarise(values)
+    low, high = (seen.mean if end is None else end for end in (seen.low, seen.high))
+    return f"{seen.mean:+.2f} [{low:+.2f} to {high:+.2f}] | {'yes' if low <= 0 <= high else '**no**'}"
 
 
 def found(options: argparse.Namespace) -> tuple[Run, Evaluation]:
@@ -314,14 +328,17 @@ def main() -> None:
     sides = Sides.of(checkpoint, spec)
     asks = read(CheckpointManifest, checkpoint / "checkpoint.json").asks
     asked = asking(spec.prompting, asks, spec.grading.answer_format, Path(shots[0]) if shots else None)
-    problems = read_problems(Path(evaluation.data.path), sides.lm, asked, spec.grading.wants_columns)[
-        : options.problems
-    ]
+    problems = read_problems(Path(evaluation.data.path), sides.lm, asked, spec.grading.wants_columns)
+    problems = problems[: options.problems]
     _tell(f"{len(problems)} problems, greedy")
     print(*greedy_table(compare_greedy(sides, problems)), "", sep="\n", flush=True)
+    ours, theirs = (side(sides, problems, options.samples) for side in (our_samples, their_samples))
     with Judge(grading=spec.grading) as judge:
-        ours, theirs = (side(sides, judge, problems, options.samples) for side in (ours_sampled, theirs_sampled))
-    print(*sampled_table(ours, theirs), sep="\n")
+        print(*sampled_table(*(outcomes(sides, judge, problems, side) for side in (ours, theirs))), sep="\n")
+    ends = sum(sides.thought(ids) == (ids, stop) for ids, stop in ours.thoughts)
+    print(f"\n{ends} of softtok's {len(ours.thoughts)} sampled thoughts end where their text says.")
+    print("Surprise less entropy of its samples, nats a thought, and whether 0 is within:", end=" ")
+    print(_around_zero(surprise(sides, problems, ours)))
 
 
 if __name__ == "__main__":
