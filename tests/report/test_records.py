@@ -80,8 +80,8 @@ def write_runs(project: Recorded) -> None:
                 "flagged": [{"id": "a", "reason": "odd"}],
                 "reasons": {"dropped": {}, "flagged": {"odd": 1}},
             }
-            facts = told | {"sha256": file_sha256(path), "spec": data.spec.model_dump(mode="json")}
-            write_manifest(path.with_suffix(".json"), facts)
+            whole = told | {"sha256": file_sha256(path), "spec": data.spec.model_dump(mode="json")}
+            write_manifest(path.with_suffix(".json"), whole)
 
 
 @pytest.fixture(scope="module")

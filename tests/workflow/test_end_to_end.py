@@ -165,8 +165,8 @@ def test_a_study_is_timed_recorded_and_completed_in_parts(finished: Project, tmp
         told = process.communicate(timeout=800)[0]
     assert process.returncode == 0, told
     assert "  3 x training toy, sums, hard" not in told and "  1 x training toy, sums, hard: start " in told
-    assert "  4 x largest: start " in told and re.search(r"About .* for 13 jobs \(11 are done\)", told)
-    assert "24 of 24 jobs, all done" in told
+    assert "  4 x largest: start " in told and re.search(r"About .* for 13 jobs \(14 are done\)", told)
+    assert "27 of 27 jobs, all done" in told
     assert told.index("hard, seed 0: recorded, ") < told.index("Measuring"), "what has finished is recorded at once"
     first = told.index("seed 1: recorded, ")
     assert first < told.index(", seed 1: ", told.index("training toy, sums, fuzzy")), "before the study's end"
