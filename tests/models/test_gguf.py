@@ -58,6 +58,7 @@ TEXTS = [
     "", " ", "How many apples?", "  12 and\n\n17.  1,234.50\t\t8", "\r\n\r\n3", "'tis I'LL don't",
     "caf\u00e9 \u4e2d\u6587 \U0001f600 e\u0301", "The final answer is 12.", "\x00\x7f\u200b\ufeff",
     "<|im_start|>user\nHi<|im_end|>\n", "a<|im_end|>b <|endoftext|>", "\u0661\u0662 \u00bd x\u00b2  \u2167",
+    "it 's 3 . 5 , is n't it ? Yes !",
 ]  # fmt: skip
 
 
@@ -122,6 +123,23 @@ def test_weights_begin_where_the_file_aligns_them(tmp_path: Path) -> None:
     draft.values["general.alignment"] = 4096
     lm = made(write(tmp_path / "tiny.gguf", draft), tmp_path / "out")
     assert torch.equal(lm.embedding_VD, torch.from_numpy(draft.weights["token_embd.weight"]))
+
+
+def test_heads_may_be_wider_than_their_share_of_the_width(tmp_path: Path) -> None:
+    """As in Qwen 3: the file says how wide they are."""
+    draft, chance = original("qwen3").draft(), np.random.default_rng(0)
+    sizes = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    draft.values |= {f"qwen3.{key}": 32 for key in sizes}
+    shapes = {"q": (128, 64), "k": (64, 64), "v": (64, 64), "output": (64, 128), "q_norm": (32,), "k_norm": (32,)}
+    for name in [f"blk.{layer}.attn_{part}.weight" for layer in range(2) for part in shapes]:
+        shape = shapes[name.split(".")[2].removeprefix("attn_")]
+        draft.weights[name] = chance.normal(size=shape, scale=0.3).astype(np.float32)
+    lm = made(write(tmp_path / "tiny.gguf", draft), tmp_path / "out")
+    assert lm.model.config.head_dim == 32
+    assert torch.equal(
+        dict(lm.model.named_parameters())["model.layers.1.self_attn.q_proj.weight"],
+        torch.from_numpy(draft.weights["blk.1.attn_q.weight"]),
+    )
 
 
 def test_another_rope_and_another_epsilon_are_those_of_the_file(tmp_path: Path) -> None:
