@@ -1,4 +1,4 @@
-"""Measurements 4, 6 and 8 to 10, each with processes of its own; README.md says what each number means.
+"""Measurements 4, 6 and 8 to 11, each with processes of its own; README.md says what each number means.
 
 The others are in `cells.py` (1, 2, 3 and 5) and `overhead.py` (7).
 """
@@ -81,6 +81,20 @@ def evaluate_throughput(plan: Plan, toy: Path, say: Callable[[str], None]) -> li
     row = rounds.row("evaluate_throughput", case, *sides, goal=1.5, bound=decoded["kept"] / decoded["dropped"])
     row.note = f"{decoded['dropped']:.0f} of {decoded['kept']:.0f} row steps; bound: their ratio"
     return [row]
+
+
+def shared_beginning(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+    """11: a rollout of problems whose prompts begin alike: each prompt whole over the beginning once."""
+    size, load, seconds = plan.beginning
+    case = f"{size} {load.prompts} x {load.common}+{load.prompt} T={load.new_tokens}"
+    say(f"prompts that begin alike: {case}")
+    options = {"size": size} | dataclasses.asdict(load)
+    contestants = {name: ("beginning", options | {"shared": name == "shared"}) for name in ("whole", "shared")}
+    with workers(plan.threads, **contestants) as at:
+        assert at["whole"].facts["digest"] == at["shared"].facts["digest"]
+        rounds = interleave({name: at[name].turn for name in at}, seconds, plan.most)
+    sides = Side("each prompt whole", "whole"), Side("ours", "shared")
+    return [rounds.row("shared_beginning", case, *sides, goal=3.0 if load == FULL.beginning[1] else None)]
 
 
 def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:

@@ -20,6 +20,7 @@ class Plan:
     objective_vocabulary: int
     problems: int  # of the evaluation cell
     evaluation_s: float
+    beginning: tuple[str, Load, float]  # size, problems that begin alike, seconds
     growth: dict[str, list[int]]  # axis -> factors of the base case
     growth_s: float
     cot_lengths: list[int]
@@ -54,6 +55,7 @@ FULL = Plan(
     objective_vocabulary=128_256,
     problems=100,
     evaluation_s=10,
+    beginning=("M", Load(64, new_tokens=64, prompts=100, samples=1, common=512), 15),
     growth={"G": [1, 2, 4], "T": [1, 2, 4], "V": [1, 4, 16], "layers": [1, 2, 4]},
     growth_s=25,
     cot_lengths=[4, 32, 128],
@@ -72,6 +74,7 @@ LONG = dataclasses.replace(
     modes_s=ALL_ROUNDS_S,
     objective=[(width, ALL_ROUNDS_S) for width, _ in FULL.objective],
     evaluation_s=ALL_ROUNDS_S,
+    beginning=(*FULL.beginning[:2], ALL_ROUNDS_S),
     growth_s=ALL_ROUNDS_S,
     through_s=ALL_ROUNDS_S,
 )
@@ -92,6 +95,7 @@ QUICK = Plan(
     objective_vocabulary=16_000,
     problems=16,
     evaluation_s=5,
+    beginning=("S", Load(32, new_tokens=16, prompts=32, samples=1, common=256), 2),
     growth={"G": [1, 4]},
     growth_s=3,
     cot_lengths=[32],
@@ -108,6 +112,7 @@ TINY = Plan(
     objective_vocabulary=4096,
     problems=2,
     evaluation_s=0,
+    beginning=("S", Load(4, new_tokens=2, prompts=8, samples=1, common=32), 0),
     growth={"G": [1, 2]},
     growth_s=0,
     cot_lengths=[2],

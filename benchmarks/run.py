@@ -34,6 +34,7 @@ OF_CELLS: dict[str, Callable[[cells.Cell], list[Row]]] = {  # share their proces
 OTHERS: dict[str, Callable[[Plan, Path, Say], list[Row]]] = {  # plan, folder of results, progress
     "objective_memory": lambda plan, _, say: measurements.objective_memory(plan, say),
     "evaluate_throughput": lambda plan, out, say: measurements.evaluate_throughput(plan, make_toy(plan, out, say), say),
+    "shared_beginning": lambda plan, _, say: measurements.shared_beginning(plan, say),
     "workflow_overhead": lambda plan, out, say: workflow_overhead(plan, make_toy(plan, out, say), Path("results"), say),
     "growth": lambda plan, _, say: measurements.growth(plan, say),
     "bptt_cost": lambda plan, _, say: measurements.bptt_cost(plan, say),

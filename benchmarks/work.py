@@ -84,6 +84,7 @@ class Load:
     new_tokens: int = 64  # T
     prompts: int = 2  # B
     samples: int = 32  # G
+    common: int = 0  # tokens in front of every prompt, the same in all
     trl_batches: int = 1  # batches in which TRL's loss takes the rows: all their activations may be more than fits
 
     @property
@@ -135,9 +136,10 @@ def word_tokenizer(vocabulary: int, eos: bool, unsampled: Sequence[str] = ()) ->
 
 
 def make_prompts(size: Size, load: Load) -> list[list[int]]:
-    """B prompts of mixed length, the same wherever it is called."""
+    """B prompts of mixed length behind what all begin with, the same wherever it is called."""
     generator = np.random.default_rng(0)
-    return [generator.integers(2, size.vocabulary, length).tolist() for length in load.lengths]
+    common = generator.integers(2, size.vocabulary, load.common).tolist()
+    return [common + generator.integers(2, size.vocabulary, length).tolist() for length in load.lengths]
 
 
 def reward(ids: list[int]) -> float:

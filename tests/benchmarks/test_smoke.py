@@ -21,6 +21,7 @@ CASES = {
     "rollout_floor": ["S", "S, products as PyTorch multiplies"],
     "objective_memory": ["d=32 V=4096 memory", "d=32 V=4096 time"],
     "evaluate_throughput": ["2 x 32"],
+    "shared_beginning": ["S 8 x 32+4 T=2"],
     "workflow_overhead": [
         "start-up of `softtok train`",
         "demo grid: share not spent in work",
