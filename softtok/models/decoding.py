@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer, layer_states
+from softtok.storage.breaks import may_end_here
 
 if TYPE_CHECKING:
     from softtok.models.language_model import LanguageModel
@@ -75,6 +76,7 @@ class GraphDecoder(Decoder):
         return WindowLayer(keys_BJPK, values_BJPK, self.groups, self.length, self.window)
 
     def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
+        may_end_here()  # a replay calls no layer
         if self.window.move_to(self.steps):
             self.replay = None
         if self.replay is None:
