@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from softtok.models.beginnings import States
+from softtok.storage.breaks import may_end_here
 
 NAME = "softtok_grouped"
 
@@ -196,7 +197,13 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attends as transformers asks: grouped if `key` is a `RowLayer`, else by scaled_dot_product_attention."""
+    """Attends as transformers asks: grouped if `key` is a `RowLayer`, else by scaled_dot_product_attention.
+
+    A job may end here, on the way back as well: this is the only function of ours that every layer of any model calls.
+    """
+    may_end_here()
+    if query.requires_grad:
+        query.register_hook(lambda _: may_end_here())
     if isinstance(key, RowLayer):
         return key.attend(query, scaling if scaling is not None else query.shape[-1] ** -0.5), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

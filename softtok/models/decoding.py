@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from softtok.errors import UserError
 from softtok.models.attention import Groups, RowLayer
 from softtok.models.beginnings import blocks
+from softtok.storage.breaks import may_end_here
 
 if TYPE_CHECKING:
     from softtok.models.language_model import LanguageModel
@@ -78,6 +79,7 @@ class GraphDecoder(Decoder):
         return WindowLayer(self.window, *own, self.groups, self.length, *common)
 
     def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
+        may_end_here()  # a replay calls no layer
         if self.window.move_to(self.steps):
             self.replay = None
         if self.replay is None:
