@@ -90,7 +90,7 @@ def test_jobs_start_from_data_models_and_untouched_runs(project: Project) -> Non
         ({"steps": 110, "validate_every": 25}, 50, (106, 4, 6, 2, 5)),
         ({"steps": 6, "validate_every": 2}, 1, (3, 3, 4, 5, 3)),
         ({"steps": 10, "validate_every": 50}, 50, (10, 0, 2, 0, 1)),
-        ({"steps": 0, "validate_every": 50}, 50, (0, 0, 1, 0, 0)),
+        ({"steps": 1, "validate_every": 1}, 1, (0, 1, 2, 0, 1)),
     ],
 )
 def test_a_training_is_counted_with_its_validations_and_saves(

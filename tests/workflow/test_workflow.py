@@ -674,6 +674,7 @@ def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured:
         while not (calls.exists() and "train" in calls.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
+        time.sleep(3)  # Snakemake has done with starting it
         process.send_signal(number)
         start = time.monotonic()
         told = process.communicate(timeout=40)[0]

@@ -35,7 +35,7 @@ BIN = Path(sys.executable).parent
 RESULTS = Path("results")
 LOOK_S = 2.0  # between looks for finished jobs
 PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGINT}
-"""What Snakemake is sent for a signal to this process; by SIGHUP it would end and leave its jobs running."""
+"""What Snakemake and its jobs are sent for a signal to this process; SIGHUP would end it before its jobs have saved."""
 
 
 def main() -> int:
@@ -161,7 +161,7 @@ class Build:
         """Runs a command to its end, and tells of jobs that end meanwhile; returns its exit status."""
         if self.asked is not None:
             return 128 + self.asked
-        # In a session of its own, so that Ctrl-C in a terminal reaches it once: from here.
+        # In a session of its own, so that Ctrl-C in a terminal reaches it and its jobs once: from here.
         self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr)
         try:
             while self.process.poll() is None:
@@ -170,7 +170,7 @@ class Build:
                 self.look(left)
         finally:
             if self.process.poll() is None:  # an error here; what runs is stopped as by Ctrl-C
-                self.process.send_signal(signal.SIGINT)
+                os.killpg(self.process.pid, signal.SIGINT)
                 self.process.wait()
         status = self.process.returncode
         return 128 - status if status < 0 else status
@@ -194,7 +194,7 @@ class Build:
     def _pass_on(self, number: int, frame: object) -> None:
         self.asked = number
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(PASSED_ON[signal.Signals(number)])
+            os.killpg(self.process.pid, PASSED_ON[signal.Signals(number)])
 
 
 @contextlib.contextmanager
