@@ -202,7 +202,7 @@ class Ours:
             max_cot_tokens=load.new_tokens - 1,
             max_answer_tokens=1,
             prompts_per_step=load.prompts,
-            samples_per_prompt=load.samples,
+            samples_per_prompt=max(load.samples, 2),  # rollouts of a single sample take no step
         )
         self.loss = Loss(settings, objective_of(settings), Tiling.of(RuntimeSettings(**runtime)))
         self.optimizer = MasterAdamW(model, settings)

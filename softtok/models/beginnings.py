@@ -20,7 +20,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 """One layer's keys and values, (n, J, F, K) each, or (1, J, F, K) if all rows share them."""
 
 LEAST_TOKENS = 16  # a beginning is one more product in every layer of every decode step
-LEAST_SPARED = 64  # tokens that need not be run; a pass over the beginning alone costs about as much as 30 to 60 more
+LEAST_SPARED = 128  # tokens; a pass over the beginning alone costs 30 to 100 (135M and 1M parameters, on a CPU)
 
 
 def common_tokens(prompts: Sequence[list[int]]) -> int:

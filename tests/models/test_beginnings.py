@@ -41,9 +41,9 @@ def test_a_common_beginning_is_the_longest_that_leaves_a_token_to_each(prompts: 
 
 def test_a_beginning_is_shared_where_it_pays() -> None:
     """A single prompt spares nothing, and short beginnings of few prompts little."""
-    text, spared = list(range(100)), beginnings.LEAST_SPARED
+    text, spared = list(range(200)), beginnings.LEAST_SPARED
     assert common_tokens([text]) == 0
-    assert common_tokens([text, text]) == 99
+    assert common_tokens([text, text]) == 199
     least = beginnings.LEAST_TOKENS
     many = -(-spared // least) + 1
     assert common_tokens([[*text[:least], i] for i in range(many)]) == least
