@@ -124,8 +124,9 @@ def test_two_steps_move_the_weights(study: Study, mode: str) -> None:
         name: float((weight.detach() - before[name]).abs().max())
         for name, weight in trainer.lm.model.named_parameters()
     }
-    most = sum(line["learning_rate"] or 0.0 for line in (first, second))
-    assert all(0.2 * most < largest < 1.1 * most for largest in moved.values()), moved
+    moving = (first, second) if first["gradient_norm"] else (second,)  # a step without a signal moves nothing
+    most = sum(line["learning_rate"] or 0.0 for line in moving)
+    assert all(0.5 * most < largest < 1.1 * most for largest in moved.values()), moved
 
 
 def test_a_training_resumes_and_its_checkpoint_is_transformers(study: Study) -> None:
