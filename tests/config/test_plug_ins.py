@@ -224,6 +224,8 @@ class TestRewards:
             "long-sums": "math-strict",
             "gsm8k": "math",
             "svamp": "math-strict",
+            "svamp-100": "math-strict",
+            "gsm8k-50": "math",
             "gsm8k-few": "math",
             "math500": "math",
             "olympiadbench": "math",

@@ -42,9 +42,14 @@ def changed(*edits: Edit) -> set[str]:
 
 def test_configurations_without_the_new_keys_have_the_specs_of_before() -> None:
     """Keys that are not used are not written, so that finished work is found under its name."""
-    shipped = Grid(read([ROOT / "config.yaml", ROOT / "workflow/rehearsal.yaml"]))
+    config = read([ROOT / "config.yaml", ROOT / "workflow/rehearsal.yaml"])
+    shipped = Grid(config)
+    asked = {name for name, model in config.models.items() if model.shots}
+    assert asked == {"smollm2", "smollm2-hub"}
     for kind in ("models", "runs", "evaluations", "choices"):
         for job in getattr(shipped, kind).values():
+            if (job.name if kind == "models" else job.folder.split("/")[2] if kind == "runs" else "") in asked:
+                continue
             data = [getattr(job.spec, name, None) for name in ("train_set", "test_set")]
             if not any(one is not None and one.ids for one in data):
                 assert not NEW_KEYS & keys(json.loads(job.json)), job.json
