@@ -6,7 +6,7 @@ CORES ?= all
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-smollm2 rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long clean
+.PHONY: help install run run-smollm2 rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long bench-real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,11 +57,14 @@ rooms: .venv/installed-dev ## draw docs/rooms.svg anew from the imports
 bench: .venv/installed-dev ## side by side with generate() and TRL, 12 to 13 minutes on two quiet cores (benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.run
 
-bench-quick: .venv/installed-dev ## the same in small, under 4 minutes: for trends
+bench-quick: .venv/installed-dev ## the same in small, under 5 minutes: for trends
 	@$(BIN)/python -m benchmarks.run --quick
 
 bench-long: .venv/installed-dev ## the same with five rounds of everything, over an hour
 	@$(BIN)/python -m benchmarks.run --long
+
+bench-real: .venv/installed-dev ## the shape of a pretrained model of 135M parameters alone, half an hour
+	@$(BIN)/python -m benchmarks.run --real
 
 clean: ## remove the environment; results stay
 	rm -rf .venv

@@ -9,11 +9,14 @@ from functools import partial
 
 from benchmarks import bounds
 from benchmarks.driver import Rounds, Row, Side, interleave, workers
-from benchmarks.plans import Plan
+from benchmarks.plans import REAL_LONG, REAL_SHORT, Plan
 from benchmarks.work import MODES, SIZES, Load, Size
 
-ROLLOUT_GOALS = {"S": {64: 2.0, 256: 3.0}, "M": {64: 2.0, 256: 3.0}, "L": {64: 1.5, 256: 2.3}}
+REAL_SHARE = 0.75  # of what arithmetic allows, at size R where thoughts are long
+ROLLOUT_GOALS = {"S": {64: 2.0, 256: 3.0}, "M": {64: 2.0, 256: 3.0}, "L": {64: 1.5, 256: 2.3}}  # by P
 STEP_GOALS = {"hard": {64: 2.2, 256: 3.5}, "soft": {64: 1.6, 256: 2.5}, "fuzzy": {64: 1.6, 256: 2.5}}
+REAL_ROLLOUT_GOAL = 2.5  # of size R where thoughts are short
+REAL_STEP_GOALS = {"hard": 4.0, "soft": 3.0, "fuzzy": 3.0}
 FLOOR_GOALS = {"S": 4.0, "L": 1.5}
 PRODUCTS = ("prefill", "decode_products", "torch_products", "mixture_products", "large_products")
 
@@ -39,8 +42,9 @@ class Cell:
 
     @property
     def case(self) -> str:
-        """What the table calls this cell."""
-        return f"{self.name} P={self.load.prompt}"
+        """What the table calls this cell; T where it is not 64."""
+        steps = self.load.new_tokens
+        return f"{self.name} P={self.load.prompt}" + (f" T={steps}" if steps != Load.new_tokens else "")
 
     @property
     def note(self) -> str:
@@ -85,16 +89,15 @@ def run_cell(plan: Plan, name: str, load: Load, seconds: float, say: Callable[[s
 
 def rollout_vs_generate(cell: Cell) -> list[Row]:
     """1: tokens per second of our hard rollout over generate()'s."""
-    goal = ROLLOUT_GOALS[cell.name].get(cell.load.prompt)
     bound = cell.least("generate") / bounds.least_rollout_s(cell.size, cell.load, "hard", *cell.rates)
     sides = Side("generate()", "generate"), Side("ours", "hard")
-    row = cell.rollouts.row("rollout_vs_generate", cell.case, *sides, goal=goal, bound=bound)
+    row = cell.rollouts.row("rollout_vs_generate", cell.case, *sides, goal=rollout_goal(cell), bound=bound)
     share = Row(
         row.measurement,
         f"{cell.case}, share of the bound",
         cell.least("generate") / cell.least("hard") / bound,
         bound=1.0,
-        goal=0.8 if cell.name == "L" else None,
+        goal=0.8 if cell.name == "L" else REAL_SHARE if is_long(cell) else None,
         repeats=row.repeats,
         warm_up=row.warm_up,
     )
@@ -116,16 +119,40 @@ def step_vs_trl(cell: Cell) -> list[Row]:
     trl_s = min(turn["wall_s"] for turn in cell.steps.turns["trl"])
     rows = []
     for mode in MODES:
-        goal = STEP_GOALS[mode].get(cell.load.prompt)
         bound = trl_s / bounds.least_step_s(cell.size, cell.load, mode, *cell.rates)
         sides = Side("TRL", "trl"), Side("ours", mode)
+        goal = step_goal(cell, mode)
         rows.append(cell.steps.row("step_vs_trl", f"{cell.case} {mode}", *sides, goal=goal, bound=bound))
     return _noted(rows, cell)
 
 
+def is_short(cell: Cell) -> bool:
+    """Whether the cell is that of size R with short thoughts, whose goals are numbers."""
+    return (cell.name, cell.load) == ("R", REAL_SHORT)
+
+
+def is_long(cell: Cell) -> bool:
+    """Whether the cell is that of size R with long thoughts, whose goals are shares of what arithmetic allows."""
+    return (cell.name, cell.load) == ("R", REAL_LONG)
+
+
+def rollout_goal(cell: Cell) -> float | None:
+    """Returns the goal of our hard rollout over generate()."""
+    if is_long(cell):
+        return REAL_SHARE * bounds.rollout_advantage(cell.size, cell.load)
+    return REAL_ROLLOUT_GOAL if is_short(cell) else ROLLOUT_GOALS.get(cell.name, {}).get(cell.load.prompt)
+
+
+def step_goal(cell: Cell, mode: str) -> float | None:
+    """Returns the goal of our steps in a mode over TRL's."""
+    if is_long(cell):
+        return REAL_SHARE * bounds.step_advantage(cell.size, cell.load, mode)
+    return REAL_STEP_GOALS[mode] if is_short(cell) else STEP_GOALS[mode].get(cell.load.prompt)
+
+
 def has_floor(load: Load) -> bool:
-    """Whether the floor is measured with this load: once a size is enough, it has little to do with the prompt."""
-    return load.prompt != 256
+    """Whether the floor is measured with this load: once a size is enough, it has little to do with P and T."""
+    return load.prompt != 256 and load != REAL_LONG
 
 
 def rollout_floor(cell: Cell) -> list[Row]:

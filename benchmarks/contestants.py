@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -23,6 +24,7 @@ from transformers import TrainerCallback
 
 from benchmarks import toy
 from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl, timed_backward
+from softtok.models import language_model
 
 
 class Turns:
@@ -87,6 +89,16 @@ def ours(turns: Turns, size: str, **load: int) -> None:
 
     parameters = sum(parameter.numel() for parameter in work.lm.model.parameters())
     turns.serve(turn, digest=work.digest, parameters=parameters, large_rows=LARGE_ROWS)
+
+
+def rates(turns: Turns, size: dict[str, Any], dtypes: list[str], **load: int) -> None:
+    """Bare products of a size in several precisions, as softtok multiplies in each."""
+    work = {name: Ours(Size(**size), Load(**load), getattr(torch, name)) for name in dtypes}
+
+    def turn(what: str, dtype: str) -> None:
+        getattr(work[dtype], what)()
+
+    turns.serve(turn, large_rows=LARGE_ROWS)
 
 
 def generate(turns: Turns, size: str, **load: int) -> None:
@@ -178,12 +190,28 @@ def through_time(turns: Turns, size: dict[str, Any], through: bool, **load: int)
     turns.serve(turn)
 
 
+def beginning(turns: Turns, size: str, shared: bool, **load: int) -> None:
+    """softtok's hard rollout of prompts that begin alike; not shared, each prompt is run and held whole."""
+    Ours(*TINY).step("soft")
+    work = Ours(SIZES[size], Load(**load))
+    whole = mock.patch.object(language_model, "common_tokens", return_value=0)
+
+    def turn() -> None:
+        work.rollout("hard")
+
+    with contextlib.nullcontext() if shared else whole:
+        turns.serve(turn, digest=work.digest)
+
+
 def evaluation(turns: Turns, folder: str, drop_rows: bool) -> None:
     """One cell of `softtok evaluate` from a fresh start, hard tokens, with or without dropping of finished rows."""
     turns.serve(toy.evaluation(Path(folder), torch.get_num_threads(), drop_rows))
 
 
-ROLES = {role.__name__: role for role in (ours, generate, trl, growth, objective, estimator, through_time, evaluation)}
+ROLES = {
+    role.__name__: role
+    for role in (ours, rates, generate, trl, growth, objective, estimator, through_time, beginning, evaluation)
+}
 
 
 def main() -> None:

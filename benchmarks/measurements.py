@@ -1,4 +1,4 @@
-"""Measurements 4, 6 and 8 to 10, each with processes of its own; README.md says what each number means.
+"""Measurements 4, 6 and 8 to 11, each with processes of its own; README.md says what each number means.
 
 The others are in `cells.py` (1, 2, 3 and 5) and `overhead.py` (7).
 """
@@ -11,12 +11,39 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from benchmarks import bounds
 from benchmarks.driver import Rounds, Row, Side, Times, interleave, workers
 from benchmarks.plans import FULL, Plan
 from benchmarks.toy import SAMPLES
-from benchmarks.work import SIZES, Size
+from benchmarks.work import SIZES, Load, Size
 
+PRECISIONS = ("float32", "bfloat16")
+RATE_LAYERS = 6  # whose weights are more than the caches hold already
 GROWTH_BASE = {"G": 16, "T": 32, "V": 2048, "layers": 2}
+
+
+def product_rates(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Returns GFLOP/s of matrix products, by precision and number of rows: those of a decode step, and large ones."""
+    say(f"rates of products of size {plan.rates}")
+    size, load = dataclasses.replace(SIZES[plan.rates], layers=RATE_LAYERS), Load(8, new_tokens=2)
+    options = {"size": dataclasses.asdict(size), "dtypes": list(PRECISIONS)} | dataclasses.asdict(load)
+    with workers(plan.threads, rates=("rates", options)) as at:
+        large_rows = at["rates"].facts["large_rows"]
+        flops = {
+            "decode_products": (load.rows, bounds.decode_product_flops(size, load)),
+            "large_products": (large_rows, bounds.large_product_flops(size, large_rows)),
+        }
+        jobs = list(product(PRECISIONS, flops))
+        turns: dict[str, Callable[[], dict[str, float]]] = {
+            f"{dtype} {what}": partial(at["rates"].turn, dtype=dtype, what=what) for dtype, what in jobs
+        }
+        rounds = interleave(turns, 0, plan.most)
+    found: dict[str, dict[str, float]] = {dtype: {} for dtype in PRECISIONS}
+    for dtype, what in jobs:
+        rows, operations = flops[what]
+        seconds = min(turn["wall_s"] for turn in rounds.turns[f"{dtype} {what}"])
+        found[dtype][f"{rows} rows"] = round(operations / seconds / 1e9, 1)
+    return found
 
 
 def objective_memory(plan: Plan, say: Callable[[str], None]) -> list[Row]:
@@ -54,6 +81,20 @@ def evaluate_throughput(plan: Plan, toy: Path, say: Callable[[str], None]) -> li
     row = rounds.row("evaluate_throughput", case, *sides, goal=1.5, bound=decoded["kept"] / decoded["dropped"])
     row.note = f"{decoded['dropped']:.0f} of {decoded['kept']:.0f} row steps; bound: their ratio"
     return [row]
+
+
+def shared_beginning(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+    """11: a rollout of problems whose prompts begin alike: each prompt whole over the beginning once."""
+    size, load, seconds = plan.beginning
+    case = f"{size} {load.prompts} x {load.common}+{load.prompt} T={load.new_tokens}"
+    say(f"prompts that begin alike: {case}")
+    options = {"size": size} | dataclasses.asdict(load)
+    contestants = {name: ("beginning", options | {"shared": name == "shared"}) for name in ("whole", "shared")}
+    with workers(plan.threads, **contestants) as at:
+        assert at["whole"].facts["digest"] == at["shared"].facts["digest"]
+        rounds = interleave({name: at[name].turn for name in at}, seconds, plan.most)
+    sides = Side("each prompt whole", "whole"), Side("ours", "shared")
+    return [rounds.row("shared_beginning", case, *sides, goal=3.0 if load == FULL.beginning[1] else None)]
 
 
 def growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:

@@ -1,6 +1,6 @@
-"""`make bench` and its -quick and -long: runs the measurements, prints the table, writes peers.json and peers.md.
+"""`make bench`, -quick, -long and -real: runs the measurements, prints the table, writes peers.json and peers.md.
 
-python -m benchmarks.run [--quick | --long] [--only NAME ...] [--out FOLDER] [--threads N]
+python -m benchmarks.run [--quick | --long | --real] [--only NAME ...] [--out FOLDER] [--threads N]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import cells, measurements, plot
 from benchmarks.driver import Row
 from benchmarks.overhead import make_toy, workflow_overhead
-from benchmarks.plans import FULL, LONG, QUICK, TINY, Plan
+from benchmarks.plans import FULL, LONG, QUICK, REAL, TINY, Plan
 
 Say = Callable[[str], None]
 FAILED = "failed"
@@ -34,6 +34,7 @@ OF_CELLS: dict[str, Callable[[cells.Cell], list[Row]]] = {  # share their proces
 OTHERS: dict[str, Callable[[Plan, Path, Say], list[Row]]] = {  # plan, folder of results, progress
     "objective_memory": lambda plan, _, say: measurements.objective_memory(plan, say),
     "evaluate_throughput": lambda plan, out, say: measurements.evaluate_throughput(plan, make_toy(plan, out, say), say),
+    "shared_beginning": lambda plan, _, say: measurements.shared_beginning(plan, say),
     "workflow_overhead": lambda plan, out, say: workflow_overhead(plan, make_toy(plan, out, say), Path("results"), say),
     "growth": lambda plan, _, say: measurements.growth(plan, say),
     "bptt_cost": lambda plan, _, say: measurements.bptt_cost(plan, say),
@@ -118,6 +119,13 @@ def times_table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def told(rates: dict[str, dict[str, float]]) -> str:
+    """The rates of products in words, for the head."""
+    return "; ".join(
+        f"{dtype} " + ", ".join(f"{rate:.0f} of {rows}" for rows, rate in of.items()) for dtype, of in rates.items()
+    )
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Where and with what this was measured."""
     import psutil
@@ -140,28 +148,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description="Times softtok against generate() and TRL.")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--long", action="store_true", help="five rounds of everything, two prompts at L: over an hour")
-    size.add_argument("--quick", action="store_true", help="under two minutes, for trends")
+    size.add_argument("--real", action="store_true", help="the shape of a pretrained model of 135M parameters alone")
+    size.add_argument("--quick", action="store_true", help="one case of size S, the others small: for trends")
     size.add_argument(
         "--tiny", action="store_true", help="the smallest case of every measurement, to see that all work"
     )
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    plan = TINY if options.tiny else QUICK if options.quick else LONG if options.long else FULL
-    plan = dataclasses.replace(plan, threads=options.threads)
+    chosen = [plan for plan in (TINY, QUICK, LONG, REAL) if getattr(options, plan.name)]
+    plan = dataclasses.replace((chosen or [FULL])[0], threads=options.threads)
     started, facts = time.perf_counter(), machine(options.threads)
 
     def say(text: str) -> None:
         print(f"{time.perf_counter() - started:6.0f} s  {text}", flush=True)
 
-    rows = measure(plan, options.only, options.out, say)
+    rates = measurements.product_rates(plan, say)
+    rows = measure(plan, options.only or list(OF_CELLS if options.real else NAMES), options.out, say)
     seconds = round(time.perf_counter() - started)
-    found = {"plan": plan.name, "machine": facts, "seconds": seconds, "rows": [row.as_json() for row in rows]}
+    found = {"plan": plan.name, "machine": facts, "seconds": seconds, "product_gflops": rates}
+    found["rows"] = [row.as_json() for row in rows]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "peers.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     where = ", ".join(f"{name} {value}" for name, value in facts.items())
     head = f"# Side by side with generate() and TRL\n\nPlan: {plan.name}; {seconds} s; {where}.\n"
+    head += f"Matrix products in GFLOP/s: {told(rates)}.\n"
     head += "Ratios are of the minima of wall time; benchmarks/README.md says what each means.\n"
     text = head + table(rows)
     (options.out / "peers.md").write_text(text + times_table(rows))

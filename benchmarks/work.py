@@ -36,7 +36,7 @@ from softtok.method.stopping import TextRules
 from softtok.method.terms import Experience, Loss, Tiling
 from softtok.method.token_modes import bind
 from softtok.method.trajectories import Batch, Limits, Policy, Rollout
-from softtok.models.language_model import LanguageModel, logits_fp32, prefill
+from softtok.models.language_model import NO_BEGINNING, LanguageModel, logits_fp32, prefill
 from softtok.models.matmul import product
 from softtok.problems.answer_format import PAPER_FORMAT
 from softtok.training.optimizer import MasterAdamW
@@ -71,6 +71,7 @@ SIZES = {
     "S": Size(128, 4, 4, 2, 384, 4096),  # about 1M parameters
     "M": Size(384, 6, 6, 2, 1024, 8192),  # about 10M
     "L": Size(768, 12, 12, 4, 2048, 32_000),  # about 100M
+    "R": Size(576, 30, 9, 3, 1536, 49_152),  # 135M, the shape of SmolLM2-135M
     "3B": Size(3072, 28, 24, 8, 8192, 128_256),  # the shape of Llama 3.2 3B, for GPUs
 }
 
@@ -83,6 +84,7 @@ class Load:
     new_tokens: int = 64  # T
     prompts: int = 2  # B
     samples: int = 32  # G
+    common: int = 0  # tokens in front of every prompt, the same in all
     trl_batches: int = 1  # batches in which TRL's loss takes the rows: all their activations may be more than fits
 
     @property
@@ -134,9 +136,10 @@ def word_tokenizer(vocabulary: int, eos: bool, unsampled: Sequence[str] = ()) ->
 
 
 def make_prompts(size: Size, load: Load) -> list[list[int]]:
-    """B prompts of mixed length, the same wherever it is called."""
+    """B prompts of mixed length behind what all begin with, the same wherever it is called."""
     generator = np.random.default_rng(0)
-    return [generator.integers(2, size.vocabulary, length).tolist() for length in load.lengths]
+    common = generator.integers(2, size.vocabulary, load.common).tolist()
+    return [common + generator.integers(2, size.vocabulary, length).tolist() for length in load.lengths]
 
 
 def reward(ids: list[int]) -> float:
@@ -199,7 +202,7 @@ class Ours:
             max_cot_tokens=load.new_tokens - 1,
             max_answer_tokens=1,
             prompts_per_step=load.prompts,
-            samples_per_prompt=load.samples,
+            samples_per_prompt=max(load.samples, 2),  # rollouts of a single sample take no step
         )
         self.loss = Loss(settings, objective_of(settings), Tiling.of(RuntimeSettings(**runtime)))
         self.optimizer = MasterAdamW(model, settings)
@@ -297,7 +300,7 @@ class Ours:
         lm, tokens = self.lm, self.tokens["soft"]
         self.optimizer.zero_grad()
         prompts = [prompt for prompt in self.prompts for _ in range(self.load.samples)]
-        hidden_ND, cache, mask_NP, lengths = prefill(lm, prompts)
+        hidden_ND, cache, mask_NP, lengths = prefill(lm, prompts, NO_BEGINNING)
         for step in range(self.limits.max_cot_tokens):
             x_ND = mix(logits_fp32(hidden_ND, lm.head_VD), lm.embedding_VD, tokens.mode.temperature)
             mask_NP = torch.cat([mask_NP, mask_NP.new_ones(len(mask_NP), 1)], 1)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     rest = add("unused", _unused, "list what no study of config.yaml needs any more in results/, with its size")
     rest.add_argument("--remove", action="store_true", help="remove it, after a question")
     rest.add_argument("--yes", action="store_true", help="with --remove: without a question")
-    check = add("check", _check, "check the configuration, and run a study's plug-ins on an example")
+    check = add("check", _check, "check the configuration, and try a study's prompts and plug-ins on examples")
     check.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     look = add("preview", _preview, "print a data set's first prompts and golds, and what its reward says of answers")
     look.add_argument("set", help="the name of a train, test or choice set in config.yaml")
@@ -448,6 +449,7 @@ def _check(options: argparse.Namespace) -> None:
     from softtok.config.grid import Grid
     from softtok.config.load import read
     from softtok.config.messages import nearest
+    from softtok.config.prompt_trials import try_prompts
 
     root = str(options.data_root) if options.data_root else None
     grid = Grid(read(options.config, options.study, root))
@@ -457,6 +459,8 @@ def _check(options: argparse.Namespace) -> None:
     for study in wanted:
         for name, unchecked in check_data_sets(grid.studies[study], options.data_root):
             print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")
+        for line in try_prompts(grid, grid.studies[study], partial(_writer_of, Path("results"))):
+            print(line)
         for name in dict.fromkeys(_dry_checks(grid.studies[study])):
             print(f"{name}: works")
         for line in dict.fromkeys(_remarks(grid.studies[study])):
@@ -464,15 +468,17 @@ def _check(options: argparse.Namespace) -> None:
     print(f"{', '.join(wanted)}: the configuration and all plug-ins are valid")
 
 
+def _writer_of(results: Path, model: Model) -> Writer | None:
+    with _importing():
+        from softtok.models.at_hand import writer_of
+    return writer_of(model, results)
+
+
 def _preview(options: argparse.Namespace) -> None:
     from softtok.config.preview import preview_lines
 
-    def writer(model: Model) -> Writer | None:
-        with _importing():
-            from softtok.models.at_hand import writer_of
-        return writer_of(model, options.results)
-
     root = str(options.data_root) if options.data_root else None
+    writer = partial(_writer_of, options.results)
     for line in preview_lines(options.config, options.set, options.prompt_of, root, writer):
         print(line)
 

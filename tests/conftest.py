@@ -49,6 +49,15 @@ def tiny_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The pretrained model as `softtok model` converts it, once for all workers, and the command's CPU seconds."""
+    from tests.support.pretrained import converted
+
+    base = tmp_path_factory.getbasetemp()
+    return converted(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
+@pytest.fixture(scope="session")
 def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Prepared toy data: `train` (40 problems), `test` (6) and `choice` (8)."""
     from softtok.problems.prepare import prepare

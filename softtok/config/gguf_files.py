@@ -64,7 +64,7 @@ def _in_package(package: str) -> tuple[Path, str | None]:
     if len(files) != 1:
         names = ", ".join(sorted(path.name for path in files)[:3])
         held = f"{len(files)} GGUF files ({names}{', ...' if len(files) > 3 else ''})" if files else "no GGUF file"
-        raise UserError(f"the package {package} holds {held}, not one; give the file itself: `gguf: FILE`")
+        raise UserError(f"the package {package} holds {held}; name the file itself: `gguf: FILE`")
     ((path, sha256),) = files.items()
     return path, sha256
 
@@ -101,4 +101,5 @@ def _refuse_other_file(path: Path) -> None:
     if start == LFS_POINTER:
         raise UserError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`")
     if not start.startswith(MAGIC):
-        raise UserError(f"{path} is no GGUF file: it begins with {start[:4]!r}, not with {MAGIC!r}")
+        begins = f"it begins with {start[:4].decode('latin-1')!r}" if start else "it is empty"
+        raise UserError(f"{path} is no GGUF file, which would begin with {MAGIC.decode()!r}: {begins}")

@@ -45,13 +45,13 @@ def preview_lines(
         user = model or first_user(config, DATA_SECTIONS[data.kind], name)
         used = grid.model(user) if user else None
         of_model = used.spec.asks if used else Prompting()
-        shown = Shown(_asking(grid.prompting(data), of_model, grading, root))
+        shown = Shown(asking_of(grid.prompting(data), of_model, grading, root))
         if used and grading is not None and (model is not None or shown.asking.chat):
-            shown = Shown(shown.asking, writer_of(used))
+            shown = Shown(shown.asking, writer_of(used), user)
         yield from preview(data.spec, grading, shown, root)
 
 
-def _asking(of_set: Prompting | None, of_model: Prompting, grading: Grading | None, root: Path | None) -> Asking:
+def asking_of(of_set: Prompting | None, of_model: Prompting, grading: Grading | None, root: Path | None) -> Asking:
     """Returns how the questions of a data set are asked, with examples that nothing has prepared yet."""
     resolved = (of_set or Prompting()).over(of_model)
     if isinstance(resolved.shots, DataSpec):

@@ -23,15 +23,16 @@ def taken_train_sets(config: Config) -> Iterator[tuple[str, str]]:
     for name, model in config.models.items():
         if model.toy and model.toy.text is not None:
             yield at("models", name, "toy", "text"), model.toy.text
-    yield from shown_train_sets(config)
+    for where, shots in shown_train_sets(config):
+        yield f"{where}.train_set", shots.train_set
 
 
-def shown_train_sets(config: Config) -> Iterator[tuple[str, str]]:
-    """Yields each train set that examples are taken from, after the key that names it."""
+def shown_train_sets(config: Config) -> Iterator[tuple[str, ShotsOf]]:
+    """Yields what says that examples are taken from a train set, after its key."""
     for section in ASKING:
         for name, entry in getattr(config, section).items():
             if isinstance(entry.shots, ShotsOf):
-                yield at(section, name, "shots", "train_set"), entry.shots.train_set
+                yield at(section, name, "shots"), entry.shots
 
 
 def of_blocks(config: Config, blocks: Iterable[Block]) -> set[str]:
@@ -43,15 +44,23 @@ def of_blocks(config: Config, blocks: Iterable[Block]) -> set[str]:
 
 def check_prompts(config: Config) -> None:
     """Checks all entries and studies, whose names are known to exist."""
-    for where, name in shown_train_sets(config):
-        entry = config.train_sets[name]
-        if worked_rule(entry, entry.source(config.data_root)) is None:
-            raise config_error(
-                where, f"train set {name!r} has no worked text; name its field there: `worked: {{field: ...}}`"
-            )
+    for where, shots in shown_train_sets(config):
+        _has_so_many(config, where, shots)
     for study in config.studies.values():
         for block in study.blocks():
             _read_by_toys(config, block)
+
+
+def _has_so_many(config: Config, where: str, shots: ShotsOf) -> None:
+    """A train set must have worked text, and as many problems as are to be shown."""
+    name, entry = shots.train_set, config.train_sets[shots.train_set]
+    if worked_rule(entry, entry.source(config.data_root)) is None:
+        raise config_error(
+            f"{where}.train_set",
+            f"train set {name!r} has no worked text; name its field there: `worked: {{field: ...}}`",
+        )
+    if entry.limit is not None and shots.k > entry.limit:
+        raise config_error(f"{where}.k", f"{shots.k} are more than the {entry.limit} problems of train set {name!r}")
 
 
 def _read_by_toys(config: Config, block: Block) -> None:

@@ -380,7 +380,8 @@ class SizeSettings(Settings):
     rollout_tokens: Whole = Field(
         default=131072,
         ge=1,
-        description="positions, of prompts and rows, for which evaluation and validation have room",
+        description="positions, of prompts and rows, for which evaluation and validation have room; what all prompts"
+        " begin with counts once",
     )
     micro_batch_tokens: Whole = Field(
         default=16384,

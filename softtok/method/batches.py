@@ -13,6 +13,7 @@ from softtok.config.settings import RuntimeSettings
 from softtok.method.noise_units import RMS_PROMPTS
 from softtok.method.stopping import TextRules
 from softtok.method.trajectories import Rollout
+from softtok.models.beginnings import common_tokens
 from softtok.models.language_model import LanguageModel
 from softtok.models.prompts import ask
 from softtok.problems.prompting import Asking, without_shots
@@ -84,12 +85,14 @@ def batches(problems: list[Problem], samples: int, length: int, runtime: Runtime
     """Yields batches of problems with prompts of similar length, which need little padding.
 
     A batch has at most `rollout_rows` rows and `rollout_tokens` positions, with `length` positions that each row may
-    write; or it is a single problem.
+    write; or it is a single problem. What all prompts begin with counts once.
     """
+    common = common_tokens([problem.prompt for problem in problems])
     part: list[Problem] = []
     for problem in sorted(problems, key=lambda p: (len(p.prompt), p.id)):
         count = len(part) + 1
-        tokens = count * (len(problem.prompt) + samples * length)  # the longest prompt pads the others
+        rest = len(problem.prompt) - common  # the longest pads the others
+        tokens = common + count * (rest + samples * length)
         if part and (count * samples > runtime.rollout_rows or tokens > runtime.rollout_tokens):
             yield part
             part = []

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from softtok.models.language_model import LanguageModel, logits_fp32, prefill
+from softtok.models.language_model import LanguageModel, begin, logits_fp32, prefill
 
 RMS_PROMPTS = 64
 RMS_PROMPTS_AT_ONCE = 8
@@ -28,8 +28,9 @@ def state_rms(lm: LanguageModel, prompts: list[list[int]]) -> dict[str, float]:
     """
     squares = {"hidden": 0.0, "logits": 0.0}
     prompts = prompts[:RMS_PROMPTS]
+    beginning = begin(lm, prompts)
     for start in range(0, len(prompts), RMS_PROMPTS_AT_ONCE):
-        last_BD = prefill(lm, prompts[start : start + RMS_PROMPTS_AT_ONCE])[0]
+        last_BD = prefill(lm, prompts[start : start + RMS_PROMPTS_AT_ONCE], beginning).last_BD
         squares["hidden"] += last_BD.float().square().mean(-1).sum().item()
         squares["logits"] += logits_fp32(last_BD, lm.head_VD).square().mean(-1).sum().item()
     return {name: math.sqrt(square / len(prompts)) for name, square in squares.items()}

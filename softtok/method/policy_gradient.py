@@ -73,7 +73,7 @@ def accumulate_gradients(
     # 2. The completions, a micro-batch at a time. The graph of the prompts exists all the while; where they are long,
     # rows get half of the tokens nevertheless.
     tiling = loss.tiling
-    budget = max(tiling.micro_batch_tokens - prompts.mask_BP.numel(), tiling.micro_batch_tokens // 2)
+    budget = max(tiling.micro_batch_tokens - prompts.positions, tiling.micro_batch_tokens // 2)
     for batch in micro_batches(completions.lengths_N, rows, prompts.width, budget):
         tiles.back_propagate(terms, run_again(lm, base, prompts, tiles, batch))
 

@@ -1,7 +1,7 @@
 """Runs finished trajectories through the model again: what was fed is known, so all positions are run at once.
 
 The pass feeds the recorded x again, as a constant, so its states are the rollout's. Each prompt is run once, and its
-keys and values are shared by its samples.
+keys and values are shared by its samples; what all prompts begin with is run once for all of them.
 
 Shapes: B prompts, G samples, N = B * G rows, n rows of a micro-batch, P prompt and L completion positions, H heads, K
 width of a head, D width.
@@ -10,41 +10,15 @@ width of a head, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+import torch.nn.functional as F
+from transformers.cache_utils import Cache
 
 from softtok.method.trajectories import Rollout
-from softtok.models.attention import layer_states
-from softtok.models.language_model import LanguageModel, prefill
-
-
-class SharedPromptLayer(CacheLayerMixin):
-    """A cache layer for one pass: prompt keys and values per row in front of the completion's own. Keeps the graph."""
-
-    def __init__(self, keys_nHPK: torch.Tensor, values_nHPK: torch.Tensor):
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.keys, self.values, self.is_initialized = keys_nHPK, values_nHPK, True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the constructor fills the layer."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.keys is not None and self.values is not None
-        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return -1
+from softtok.models.beginnings import FrontLayer, blocks
+from softtok.models.language_model import LanguageModel, begin, prefill
 
 
 @dataclass(frozen=True)
@@ -87,7 +61,7 @@ def micro_batches(lengths: np.ndarray, rows: np.ndarray, prompt_width: int, budg
 
 
 class SharedPrompts:
-    """The prompts of some rows, run once, for their completions to go on from.
+    """The prompts of some rows, run once, for their completions to go on from; what all begin with is run once for all.
 
     Leaves cut the graph behind the prompts: gradients add up there, and go on into the prompts once, at the end.
     """
@@ -95,9 +69,23 @@ class SharedPrompts:
     def __init__(self, lm: LanguageModel, rollout: Rollout, rows: np.ndarray):
         owners = np.unique(rows // rollout.samples)
         self.prompt_of_row = np.searchsorted(owners, np.arange(len(rollout.answers)) // rollout.samples)
-        last_BD, cache, self.mask_BP, self.lengths_B = prefill(lm, [rollout.prompts[b] for b in owners])
-        self.roots = [last_BD, *(states for layer in cache.layers for states in layer_states(layer))]
-        self.leaves = [root.detach().requires_grad_(root.requires_grad) for root in self.roots]
+        prompts = [rollout.prompts[b] for b in owners]
+        beginning = begin(lm, prompts)
+        run = prefill(lm, prompts, beginning)
+        self.mask_BP = F.pad(run.mask_BP, (len(beginning.ids), 0), value=True)
+        self.positions = len(beginning.ids) + run.mask_BP.numel()  # that were run, and are held
+        self.lengths_B = run.lengths_B
+        self.ends: list[tuple[torch.Tensor, torch.Tensor]] = []  # roots and their leaves
+        self.last_BD = self._cut(run.last_BD)
+        # Of each layer: the beginning's keys and values, if there is one, and those of the rests.
+        self.layers = [
+            [(self._cut(keys), self._cut(values)) for keys, values in blocks(layer)] for layer in run.cache.layers
+        ]
+
+    def _cut(self, root: torch.Tensor) -> torch.Tensor:
+        leaf = root.detach().requires_grad_(root.requires_grad)
+        self.ends.append((root, leaf))
+        return leaf
 
     @property
     def width(self) -> int:
@@ -108,19 +96,16 @@ class SharedPrompts:
         """Runs these rows' inputs behind their prompts; column t of the result, (n, L + 1, D), predicts token t."""
         rows, fed = embeds_nLD.shape[:2]
         owner_n = torch.from_numpy(self.prompt_of_row[batch]).to(lm.device)
-        layers = [
-            SharedPromptLayer(k[owner_n], v[owner_n]) for k, v in zip(self.leaves[1::2], self.leaves[2::2], strict=True)
-        ]
+        layers = [FrontLayer(*begun, (keys[owner_n], values[owner_n])) for *begun, (keys, values) in self.layers]
         causal = torch.ones(fed, fed, dtype=torch.bool, device=lm.device).tril().expand(rows, 1, -1, -1)
         mask = torch.cat([self.mask_BP[owner_n][:, None, None].expand(-1, 1, fed, -1), causal], -1)
         positions = self.lengths_B[owner_n][:, None] + torch.arange(fed, device=lm.device)
         states = lm.hidden(embeds_nLD, mask, positions, Cache(layers=list(layers)))
-        return torch.cat([self.leaves[0][owner_n][:, None], states], 1)
+        return torch.cat([self.last_BD[owner_n][:, None], states], 1)
 
     def gradients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns what arrived at the leaves, each with the root that it goes on into."""
-        pairs = zip(self.roots, self.leaves, strict=True)
-        return [(root, leaf.grad) for root, leaf in pairs if leaf.grad is not None]
+        return [(root, leaf.grad) for root, leaf in self.ends if leaf.grad is not None]
 
 
 def completion_inputs(
@@ -134,7 +119,7 @@ def completion_inputs(
     if x_nTD is None:
         return embeds
     thinking = torch.from_numpy(completions.cot_NL[batch, :length]).to(lm.device)
-    x_nLD = torch.nn.functional.pad(x_nTD, (0, 0, 0, length - x_nTD.shape[1]))
+    x_nLD = F.pad(x_nTD, (0, 0, 0, length - x_nTD.shape[1]))
     return torch.where(thinking[..., None], x_nLD, embeds)
 
 

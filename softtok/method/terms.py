@@ -29,6 +29,7 @@ from softtok.method.trajectories import Rollout
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import LanguageModel
 from softtok.plugins import Reference
+from softtok.storage.breaks import may_end_here
 
 TERMS = ("cot", "answer")
 
@@ -183,6 +184,7 @@ class TiledTerms:
         member_NL = self.completions.cot_NL if term == "cot" else self.completions.answer_NL
         places, upstream_nLD = np.argwhere(member_NL[micro.rows]), torch.zeros_like(micro.states_nLD)
         for start in range(0, len(places), self.loss.tiling.tile_tokens):
+            may_end_here()
             row, column = places[start : start + self.loss.tiling.tile_tokens].T
             on_device = self._on_device(row), self._on_device(column)
             hidden_MD = micro.states_nLD.detach()[on_device].requires_grad_()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from softtok.config.gguf_files import gguf_file, refuse_without_reader
 from softtok.config.jobs import Model
-from softtok.config.specs import FolderSource, HubSource, ToySource
+from softtok.config.specs import FolderSource, GgufSource, HubSource, ToySource
 from softtok.errors import UserError
 from softtok.models.prompts import prompt_texts
 from softtok.models.real_tokenizers import PUBLISHED, real_tokenizer
@@ -44,6 +45,8 @@ def writer_of(model: Model, results: Path) -> Writer | None:
         tokenizer = real_tokenizer(source.toy.tokenizer, CONTEXT)
         return Writer(model.name, tokenizer, {tokenizer.get_vocab()[end] for end in known.ends})
     folder = _folder(model, results)
+    if folder is None and isinstance(source, GgufSource):
+        return _of_gguf(model.name, source)
     return None if folder is None else read_writer(model.name, folder)
 
 
@@ -56,6 +59,20 @@ def _folder(model: Model, results: Path) -> Path | None:
     if isinstance(source, FolderSource):
         return Path(source.path)
     return in_cache(source.hub, source.revision) if isinstance(source, HubSource) else None
+
+
+def _of_gguf(name: str, source: GgufSource) -> Writer:
+    """Returns what writes prompts with the tokenizer in a GGUF file. Raises UserError if it cannot be converted."""
+    from softtok.models.gguf_header import read_header
+    from softtok.models.gguf_model import generation_of, refuse_header
+    from softtok.models.gguf_tokenizer import make_tokenizer
+
+    path = gguf_file(source.file, source.package)
+    refuse_without_reader()
+    header = read_header(path)
+    refuse_header(header)
+    tokenizer = make_tokenizer(header)
+    return Writer(name, tokenizer, eos_ids(generation_of(header), tokenizer))
 
 
 def read_writer(name: str, folder: Path) -> Writer:

@@ -1,14 +1,16 @@
-"""Decoding attention in which the samples of a prompt share its keys and values.
+"""Decoding attention in which the samples of a prompt share its keys and values, and all prompts their beginning's.
 
 Every prompt's keys and values exist once, and the queries of all its samples are multiplied by them in one matrix
-product. Each row has only its own positions to itself. Plain batched decoding copies the prompt for every sample, which
+product. Those of what all prompts begin with (`beginnings.py`) exist once, for one product with the queries of all
+rows. Each row has only its own positions to itself. Plain batched decoding copies the prompt for every sample, which
 costs G times the memory and, on a CPU, about four times the attention time (256 rows of 32 samples, prompts of 45 to 70
 tokens). This attention is registered with transformers; all other attention goes through PyTorch's
 scaled_dot_product_attention.
 
 Shapes: B prompts that have active rows, n active rows, S the largest number of active rows of one prompt, M = B * S
 places for rows (some stay empty if a prompt has fewer), H query heads, J key heads, R = H / J query heads per key head,
-P prompt positions, L own positions that a row can write, T own positions written so far, K head width.
+C positions that all prompts begin with, P prompt positions behind them, L own positions that a row can write, T own
+positions written so far, K head width.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from softtok.models.beginnings import States
+from softtok.storage.breaks import may_end_here
 
 NAME = "softtok_grouped"
 
@@ -65,16 +70,29 @@ class Groups:
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's keys and values while decoding: the prompts' own, and each row's in buffers (J, n, L, K).
+    """One layer's keys and values while decoding: those of the prompts, and each row's own in buffers (J, n, L, K).
 
-    Rows write their buffers in place. Heads come first, so that no product needs a copy of keys, values or weights.
+    What all prompts begin with is held apart. Rows write their buffers in place. Heads come first, so that no product
+    needs a copy of keys, values or weights.
     """
 
-    def __init__(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor, groups: Groups, length: int):
-        """`length` is the largest number of positions that a row can write."""
+    def __init__(
+        self,
+        keys_BJPK: torch.Tensor,
+        values_BJPK: torch.Tensor,
+        groups: Groups,
+        length: int,
+        common: States | None = None,
+    ):
+        """`length` is the largest number of positions that a row can write.
+
+        `common` are the keys and values (1, J, C, K) that stand in front of all prompts, if there are any.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.groups = groups
         self.prompt_keys, self.prompt_values = (x.transpose(0, 1).contiguous() for x in (keys_BJPK, values_BJPK))
+        self.common = None if common is None else (common[0][0].contiguous(), common[1][0].contiguous())
+        self.common_length = 0 if common is None else common[0].shape[2]
         rows, (_, heads, self.prompt_length, width) = len(groups.owner_n), keys_BJPK.shape
         self.keys = keys_BJPK.new_empty(heads, rows, length, width)
         self.values = values_BJPK.new_empty(heads, rows, length, values_BJPK.shape[-1])
@@ -121,7 +139,7 @@ class RowLayer(CacheLayerMixin):
         return None
 
     def attend(self, query_nH1K: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Returns softmax attention of one query position over prompt and own positions, shape (n, 1, H, K).
+        """Returns softmax attention of one query position over common, prompt and own positions, (n, 1, H, K).
 
         Computes in fp32.
         """
@@ -135,26 +153,34 @@ class RowLayer(CacheLayerMixin):
             return groups.gather(x.view(key_heads, -1, repeats, x.shape[-1])).flatten(0, 1)
 
         query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
-        of_prompt = groups.spread(query).view(*by_prompt, width) @ self.prompt_keys.float().transpose(-1, -2)
+        placed = groups.spread(query)
+        of_prompt = placed.view(*by_prompt, width) @ self.prompt_keys.float().transpose(-1, -2)
         if groups.padded:
             of_prompt.masked_fill_(groups.padding_B1P, -torch.inf)
         of_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(-1, -2))
         if self.unseen is not None:
             of_own.masked_fill_(self.unseen, -torch.inf)
         of_own = groups.spread(of_own.view(key_heads, n, -1)).view(*by_prompt, self.seen)
-        weights = torch.softmax(torch.cat([of_prompt, of_own], -1), -1)
-        mixed = by_row(weights[..., : self.prompt_length] @ self.prompt_values.float())
-        mixed = torch.baddbmm(mixed, by_row(weights[..., self.prompt_length :]), own_values)
+        scores = [of_prompt, of_own]
+        if self.common is not None:
+            of_common = torch.bmm(placed.view(key_heads, -1, width), self.common[0].float().transpose(-1, -2))
+            scores = [of_common.view(*by_prompt, self.common_length), *scores]
+        weights = torch.softmax(torch.cat(scores, -1), -1)
+        common, prompt, own = weights.split([self.common_length, self.prompt_length, self.seen], -1)
+        mixed = (prompt @ self.prompt_values.float()).flatten(1, 2)
+        if self.common is not None:
+            mixed = torch.baddbmm(mixed, common.flatten(1, 2), self.common[1].float())
+        mixed = torch.baddbmm(by_row(mixed), by_row(own), own_values)
         return mixed.view(key_heads, n, -1).transpose(0, 1).to(query_nH1K.dtype).reshape(n, 1, heads, -1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.prompt_length + self.written
+        return self.common_length + self.prompt_length + self.written
 
     def get_max_length(self) -> int:
-        return self.prompt_length + (0 if self.keys is None else self.keys.shape[2])
+        return self.common_length + self.prompt_length + (0 if self.keys is None else self.keys.shape[2])
 
 
 def layer_states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +197,13 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attends as transformers asks: grouped if `key` is a `RowLayer`, else by scaled_dot_product_attention."""
+    """Attends as transformers asks: grouped if `key` is a `RowLayer`, else by scaled_dot_product_attention.
+
+    A job may end here, on the way back as well: this is the only function of ours that every layer of any model calls.
+    """
+    may_end_here()
+    if query.requires_grad:
+        query.register_hook(lambda _: may_end_here())
     if isinstance(key, RowLayer):
         return key.attend(query, scaling if scaling is not None else query.shape[-1] ** -0.5), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -20,7 +20,9 @@ import torch
 from transformers.cache_utils import Cache
 
 from softtok.errors import UserError
-from softtok.models.attention import Groups, RowLayer, layer_states
+from softtok.models.attention import Groups, RowLayer
+from softtok.models.beginnings import blocks
+from softtok.storage.breaks import may_end_here
 
 if TYPE_CHECKING:
     from softtok.models.language_model import LanguageModel
@@ -42,11 +44,12 @@ class Decoder:
         self.lm, self.groups, self.length = lm, Groups(prompt_mask_BP, samples), length
         self.layers: list[RowLayer] = []
         while prompt_cache.layers:
-            self.layers.append(self._layer(*layer_states(prompt_cache.layers.pop(0))))
+            self.layers.append(self._layer(prompt_cache.layers.pop(0)))
         self.cache = Cache(layers=list(self.layers))
 
-    def _layer(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor) -> RowLayer:
-        return RowLayer(keys_BJPK, values_BJPK, self.groups, self.length)
+    def _layer(self, prompts: Any) -> RowLayer:
+        *common, own = blocks(prompts)
+        return RowLayer(*own, self.groups, self.length, *common)
 
     def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
         """Feeds every row one position; returns final hidden states (n, D), which the next step may overwrite."""
@@ -71,10 +74,12 @@ class GraphDecoder(Decoder):
         self.replay: Callable[[], torch.Tensor] | None = None
         super().__init__(lm, prompt_cache, prompt_mask_BP, samples, length)
 
-    def _layer(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor) -> RowLayer:
-        return WindowLayer(keys_BJPK, values_BJPK, self.groups, self.length, self.window)
+    def _layer(self, prompts: Any) -> RowLayer:
+        *common, own = blocks(prompts)
+        return WindowLayer(self.window, *own, self.groups, self.length, *common)
 
     def step(self, x_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
+        may_end_here()  # a replay calls no layer
         if self.window.move_to(self.steps):
             self.replay = None
         if self.replay is None:
@@ -123,8 +128,8 @@ class Window:
 class WindowLayer(RowLayer):
     """One layer's keys and values, which are written and read as the window says."""
 
-    def __init__(self, keys_BJPK: torch.Tensor, values_BJPK: torch.Tensor, groups: Groups, length: int, window: Window):
-        super().__init__(keys_BJPK, values_BJPK, groups, length)
+    def __init__(self, window: Window, *prompts: Any):
+        super().__init__(*prompts)
         self.window = window
         assert self.values is not None
         self.values.zero_()  # an unwritten value has weight 0, but 0 times uninitialised memory may be NaN

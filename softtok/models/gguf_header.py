@@ -64,11 +64,12 @@ class _Reader:
     def header(self, path: Path) -> Header:
         """Returns all of the header. Raises ValueError or struct.error if it is broken."""
         if self.content[:4] != MAGIC:
-            raise ValueError(f"it does not begin with {MAGIC!r}")
+            raise ValueError(f"it does not begin with {MAGIC.decode()!r}")
         self.place = 4
         version, tensors, keys = self.number("I"), self.number("Q"), self.number("Q")
         if version not in VERSIONS:
-            raise ValueError(f"it is of version {version}; only {' and '.join(map(str, VERSIONS))} can be read")
+            known = " and ".join(map(str, VERSIONS))
+            raise UserError(f"{path} is of version {version} of GGUF; {known} can be read: give a newer file")
         values: dict[str, Any] = {}
         for _ in range(keys):
             key = self.text()

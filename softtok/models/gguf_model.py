@@ -170,10 +170,10 @@ def _refuse_types(header: Header) -> None:
     readable = {number for number, kind in known.items() if _readable(kind)}
     for name, tensor in header.tensors.items():
         if tensor.kind not in readable:
-            which = known[tensor.kind].name if tensor.kind in known else f"number {tensor.kind}"
+            which = f"type {known[tensor.kind].name}" if tensor.kind in known else f"unknown type {tensor.kind}"
             raise UserError(
-                f"{header.path}: {name} is of the type {which}, which cannot be read; give a file of another"
-                " quantisation, such as Q8_0"
+                f"{header.path}: {name} is of the {which}, which cannot be read; give a file of another quantisation,"
+                " such as Q8_0"
             )
         values, bytes_each = GGML_QUANT_SIZES[known[tensor.kind]]
         if not tensor.shape or 0 in tensor.shape or tensor.shape[-1] % values:

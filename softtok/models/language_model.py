@@ -9,16 +9,17 @@ Shapes: N rows, T positions, S cached + new positions, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.utils import logging as hf_logging
 
 from softtok.errors import UserError
 from softtok.models import attention
+from softtok.models.beginnings import FrontLayer, States, common_tokens
 from softtok.models.matmul import adopt, linear
 
 hf_logging.disable_progress_bar()
@@ -141,14 +142,45 @@ def causal_mask(mask_BP: torch.Tensor) -> torch.Tensor:
     return ((lower & mask_BP[:, None, :]) | itself)[:, None]
 
 
-def prefill(
-    lm: LanguageModel, prompts: list[list[int]]
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
-    """Runs B prompts once; returns last hidden states (B, D), keys and values, mask (B, P) and lengths (B,).
+class Beginning(NamedTuple):
+    """The tokens that some prompts begin with, and what a pass over them made."""
 
-    Keeps the graph if gradients are on.
+    ids: list[int]  # none if sharing does not pay
+    layers: list[States]
+
+
+NO_BEGINNING = Beginning([], [])
+
+
+def begin(lm: LanguageModel, prompts: list[list[int]]) -> Beginning:
+    """Runs what all these prompts begin with, once, if that pays; keeps the graph if gradients are on."""
+    ids = prompts[0][: common_tokens(prompts)]
+    if not ids:
+        return NO_BEGINNING
+    return Beginning(ids, [attention.layer_states(layer) for layer in prefill(lm, [ids], NO_BEGINNING).cache.layers])
+
+
+class Prefilled(NamedTuple):
+    """B prompts that were run: what completions go on from."""
+
+    last_BD: torch.Tensor  # final hidden states
+    cache: Cache  # of `FrontLayer`s: the beginning is in front, and the rests are left-padded
+    mask_BP: torch.Tensor  # of the rests
+    lengths_B: torch.Tensor  # of the whole prompts
+
+
+def prefill(lm: LanguageModel, prompts: list[list[int]], beginning: Beginning | None = None) -> Prefilled:
+    """Runs B prompts once, and what they all begin with as a single row.
+
+    `beginning` is one that was run before, with more prompts. Keeps the graph if gradients are on.
     """
-    ids, mask, positions = left_pad(prompts, lm.device)
-    cache = DynamicCache()
-    hidden = lm.hidden(lm.embed(ids), causal_mask(mask), positions, cache)
-    return hidden[:, -1], cache, mask, mask.sum(1)
+    if beginning is None:
+        beginning = begin(lm, prompts)
+    start = len(beginning.ids)
+    assert all(prompt[:start] == beginning.ids and len(prompt) > start for prompt in prompts)
+    ids, mask, positions = left_pad([prompt[start:] for prompt in prompts], lm.device)
+    look = F.pad(causal_mask(mask), (start, 0), value=True)
+    layers = [FrontLayer(states) for states in beginning.layers]
+    cache = Cache(layers=list(layers)) if layers else Cache(layer_class_to_replicate=FrontLayer)
+    hidden = lm.hidden(lm.embed(ids), look, start + positions, cache)
+    return Prefilled(hidden[:, -1], cache, mask, start + mask.sum(1))

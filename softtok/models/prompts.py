@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TODAY = date(2024, 7, 26)
 """The day that templates are told. Llama 3's write the date into each prompt; with the real one, a run could not be
 repeated a day later. This is the day that they fall back to."""
+CLOCK = "strftime_now"
+"""The function by which templates ask for the date."""
+DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcdDeFHIjmMpSUwWxXyY"))
 
 
 def ask(lm: LanguageModel, asking: Asking, questions: Sequence[str]) -> tuple[list[str], list[list[int]]]:
@@ -41,14 +44,23 @@ def prompt_texts(name: str, tokenizer: PreTrainedTokenizerBase, asking: Asking, 
     return [_chat(name, tokenizer, asking.messages(question)) for question in questions]
 
 
-def _strftime_now(form: str) -> str:
-    return TODAY.strftime(form)  # templates may call plain functions alone
+def with_fixed_day(template: str) -> str:
+    """Returns a chat template for which it is always the same day.
+
+    A macro takes the place of transformers' function: since version 5.23, a function that is given beside the messages
+    does not reach the template. The line break is the macro's own, which Jinja leaves out.
+    """
+    if CLOCK not in template:
+        return template
+    told = "".join(f" | replace({one!r}, {TODAY.strftime(one)!r})" for one in DIRECTIVES)
+    return f"{{% macro {CLOCK}(form) %}}{{{{ form{told} }}}}{{% endmacro %}}\n{template}"
 
 
 def _chat(name: str, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     try:
+        template = with_fixed_day(tokenizer.get_chat_template())
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, strftime_now=_strftime_now
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # a template may raise what it likes; some refuse a system message
         why = " ".join(str(error).split())[:200]

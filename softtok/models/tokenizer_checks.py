@@ -128,9 +128,10 @@ def encode_prompts(
     for prompt, text in zip(prompts, texts, strict=True):
         if prompt[:2] == [bos, bos] or (once and prompt.count(bos) > 1):
             writer = "the chat template" if chat else "the tokenizer"
+            why = f"{writer} begins every text with it, so take it out" if once else "take one out"
             raise UserError(
-                f"model {name}: the prompt {_short(text)} holds {tokenizer.bos_token} twice; {writer} begins every"
-                " text with it, so take it out of `prompt:` or the question"
+                f"model {name}: the prompt {_short(text)} holds {tokenizer.bos_token} twice; {why} of `prompt:` or the"
+                " question"
             )
         if prompt and prompt[-1] in ends:
             raise UserError(

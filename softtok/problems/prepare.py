@@ -95,8 +95,7 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     made, origin = make_problems(spec, HeldOut.read(spec, exclude), data_root)
     if not made.problems:
         raise UserError(f"{where}: no problem is left of {made.source_rows} rows ({len(made.dropped)} dropped)")
-    if spec.shown and len(made.problems) < (spec.limit or 0):
-        raise UserError(f"{where}: shots: k: {spec.limit}: only {len(made.problems)} problems have worked text")
+    refuse_too_few(spec, made)
     columns = {"gold": pa.list_(pa.string())} | dict.fromkeys(_further(spec), pa.string())
     if spec.kind == "choice":
         columns = {"choices": pa.list_(pa.string()), "answer": pa.int64()}
@@ -117,6 +116,13 @@ def prepare(spec: DataSpec, out: Path, exclude: dict[str, Path], data_root: Path
     for warning in warnings:
         print(f"softtok: warning: {where}: {warning}", file=sys.stderr)
     print(f"softtok: {where}: {made.summary()}", flush=True)
+
+
+def refuse_too_few(spec: DataSpec, made: Prepared) -> None:
+    """Raises UserError if a set has fewer worked examples than prompts are to show."""
+    if spec.shown and len(made.problems) < (spec.limit or 0):
+        where = describe(spec.source)
+        raise UserError(f"{where}: shots: k: {spec.limit}: only {len(made.problems)} problems have worked text")
 
 
 def _further(spec: DataSpec) -> list[str]:

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from softtok.plugins import Reference
 from softtok.problems.golds import forms
 from softtok.problems.math_reward import plain_number
-from softtok.problems.prepare import HeldOut, make_problems
+from softtok.problems.prepare import HeldOut, make_problems, refuse_too_few
 from softtok.problems.prompt import choice_prompt, cloze_prompt
 from softtok.problems.prompting import Asking, Shot, shots_of
 from softtok.problems.reward import Answer, Grading, Judge
@@ -28,10 +28,17 @@ Writer = Callable[[Asking, str], tuple[str, list[int]]]
 
 @dataclass(frozen=True)
 class Shown:
-    """What a preview shows prompts with: how they are asked and, if a tokenizer is at hand, what writes them."""
+    """What a preview shows prompts with: how they are asked, and what writes them if a tokenizer is at hand."""
 
     asking: Asking
     writer: Writer | None = None
+    model: str | None = None  # whose tokenizer was looked for
+
+    def note(self) -> Iterator[str]:
+        """Yields a line if the ids of prompts cannot be shown, although they are wanted."""
+        if self.model is not None and self.writer is None:
+            lack = "prompts are the messages of a chat" if self.asking.chat else "prompts have no ids"
+            yield f"the tokenizer of model {self.model} is not on this machine yet: {lack}"
 
     def __call__(self, question: str) -> Iterator[str]:
         """Yields the lines of a prompt: its text, and its ids if they are known."""
@@ -39,7 +46,6 @@ class Shown:
             text, ids = self.writer(self.asking, question)
             yield from (text, f"{len(ids):,} ids: {ids}")
         elif self.asking.chat:
-            yield "(the messages of a chat; the model's tokenizer, which writes the prompt, is not on this machine yet)"
             yield from (f"{message['role']}: {message['content']}" for message in self.asking.messages(question))
         else:
             yield self.asking.text(question)
@@ -47,9 +53,15 @@ class Shown:
 
 def examples(shots: DataSpec, data_root: Path | None) -> tuple[Shot, ...]:
     """Returns the examples that prompts take from a train set; nothing has to be prepared."""
-    tested = {name: make_problems(other, HeldOut(), data_root)[0].problems for name, other in shots.exclude.items()}
+    tested = {name: questions_of(other, data_root) for name, other in shots.exclude.items()}
     made, _ = make_problems(shots, HeldOut.of(tested), data_root)
+    refuse_too_few(shots, made)
     return shots_of(made.problems)
+
+
+def questions_of(spec: DataSpec, data_root: Path | None) -> list[Row]:
+    """Returns the problems of a test set, for their questions: golds, which take time, are not judged."""
+    return make_problems(spec.model_copy(update={"judged_by": "exact"}), HeldOut(), data_root)[0].problems
 
 
 def preview(spec: DataSpec, grading: Grading | None, shown: Shown, data_root: Path | None) -> Iterator[str]:
@@ -65,6 +77,7 @@ def preview(spec: DataSpec, grading: Grading | None, shown: Shown, data_root: Pa
             yield from _choice(problem)
         return
     yield f"reward: {grading.reward}"
+    yield from shown.note()
     with Judge(grading=grading) as judge:
         for problem in made.problems:
             yield from _open(problem, grading, shown, judge)

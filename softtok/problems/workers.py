@@ -7,8 +7,8 @@ its threads, must not be forked. A replacement is ready in 0.1 s.
 
 The pool's wall clock ends a call, and a timer of CPU time (`cpu_s`) ends it much sooner where it computes in vain: the
 worker is killed by a signal, as an exception would not reach a long call of C code, or be caught by SymPy. Workers end
-with their parent, also when it is killed. A signal that asks the job to stop is for the parent alone, which may need
-its workers to come to a point where it can save.
+with their parent, also when it is killed. A signal that asks the job to stop is for the parent alone, which ends
+them when it has saved.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
+from softtok.storage.breaks import may_end_here
 from softtok.storage.locks import STOPPING, blocked_signals
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ CPU_TRIES = 2  # so often a case may run out of CPU time, as a busy machine make
 START_S = 60.0  # the first worker must have started by then
 BARREN_ROUNDS = 3  # after so many rounds without a result, the pool counts as unusable
 OUT_OF_MEMORY = 77  # exit code of a worker
+POLL_S = 0.5  # so often a waiting job looks whether it was asked to end
 SETTLE_S = 1.0  # a killed worker's replacement has started by then
 
 Case = tuple[Any, ...]
@@ -131,7 +134,7 @@ class Workers:
             try:
                 # Tasks start in order, so after the end of the one before, this time is enough for a restart and the
                 # task. It is exceeded only if a worker was killed while it held the lock of the pool or of a task.
-                answers[case] = future.result(timeout=self.timeout_s + self._patience_s)
+                answers[case] = _result(future, self.timeout_s + self._patience_s)
             except TimeoutError:
                 if not future.done():
                     raise RuntimeError(f"no answer in {self.timeout_s + self._patience_s:.0f} s") from None
@@ -162,6 +165,15 @@ class Workers:
             arguments = (self.memory_mb, self.prepare)
             self.pool = ProcessPool(self.count, TASKS_PER_WORKER, _start_worker, arguments, context)
         return self.pool
+
+
+def _result(future: Future[Any], within_s: float) -> Any:
+    """Returns what `future.result` does; a job may end while it waits."""
+    end = time.monotonic() + within_s
+    while not future.done() and (left := end - time.monotonic()) > 0:
+        may_end_here()
+        wait([future], min(POLL_S, left))
+    return future.result(timeout=0)
 
 
 def _starting(process: BaseProcess) -> bool:

@@ -1,9 +1,10 @@
-"""A lock that keeps two jobs out of one folder, and signals that end a job after it has saved."""
+"""A lock that keeps two jobs out of one folder, and signals that end a job once it has saved."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing.resource_tracker
+import os
 import signal
 import sys
 import threading
@@ -15,8 +16,11 @@ from typing import Any
 
 from filelock import lock_descriptor
 
+from softtok.storage.breaks import ended_by
+
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its progress saved; run it again
 LOCK_POLL_S = 1.0
+ONE_REQUEST_S = 1.0  # `timeout` sends its signal twice, and a closed terminal may too
 
 
 @contextlib.contextmanager
@@ -76,36 +80,54 @@ def blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Interruption:
-    """A context in which the signals of `STOPPING` set a flag instead of ending the process.
+class Stopped(SystemExit):
+    """Ends a job that a signal has asked to stop, with exit code 75."""
 
-    So a job can finish its step, save, and exit with 75. An ignored SIGHUP stays ignored, as `nohup` wants it. Python
-    takes signals in the main thread only; in any other thread the context does nothing.
+    def __init__(self) -> None:
+        super().__init__(EXIT_INTERRUPTED)
+
+
+class Interruption:
+    """A context in which a signal of `STOPPING` ends the job where it says `may_end_here`, so that it can save.
+
+    A second signal ends the process at once; what arrives within a second of the first is no second one. An ignored
+    SIGHUP stays ignored, as `nohup` wants it. Python takes signals in the main thread only; in any other thread the
+    context does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._arrived = 0.0
         self._before: dict[int, Any] = {}
+        self._within = contextlib.ExitStack()
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
             self._before = {number: signal.signal(number, self._note) for number in STOPPING if number not in ignored}
+            self._within.enter_context(ended_by(self.exit_if_asked))
         with (
             blocked_signals()
         ):  # else the first library that uses a lock starts Python's tracker, which would be stopped
             multiprocessing.resource_tracker.ensure_running()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._within.close()
+        if kind is Stopped and self.signal is not None:
+            print(f"softtok: stopped by {signal.Signals(self.signal).name}; progress is saved", file=sys.stderr)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._arrived = number, now
+        elif now > self._arrived + ONE_REQUEST_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def exit_if_asked(self) -> None:
-        """Exits with 75 if a signal has arrived; jobs call it right after they have saved."""
+        """Raises `Stopped` if a signal has arrived; jobs call it right after they have saved."""
         if self.signal is not None:
-            print(f"softtok: stopped by {signal.Signals(self.signal).name}; progress is saved", file=sys.stderr)
-            raise SystemExit(EXIT_INTERRUPTED)
+            raise Stopped

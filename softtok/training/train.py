@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -51,9 +52,10 @@ from softtok.problems.dry_check import check_reward
 from softtok.problems.prompting import asking
 from softtok.problems.reward import Judge
 from softtok.problems.workers import BrokenWorkersError
+from softtok.storage.breaks import ended_by
 from softtok.storage.files import canonical_json, content_hash, text_hash, write_text
 from softtok.storage.integrity import weights_sha256
-from softtok.storage.locks import Interruption, exclusive_lock
+from softtok.storage.locks import Interruption, Stopped, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
@@ -245,9 +247,13 @@ class Trainer:
         return (both - a - b) / (2 * math.sqrt(a * b)) if a * b > 0 else None
 
     def update(self, step: int, experience: Experience) -> tuple[float, PassStatistics]:
-        """Takes the optimizer steps of one rollout; returns gradient norm and statistics of the last one."""
-        for _ in range(self.settings.updates_per_step):
-            seen = self.accumulate(experience, TERMS)
+        """Takes the optimizer steps of one rollout; returns gradient norm and statistics of the last one.
+
+        Once the weights have changed, it does not end early.
+        """
+        for done in range(self.settings.updates_per_step):
+            with ended_by(None) if done else nullcontext():
+                seen = self.accumulate(experience, TERMS)
             norm = self.optimizer.gradient_norm()
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient norm is {norm}")
@@ -293,11 +299,12 @@ class Trainer:
         self.resume()
         try:
             self.take_steps(interruption)
-        except BrokenWorkersError:
+        except (Stopped, BrokenWorkersError):
             if interruption.signal is None:
                 raise
-            # Weights and lines are those after the last step: workers judge before its update, or validate after it.
-            self.save()
+            # Weights and lines are those after the last step: no step ends early once it has changed them.
+            if self.lines:
+                self.save()
             interruption.exit_if_asked()
 
     def take_steps(self, interruption: Interruption) -> None:
@@ -317,9 +324,9 @@ class Trainer:
                 advance(1, reward=line["reward"], validation=self.best.validation)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
                 last = self.step == self.settings.steps
-                if (self.step % self.runtime.save_every == 0 and not last) or interruption.signal is not None:
+                if self.step % self.runtime.save_every == 0 and not last:
                     self.save()
-                    interruption.exit_if_asked()
+                interruption.exit_if_asked()
 
     def warn_of_residual(self) -> None:
         """Says at a validation step that the adjoint has stayed far from its fixed point since the one before."""

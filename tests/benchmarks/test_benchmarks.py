@@ -8,16 +8,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
-from benchmarks import bounds, measurements, work
+from benchmarks import bounds, cells, measurements, work
 from benchmarks.driver import Rounds, Side, interleave
 from benchmarks.overhead import grid_overhead
+from benchmarks.plans import REAL_LONG, REAL_SHORT
 from benchmarks.toy import expand
-from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_prompts, random_llama, timed_backward
+from benchmarks.work import (
+    LARGE_ROWS,
+    SIZES,
+    Load,
+    Ours,
+    Size,
+    clocks,
+    make_generate,
+    make_prompts,
+    make_trl,
+    random_llama,
+    timed_backward,
+)
 
 SIZE = Size(width=32, layers=2, heads=4, key_heads=2, mlp_width=48, vocabulary=96)
 LOAD = Load(prompt=8, new_tokens=6, prompts=3, samples=4)
@@ -56,6 +70,39 @@ def test_a_rollout_does_the_counted_arithmetic() -> None:
         decode = bounds.decode_flops(SIZE, LOAD) + bounds.mixture_flops(SIZE, LOAD, mode)
         least = decode + bounds.prefill_flops(SIZE, LOAD) - fused
         assert 1 <= counted(partial(ours.rollout, mode)) / least < 1.003, mode
+
+
+def test_generate_and_trl_do_the_counted_arithmetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What arithmetic allows is their operations over ours."""
+
+    def eager(size: Size) -> Any:
+        model = random_llama(size)
+        model.set_attn_implementation("eager")
+        return model
+
+    monkeypatch.setattr(work, "random_llama", eager)
+    once, _ = make_generate(SIZE, LOAD)
+    generated = counted(once)
+    assert 1 <= generated / bounds.generate_flops(SIZE, LOAD) < 1.003
+    least = bounds.prefill_flops(SIZE, LOAD) + bounds.decode_flops(SIZE, LOAD)
+    assert bounds.rollout_advantage(SIZE, LOAD) == pytest.approx(generated / least, rel=0.003)
+    pytest.importorskip("trl")
+    trainer, _ = make_trl(SIZE, LOAD, str(tmp_path), steps=1)
+    assert 1 <= counted(trainer.train) / bounds.trl_flops(SIZE, LOAD) < 1.003
+
+
+def test_goals_of_long_thoughts_are_shares_of_what_arithmetic_allows() -> None:
+    """At the pretrained model's size; of short thoughts they are numbers."""
+    none = Rounds({}, True)
+    short, long = (cells.Cell("R", SIZES["R"], load, none, none, none, 0, 0) for load in (REAL_SHORT, REAL_LONG))
+    assert (short.case, long.case) == ("R P=170 T=24", "R P=170 T=128")
+    assert bounds.rollout_advantage(long.size, long.load) == pytest.approx(1.97, abs=0.01)
+    assert cells.rollout_goal(long) == 0.75 * bounds.rollout_advantage(long.size, long.load)
+    assert [cells.step_goal(short, mode) for mode in work.MODES] == [4.0, 3.0, 3.0]
+    ours = [cells.step_goal(long, mode) or 0.0 for mode in work.MODES]
+    assert ours[2] > 1.5 and ours[1] < ours[0] < ours[2] < 0.75 * 4
+    other = cells.Cell("L", SIZES["L"], Load(64), none, none, none, 0, 0)
+    assert (cells.rollout_goal(other), cells.step_goal(other, "hard"), other.case) == (1.5, 2.2, "L P=64")
 
 
 def test_a_pass_does_the_counted_arithmetic(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:

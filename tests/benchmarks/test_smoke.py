@@ -14,13 +14,14 @@ from benchmarks.run import NAMES, order
 
 ROOT = Path(__file__).parents[2]
 CASES = {
-    "rollout_vs_generate": ["S P=8", "S P=8, share of the bound"],
-    "soft_vs_hard": ["S P=8"],
-    "fuzzy_vs_hard": ["S P=8"],
-    "step_vs_trl": ["S P=8 hard", "S P=8 soft", "S P=8 fuzzy"],
+    "rollout_vs_generate": ["S P=8 T=4", "S P=8 T=4, share of the bound"],
+    "soft_vs_hard": ["S P=8 T=4"],
+    "fuzzy_vs_hard": ["S P=8 T=4"],
+    "step_vs_trl": ["S P=8 T=4 hard", "S P=8 T=4 soft", "S P=8 T=4 fuzzy"],
     "rollout_floor": ["S", "S, products as PyTorch multiplies"],
     "objective_memory": ["d=32 V=4096 memory", "d=32 V=4096 time"],
     "evaluate_throughput": ["2 x 32"],
+    "shared_beginning": ["S 8 x 32+4 T=2"],
     "workflow_overhead": [
         "start-up of `softtok train`",
         "demo grid: share not spent in work",
@@ -52,6 +53,10 @@ def test_every_measurement_runs(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stdout + made.stderr
     found = json.loads((tmp_path / "peers.json").read_text())
     assert found["plan"] == "tiny"
+    assert {name: list(of) for name, of in found["product_gflops"].items()} == {
+        dtype: ["64 rows", "2048 rows"] for dtype in ("float32", "bfloat16")
+    }
+    assert all(rate > 0 for of in found["product_gflops"].values() for rate in of.values())
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in found["rows"]:
         rows.setdefault(row["measurement"], []).append(row)

@@ -98,8 +98,10 @@ def test_a_package_that_is_only_importable_is_found(site: Path) -> None:
 def test_packages_without_one_file_are_refused(site: Path) -> None:
     install(site, "llm-none", {"a.txt": CONTENT})
     install(site, "llm-two", {"a.gguf": CONTENT, "b.gguf": CONTENT})
-    assert "models.toy.gguf: the package llm-none holds no GGUF file, not one" in refused({"package": "llm-none"})
-    assert "llm-two holds 2 GGUF files (a.gguf, b.gguf), not one" in refused({"package": "llm-two"})
+    assert "models.toy.gguf: the package llm-none holds no GGUF file; name the file itself: `gguf: FILE`" in refused(
+        {"package": "llm-none"}
+    )
+    assert "llm-two holds 2 GGUF files (a.gguf, b.gguf); name the file itself" in refused({"package": "llm-two"})
     assert "the package llm-lost is not installed here; pip install" in refused({"package": "llm-lost"})
     assert "the package no.such is not installed here" in refused({"package": "no.such"})
 
@@ -112,9 +114,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "is a pointer of Git LFS" in refused(str(path))
     path.write_bytes(b"PK\x03\x04")
-    assert "is no GGUF file" in refused(str(path))
+    assert "is no GGUF file, which would begin with 'GGUF': it begins with 'PK" in refused(str(path))
     path.write_bytes(b"")
-    assert "is no GGUF file" in refused(str(path))
+    assert "is no GGUF file, which would begin with 'GGUF': it is empty" in refused(str(path))
 
 
 def test_without_the_reader_it_is_said_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

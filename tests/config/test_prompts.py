@@ -11,10 +11,12 @@ import pytest
 
 from softtok.config.grid import Grid
 from softtok.config.load import load, read
+from softtok.config.prompt_trials import try_prompts
 from softtok.config.specs import parse
 from softtok.errors import UserError
 from softtok.problems.prepare import prepare
-from softtok.problems.prompting import Shot, read_shots
+from softtok.problems.preview import Writer
+from softtok.problems.prompting import Asking, Shot, read_shots
 from softtok.problems.spec import DataSpec
 from tests.support.configurations import Edit, basic, both, grid_of, hashes, put
 from tests.support.project import ROOT
@@ -40,9 +42,14 @@ def changed(*edits: Edit) -> set[str]:
 
 def test_configurations_without_the_new_keys_have_the_specs_of_before() -> None:
     """Keys that are not used are not written, so that finished work is found under its name."""
-    shipped = Grid(read([ROOT / "config.yaml", ROOT / "workflow/rehearsal.yaml"]))
+    config = read([ROOT / "config.yaml", ROOT / "workflow/rehearsal.yaml"])
+    shipped = Grid(config)
+    asked = {name for name, model in config.models.items() if model.shots}
+    assert asked == {"smollm2", "smollm2-hub"}
     for kind in ("models", "runs", "evaluations", "choices"):
         for job in getattr(shipped, kind).values():
+            if (job.name if kind == "models" else job.folder.split("/")[2] if kind == "runs" else "") in asked:
+                continue
             data = [getattr(job.spec, name, None) for name in ("train_set", "test_set")]
             if not any(one is not None and one.ids for one in data):
                 assert not NEW_KEYS & keys(json.loads(job.json)), job.json
@@ -123,6 +130,10 @@ WRONG: dict[str, tuple[Edit, str]] = {
         put(f"{TEST}/shots", {"train_set": "sum", "k": 1}),
         "test_sets.sums.shots.train_set: .*'sums'",
     ),
+    "more examples than problems": (
+        both(put(f"{TEST}/shots", {"train_set": "sums", "k": 5}), put(f"{TRAIN}/limit", 4)),
+        "test_sets.sums.shots.k: 5 are more than the 4 problems of train set 'sums'",
+    ),
     "no examples": (put(f"{TEST}/shots", {"train_set": "sums", "k": 0}), "test_sets.sums.shots.k: "),
     "a misspelt key of a set": (
         put(f"{TEST}/shots", {"train_sets": "sums", "k": 1}),
@@ -179,6 +190,46 @@ def test_a_toy_of_words_reads_no_examples_and_no_instruction() -> None:
     ):
         with pytest.raises(UserError, match=f"{where}: model 'toy' knows the words of toy problems only"):
             grid_of(words, edit)
+
+
+def tried(*edits: Edit, writer: Writer | None = None) -> list[str]:
+    """What `softtok check` says of the prompts of the small study."""
+    grid = grid_of(*edits)
+    return list(try_prompts(grid, grid.studies["first"], lambda _: writer))
+
+
+def test_prompts_are_tried_before_any_job(tmp_path: Path) -> None:
+    """With the examples that they will have, once for each model and data set that says how it is asked."""
+    seen: list[tuple[Asking, str]] = []
+
+    def writer(asked: Asking, question: str) -> tuple[str, list[int]]:
+        seen.append((asked, question))
+        return question, [1]
+
+    few = both(put(f"{TEST}/shots", {"train_set": "mine", "k": 2}), put("train_sets/mine", entry(tmp_path)))
+    assert tried(few, writer=writer) == ["prompts of test set sums for model toy: work"]
+    ((asked, _),) = seen
+    assert [shot.worked for shot in asked.shots] == ["Add.", "Add."]
+    assert tried(few) == ["prompts of test set sums for model toy: work, as far as this is known without the tokenizer"]
+    assert len(tried(put(f"{MODEL}/system", "Think."))) == 2
+    assert tried() == [], "a template of a model is tried when the model is made"
+
+
+def test_an_example_that_is_a_test_question_is_found_before_any_job(tmp_path: Path) -> None:
+    config = grid_of()
+    tested = next(data for data in config.data.values() if data.kind == "test")
+    prepare(tested.spec, tmp_path / "test.parquet", {}, None)
+    question = pq.read_table(tmp_path / "test.parquet").column("question").to_pylist()[-1]
+    shot = {"question": question.upper(), "worked": "So.", "answer": "1"}
+    with pytest.raises(UserError, match=r"^shots: the example '.*' is a question of test set sums; "):
+        tried(put(f"{TEST}/shots", [*LISTED, shot]))
+    assert tried(put(f"{TRAIN}/shots", [*LISTED, shot])), "training leaves such a problem out"
+
+
+def test_too_many_examples_are_found_before_any_job(tmp_path: Path) -> None:
+    few = both(put(f"{TEST}/shots", {"train_set": "mine", "k": 10}), put("train_sets/mine", entry(tmp_path)))
+    with pytest.raises(UserError, match="shots: k: 10: only 9 problems have worked text"):
+        tried(few)
 
 
 def test_a_missing_file_of_examples_is_found_before_any_job(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
 from softtok.method.teacher_forcing import lay_out
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy
+from softtok.models.beginnings import common_tokens
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, STOP_PHRASE, decode
+from tests.support.beginnings import sharing
 from tests.support.rollouts import MODES
 from tests.support.tiny_models import token_mode
 
@@ -76,7 +78,9 @@ class ScriptedModel:
             owner = fed.groups.owner_n
             own = fed.keys[0, :, : fed.written]
             mask = torch.cat([~fed.groups.padding_B1P[owner, 0], torch.ones(own.shape[:2], dtype=torch.bool)], 1)
-            fed, mask = torch.cat([fed.prompt_keys[0, owner], own], 1)[:, None], mask[:, None, None]
+            common = [] if fed.common is None else [fed.common[0].expand(len(own), -1, -1)]
+            fed, mask = torch.cat([*common, fed.prompt_keys[0, owner], own], 1)[:, None], mask[:, None, None]
+            mask = F.pad(mask, (fed.shape[2] - mask.shape[-1], 0), value=True)
         assert mask.shape[-1] == fed.shape[2]
         texts = (fed[:, 0] @ self.embedding_VD.T).argmax(-1)
         states = torch.zeros_like(embeds)
@@ -156,8 +160,8 @@ def write(tokenizer: Any, number: int, case: Case) -> Script:
     def ids(*pieces: str) -> list[int]:
         return [i for piece in pieces for i in tokenizer.encode(piece, add_special_tokens=False)]
 
-    # Prompts of several lengths, all different; the phrase in a prompt means nothing.
-    prompt = ids(*["Ada has pears."] * (number % 4), f"{STOP_PHRASE} {number}:")
+    # Prompts of several lengths that begin alike, all different; the phrase in a prompt means nothing.
+    prompt = ids("How many pears has Ada?", *["Ada has pears."] * (number % 4), f"{STOP_PHRASE} {number}:")
     wish, cot = ids(*case.cot), ids(*case.cot[: len(case.cot) - case.unread])
     if case.last_at is not None:
         filler = ids(" pears" * CAP)[: max(0, case.last_at - len(wish))]
@@ -175,15 +179,21 @@ def write(tokenizer: Any, number: int, case: Case) -> Script:
     return Script(prompt, cot, case.stop, words, answer[: case.answered], continuations)
 
 
-@pytest.mark.parametrize("drop_rows", [True, False])
+@pytest.mark.parametrize(("drop_rows", "shared"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("mode", ["hard", "hard-greedy", "soft", "fuzzy"])
-def test_text_ends_the_phases(tokenizer: Any, mode: str, drop_rows: bool) -> None:
+def test_text_ends_the_phases(tokenizer: Any, mode: str, drop_rows: bool, shared: bool) -> None:
     """All cases in one batch, so that rows end at all steps and are in all phases at once, two samples each."""
     scripts = [write(tokenizer, number, case) for number, case in enumerate(CASES.values())]
     lm: Any = ScriptedModel(tokenizer, {k: v for script in scripts for k, v in script.continuations.items()})
+    prompts = [script.prompt for script in scripts]
+    with sharing(shared):
+        common = common_tokens(prompts)
+    assert (common > 3) == shared
+    lm.continuations[tuple(prompts[0][:common])] = tokenizer.eos_token_id  # nobody asks for what follows it
     writer = Policy(lm, TextRules(lm), token_mode(lm, MODES[mode]), Limits(CAP, ANSWER_CAP, 1.0, "shadow"))
-    batch = Batch([s.prompt for s in scripts], 2, [str(row) for row in range(2 * len(scripts))])
-    out = rollout(writer, batch, record=True, drop_rows=drop_rows)
+    batch = Batch(prompts, 2, [str(row) for row in range(2 * len(scripts))])
+    with sharing(shared):
+        out = rollout(writer, batch, record=True, drop_rows=drop_rows)
     laid = lay_out(out)
     for row in range(2 * len(scripts)):
         name, script = list(CASES)[row // 2], scripts[row // 2]

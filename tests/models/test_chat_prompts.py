@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from softtok.errors import UserError
 from softtok.models.at_hand import Writer, read_writer
-from softtok.models.prompts import prompt_texts
+from softtok.models.prompts import TODAY, prompt_texts
 from softtok.models.real_tokenizers import PUBLISHED
 from softtok.models.tokenizer_checks import encode_prompts
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, STOP_PHRASE, StopRule, decode
@@ -55,10 +56,11 @@ def test_a_chat_is_the_tokenizers_own(chat: tuple[str, Any, set[int]], case: str
     asked = ASKED[case]
     for question in QUESTIONS:
         text, ids = Writer(name, tokenizer, ends)(asked, question)
-        fixed = {"strftime_now": lambda form: datetime(2024, 7, 26).strftime(form)}
         told = asked.messages(question)
-        assert text == tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True, **fixed)
-        assert ids == tokenizer.apply_chat_template(told, add_generation_prompt=True, **fixed)["input_ids"]
+        theirs = tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        assert text == theirs.replace(datetime.now().strftime("%d %b %Y"), "26 Jul 2024")
+        if text == theirs:
+            assert ids == tokenizer.apply_chat_template(told, add_generation_prompt=True)["input_ids"]
         assert text.endswith(BEHIND[name])
 
 
@@ -108,6 +110,28 @@ def test_the_day_of_a_prompt_is_always_the_same() -> None:
     ), "without a fixed day, it is that of the run"
 
 
+CLOCKS = [
+    "{{ strftime_now('%Y-%m-%d, %A, %j') }}\n",
+    "{%- macro day() -%}{{ strftime_now('%B %-d, %y') }}{%- endmacro -%}\n\n{{ day() }}",
+    "\n  {% if strftime_now is defined %}\n{{ strftime_now('%d %b %Y') }}{% endif %}"
+    "  {% for i in [1] %}\n{{ strftime_now('%Y') }}{% endfor %}",
+    "{%- if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}\n{{ day }}",
+]
+
+
+@pytest.mark.parametrize("template", CLOCKS)
+def test_the_day_is_all_that_differs_from_the_template(template: str) -> None:
+    """However a template asks for it, and whatever white space it begins with."""
+    tokenizer = chat_tokenizer("llama-3")
+    tokenizer.chat_template = template
+    theirs = tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
+    tokenizer.chat_template = re.sub(r"strftime_now\('(.*?)'\)", lambda found: repr(TODAY.strftime(found[1])), template)
+    wanted = tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
+    tokenizer.chat_template = template
+    assert prompt_texts("x", tokenizer, ASKED["a question"], ["Why?"]) == [wanted]
+    assert wanted != theirs
+
+
 def test_a_bos_in_a_chats_question_is_refused() -> None:
     tokenizer = chat_tokenizer("llama-3")
     texts = prompt_texts("x", tokenizer, ASKED["a question"], ["What is <|begin_of_text|>?"])
@@ -123,6 +147,8 @@ def test_a_start_of_messages_is_no_bos_that_counts() -> None:
     tokenizer.bos_token = "<|im_start|>"
     ((_, ids),) = [Writer("x", tokenizer, set())(ASKED["examples"], "Why?")]
     assert ids.count(tokenizer.bos_token_id) == 7
+    with pytest.raises(UserError, match=r"holds <\|im_start\|> twice; take one out of `prompt:`"):
+        Writer("x", tokenizer, set())(Asking("<|im_start|><|im_start|>{question}"), "Why?")
 
 
 def test_a_model_that_does_not_chat_is_refused() -> None:

@@ -58,6 +58,7 @@ TEXTS = [
     "", " ", "How many apples?", "  12 and\n\n17.  1,234.50\t\t8", "\r\n\r\n3", "'tis I'LL don't",
     "caf\u00e9 \u4e2d\u6587 \U0001f600 e\u0301", "The final answer is 12.", "\x00\x7f\u200b\ufeff",
     "<|im_start|>user\nHi<|im_end|>\n", "a<|im_end|>b <|endoftext|>", "\u0661\u0662 \u00bd x\u00b2  \u2167",
+    "it 's 3 . 5 , is n't it ? Yes !",
 ]  # fmt: skip
 
 
@@ -117,6 +118,30 @@ def test_the_folder_is_the_model_that_was_written(tmp_path: Path, family: str, t
     assert read_json(tmp_path / "out" / "config.json")["tie_word_embeddings"] == tied
 
 
+def test_weights_begin_where_the_file_aligns_them(tmp_path: Path) -> None:
+    draft = original().draft()
+    draft.values["general.alignment"] = 4096
+    lm = made(write(tmp_path / "tiny.gguf", draft), tmp_path / "out")
+    assert torch.equal(lm.embedding_VD, torch.from_numpy(draft.weights["token_embd.weight"]))
+
+
+def test_heads_may_be_wider_than_their_share_of_the_width(tmp_path: Path) -> None:
+    """As in Qwen 3: the file says how wide they are."""
+    draft, chance = original("qwen3").draft(), np.random.default_rng(0)
+    sizes = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    draft.values |= {f"qwen3.{key}": 32 for key in sizes}
+    shapes = {"q": (128, 64), "k": (64, 64), "v": (64, 64), "output": (64, 128), "q_norm": (32,), "k_norm": (32,)}
+    for name in [f"blk.{layer}.attn_{part}.weight" for layer in range(2) for part in shapes]:
+        shape = shapes[name.split(".")[2].removeprefix("attn_")]
+        draft.weights[name] = chance.normal(size=shape, scale=0.3).astype(np.float32)
+    lm = made(write(tmp_path / "tiny.gguf", draft), tmp_path / "out")
+    assert lm.model.config.head_dim == 32
+    assert torch.equal(
+        dict(lm.model.named_parameters())["model.layers.1.self_attn.q_proj.weight"],
+        torch.from_numpy(draft.weights["blk.1.attn_q.weight"]),
+    )
+
+
 def test_another_rope_and_another_epsilon_are_those_of_the_file(tmp_path: Path) -> None:
     """transformers' defaults for them are those of the published models of the family."""
     draft = original().draft()
@@ -134,6 +159,31 @@ def test_the_tokenizer_gives_the_ids_of_the_one_that_was_written(tmp_path: Path)
         assert ids == first.tokenizer.encode(text).ids, text
         assert lm.tokenizer.decode(ids) == text
     assert lm.tokenizer("\n\n17")["input_ids"] == [first.tokenizer.token_to_id(t) for t in ("\u010a\u010a", "1", "7")]
+
+
+def test_merges_keep_their_order(tmp_path: Path) -> None:
+    """In whole words any order gives the same tokens; here more than one merge is possible at a time."""
+    first = original()
+    tokenizer = make_tokenizer(read_header(write(tmp_path / "tiny.gguf", first.draft())))
+    chance = random.Random(0)
+    for _ in range(300):
+        text = "".join(chance.choice("theansweriflom \u00e9") for _ in range(30))
+        assert tokenizer(text)["input_ids"] == first.tokenizer.encode(text).ids, text
+
+
+def test_each_digit_stays_alone_though_the_vocabulary_has_both(tmp_path: Path) -> None:
+    draft = original().draft()
+    draft.values[TOKENS][-1] = "17"
+    draft.values[MERGES] = [
+        *(pair for pair in draft.values[MERGES] if pair.replace(" ", "") in draft.values[TOKENS]),
+        "1 7",
+    ]
+    tokens = {}
+    for rule in ("smollm", "gpt-2"):
+        draft.values["tokenizer.ggml.pre"] = rule
+        tokenizer = make_tokenizer(read_header(write(tmp_path / f"{rule}.gguf", draft)))
+        tokens[rule] = tokenizer.convert_ids_to_tokens(tokenizer("17")["input_ids"])
+    assert tokens == {"smollm": ["1", "7"], "gpt-2": ["17"]}
 
 
 def test_texts_are_cut_by_the_rule_that_the_file_names(tmp_path: Path) -> None:
@@ -282,7 +332,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         claimed("blk.0.attn_q.weight", F64),
         r"attn_q\.weight is of the type F64, which",
     ),
-    "a type that nobody knows": (claimed("blk.0.attn_q.weight", UNKNOWN), r"is of the type number 999, which cannot"),
+    "a type that nobody knows": (claimed("blk.0.attn_q.weight", UNKNOWN), r"is of the unknown type 999, which cannot"),
     "NaN": (nan, r"tiny\.gguf: model\.layers\.1\.mlp\.up_proj\.weight holds NaN"),
     "no tokenizer": (without(TOKENS), r"has no tokenizer\.ggml\.tokens"),
     "no merges": (without(MERGES), r"has no tokenizer\.ggml\.merges"),

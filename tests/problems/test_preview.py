@@ -14,6 +14,8 @@ from softtok.__main__ import main
 from softtok.problems.preview import variants
 from tests.support.chat_templates import chat_tokenizer
 from tests.support.configurations import basic
+from tests.support.gguf_files import Draft, shape_of, smollm_like, vocabulary, weights_of, write
+from tests.support.tiny_models import tiny_model
 
 
 @pytest.fixture
@@ -133,4 +135,23 @@ def test_a_chat_without_its_tokenizer_is_shown_as_messages(folder: Path, capsys:
     config["models"]["far"] = {"hub": "nobody/nothing"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     text = shown(capsys, "mine", "--model", "far")
-    assert "is not on this machine yet)\nuser: What is 1 + 1? Think.\ngold: '2'" in text
+    assert "\nthe tokenizer of model far is not on this machine yet: prompts are the messages of a chat\n" in text
+    assert "--- row1\nuser: What is 1 + 1? Think.\ngold: '2'" in text
+
+
+def test_ids_that_cannot_be_shown_are_not_left_out_silently(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "\nthe tokenizer of model toy is not on this machine yet: prompts have no ids\n"
+    assert told in shown(capsys, "mine", "--model", "toy")
+    assert told not in shown(capsys, "mine")
+
+
+def test_a_gguf_file_shows_its_ids_before_it_is_converted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = smollm_like()
+    lm = tiny_model("llama", vocabulary=tokenizer.get_vocab_size(), width=64)
+    path = write(folder / "tiny.gguf", Draft(shape_of(lm) | vocabulary(tokenizer), weights_of(lm)))
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["models"]["file"] = {"gguf": str(path), "prompt": "Q: {question}\n\n17"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    text = shown(capsys, "mine", "--model", "file")
+    ids = tokenizer.encode("Q: What is 1 + 1? Think.\n\n17").ids
+    assert f"--- row1\nQ: What is 1 + 1? Think.\n\n17\n{len(ids)} ids: {ids}\n" in text

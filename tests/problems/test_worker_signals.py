@@ -45,6 +45,7 @@ if __name__ == "__main__":
 SLEEPY = r"""
 import sys, time
 from softtok.problems.reward import Judge
+from softtok.storage.locks import Interruption
 
 def wait(seconds):
     print("waiting", flush=True)
@@ -53,7 +54,7 @@ def wait(seconds):
 if __name__ == "__main__":
     calls = {"asleep": (wait, (3000,)), "in C": (sum, (range(10**13),)), "idle": (int, (1,))}
     function, case = calls[sys.argv[1]]
-    with Judge(workers=2, timeout_s=600) as judge:
+    with Interruption(), Judge(workers=2, timeout_s=600) as judge:
         judge._workers.ask(function, [case])
         print("idle", flush=True)
         time.sleep(3000)
@@ -150,6 +151,22 @@ def test_workers_end_when_their_parent_is_killed(busy: str, tmp_path: Path) -> N
         others = family(job.pid)
         assert len(others) >= 3
         job.kill()
+        until(lambda: not alive(others), 20)
+
+
+@pytest.mark.parametrize("busy", ["asleep", "in C"])
+def test_a_job_does_not_wait_for_its_workers_once_it_is_asked_to_stop(busy: str, tmp_path: Path) -> None:
+    """A user's reward may take as long as it likes."""
+    script = tmp_path / "sleepy.py"
+    script.write_text(SLEEPY)
+    with started(script, busy) as job:
+        until(lambda: len(workers_of(job.pid)) == 2)
+        if busy == "in C":
+            until(lambda: any(one.cpu_times().user > 1 for one in workers_of(job.pid)))
+        others, begun = family(job.pid), time.monotonic()
+        os.killpg(job.pid, signal.SIGTERM)
+        _, printed = job.communicate(timeout=120)
+        assert (job.returncode, time.monotonic() - begun < 10) == (EXIT_INTERRUPTED, True), printed
         until(lambda: not alive(others), 20)
 
 

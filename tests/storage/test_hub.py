@@ -68,6 +68,10 @@ HELLASWAG = {
     "source_id": "activitynet~v_1", "split": "val", "split_type": "indomain", "label": "3",
 }  # fmt: skip
 ARC = {"id": "Mercury_1", "question": "Which is it?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}}
+SVAMP = {
+    "ID": "", "Body": "", "Question": "How many?", "Equation": "( 76.0 - 25.0 )", "Answer": "51.0",
+    "Type": "Subtraction", "question_concat": "",
+}  # fmt: skip
 MMLU = {"question": "Which is it?", "subject": "astronomy", "choices": ["a", "b", "c", "d"], "answer": 1}
 MMLU_TYPES = {"question": TEXT, "subject": TEXT, "choices": TEXTS, "answer": datasets.ClassLabel(names=list("ABCD"))}
 
@@ -142,8 +146,17 @@ def mmlu(folder: Path) -> None:
     card(folder, all={s: f"all/{s}-*" for s in ("test", "dev")})
 
 
+def svamp(folder: Path) -> None:
+    """Its splits are not those of config.yaml."""
+    for split, (first, last) in {"train": (1, 1000), "test": (700, 701)}.items():
+        rows = [SVAMP | {"ID": f"chal-{n}", "Body": f"{split} {n}"} for n in (last, first)]
+        parquet(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
+    card(folder, default={s: f"data/{s}-*" for s in ("train", "test")})
+
+
 PUBLISHED: dict[str, Callable[[Path], None]] = {
     "openai/gsm8k": gsm8k,
+    "ChilleD/SVAMP": svamp,
     "DigitalLearningGmbH/MATH-lighteval": math,
     "agentica-org/DeepScaleR-Preview-Dataset": deepscaler,
     "HuggingFaceH4/MATH-500": math500,
@@ -156,6 +169,14 @@ HALF = ["\\frac{1}{2}"]
 EXPECTED: dict[tuple[str, str], list[Row]] = {
     ("train", "gsm8k"): [{"id": "row0", "question": "How many, train?", "gold": ["2"]}],
     ("test", "gsm8k"): [{"id": "row0", "question": "How many, test?", "gold": ["2"]}],
+    ("train", "svamp"): [
+        {"id": "chal-1", "question": "train 1 How many?", "gold": ["51"], "story": "train 1"},
+        {"id": "chal-700", "question": "test 700 How many?", "gold": ["51"], "story": "test 700"},
+    ],
+    ("test", "svamp"): [
+        {"id": "chal-701", "question": "test 701 How many?", "gold": ["51"], "story": "test 701"},
+        {"id": "chal-1000", "question": "train 1000 How many?", "gold": ["51"], "story": "train 1000"},
+    ],
     ("train", "math"): [
         {"id": "row0", "question": "Find $x$, train.", "gold": HALF},
         {"id": "row1", "question": "Find $x$, test.", "gold": HALF},

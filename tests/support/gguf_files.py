@@ -130,6 +130,8 @@ def write(path: Path, draft: Draft) -> Path:
     writer = gguf.GGUFWriter(path, draft.values["general.architecture"])
     kind = gguf.GGMLQuantizationType[draft.kind]
     for key, value in draft.values.items():
+        if key == "general.alignment":
+            writer.data_alignment = value
         if key != "general.architecture":
             _add(writer, key, value)
     for name, weight in draft.weights.items():

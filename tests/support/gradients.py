@@ -39,12 +39,19 @@ Case = tuple[LanguageModel, CotTokens, Rollout, Advantages]
 KEYS = [f"row{row}" for row in range(len(PROMPTS) * SAMPLES)]
 
 
-def make_rollout(lm: LanguageModel, tokens: CotTokens, steps: int = 7, *, drop_rows: bool = True) -> Rollout:
+def make_rollout(
+    lm: LanguageModel,
+    tokens: CotTokens,
+    steps: int = 7,
+    *,
+    drop_rows: bool = True,
+    prompts: list[list[int]] = PROMPTS,
+) -> Rollout:
     """Returns trajectories that end in every way: by the phrase, by EOS and at the cap."""
     size = lm.embedding_VD.shape[0]
     rules = TokenRules(size, phrase=range(20, 32), eos=range(32, 38), ends=range(10, 24))
     limits = Limits(steps, 4, SETTINGS.answer_temperature, "shadow")
-    batch = Batch(PROMPTS, SAMPLES, KEYS)
+    batch = Batch(prompts, SAMPLES, KEYS)
     return rollout(Policy(lm, rules, tokens, limits), batch, record=True, drop_rows=drop_rows)
 
 

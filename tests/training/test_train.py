@@ -314,7 +314,7 @@ def test_the_time_of_a_run_is_that_of_all_its_attempts(
         train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     stops.clear()
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
-    assert read_json(run / "manifest.json")["wall_s"] == 6000
+    assert read_json(run / "manifest.json")["wall_s"] == 7000, "the third step was given up, and took its time"
 
 
 def problem(number: int, length: int) -> Problem:

@@ -671,7 +671,7 @@ def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured:
     with measured.timed("first", "--cores", "1") as process:
         calls = measured.folder / "calls.txt"
         deadline = time.monotonic() + 120
-        while not (calls.exists() and "train" in calls.read_text()):
+        while not (calls.exists() and "train results/runs/" in calls.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(3)  # Snakemake has done with starting it
@@ -680,6 +680,6 @@ def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured:
         told = process.communicate(timeout=40)[0]
     assert process.returncode not in (0, None), told
     assert time.monotonic() - start < 30, "the job is not waited for"
-    assert not [line for line in told.splitlines() if "Traceback" in line]
+    assert "timed.py" not in told, "Snakemake may end with a traceback of its own, this script does not"
     measured.environment["BASH_FUNC_softtok%%"] = whole
     assert measured.jobs() == {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}

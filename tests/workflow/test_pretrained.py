@@ -1,0 +1,153 @@
+"""A small study of the pretrained model SmolLM2: its prompts, six inference modes, training, resume and checkpoint.
+
+It has some hundred million multiplications for each token, so problems and thoughts are few and short.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softtok.__main__ import main
+from softtok.config.grid import Study
+from softtok.config.jobs import Evaluation, Run
+from softtok.config.manifests import CheckpointManifest, read
+from softtok.evaluation.evaluate import evaluate
+from softtok.method.batches import Problem, read_problems
+from softtok.models.language_model import LanguageModel
+from softtok.models.loading import load
+from softtok.problems.prompting import asking
+from softtok.training.train import Trainer, train
+from tests.support.pretrained import CPU, PROBLEMS, SIX, TRAINED, WITH_SMOLLM2, check_base, make_study
+from tests.support.training_runs import lines, stopped_in_step
+
+pytestmark = WITH_SMOLLM2
+
+
+@pytest.fixture(scope="module")
+def study(smollm2: tuple[Path, float], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """The small study, in the working folder."""
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield make_study(folder, smollm2[0])
+    shutil.rmtree(folder)  # runs hold gigabytes
+
+
+def run_of(study: Study, mode: str) -> Run:
+    """Returns the run of a training mode."""
+    return next(run for run in study.runs.values() if run.name == mode)
+
+
+def evaluation_of(study: Study) -> Evaluation:
+    """Returns the study's only evaluation."""
+    ((evaluation,),) = {tuple(of_run.values()) for of_run in study.evaluations.values()}
+    return evaluation
+
+
+def problems_of(study: Study, lm: LanguageModel, checkpoint: Path) -> list[Problem]:
+    """Returns the test problems, asked as a checkpoint asks."""
+    evaluation = evaluation_of(study)
+    asks = read(CheckpointManifest, checkpoint / "checkpoint.json").asks
+    asked = asking(evaluation.spec.prompting, asks, evaluation.spec.grading.answer_format)
+    return read_problems(Path(evaluation.data.path), lm, asked)
+
+
+def trainer_of(study: Study, mode: str) -> Trainer:
+    """Returns a training of the study that saves nothing."""
+    run = run_of(study, mode)
+    assert run.train_set is not None
+    return Trainer(run.spec, CPU, Path(run.model.folder), Path(run.train_set.path), Path(run.folder))
+
+
+def test_prompts_are_previewed_with_their_ids(
+    study: Study, smollm2: tuple[Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preview", "cups", "--model", "smollm2"]) == 0
+    shown = capsys.readouterr().out
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2[0])
+    ids = [ast.literal_eval(line.split(" ids: ")[1]) for line in shown.splitlines() if " ids: [" in line]
+    assert len(ids) == 3
+    for text in map(tokenizer.decode, ids):
+        assert text in shown
+        assert text.startswith("Question: Ann has 2 pens") and text.endswith("How many cups does Tom have?\nAnswer:")
+        assert r"Answer: 9 - 4 = 5. The final answer is: \boxed{5}." in text
+
+
+def test_eight_problems_in_six_modes(study: Study) -> None:
+    run, evaluation = run_of(study, "base"), evaluation_of(study)
+    out = Path(run.folder) / f"{evaluation.stem}.parquet"
+    evaluate(evaluation.spec, CPU, Path(run.folder), Path(evaluation.data.path), out)
+    records = pd.read_parquet(out)
+    counts = records.groupby("inference_mode").size()
+    assert counts.to_dict() == {mode: PROBLEMS * (2 if mode.endswith("two") else 1) for mode in SIX}
+    assert records.boxed.mean() > 0.9 and 0 < records.correct.mean() < 1
+    assert set(records.stop) <= {"phrase", "eos", "cap"} and (records.stop == "phrase").mean() > 0.5
+    thoughts = records.set_index(["inference_mode", "problem_id", "sample"]).cot
+    assert thoughts["fuzzy-greedy"].equals(thoughts["hard-greedy"]), "there a mixture is the likeliest token's row"
+    for mode in ("hard-two", "soft-two"):  # the noise of fuzzy tokens changes no text here
+        assert thoughts[mode].nunique() > thoughts["hard-greedy"].nunique(), f"{mode} draws"
+    profile = pd.read_csv(out.with_suffix(".entropy.csv")).set_index(["inference_mode", "index"])
+    assert profile.entropy.between(0, 11).all() and set(profile.index.unique(0)) == set(SIX)
+
+
+def test_greedy_thoughts_and_answers_are_those_of_generate(study: Study) -> None:
+    module, checkpoint = check_base(), Path(run_of(study, "base").folder) / "checkpoint"
+    sides = module.Sides.of(checkpoint, evaluation_of(study).spec)
+    compared = module.compare_greedy(sides, problems_of(study, sides.lm, checkpoint))
+    assert compared.problems == PROBLEMS and compared.tokens > 10 * PROBLEMS
+    assert not compared.beyond_rounding, "\n".join(module.greedy_table(compared))
+
+
+@pytest.mark.parametrize("mode", TRAINED)
+def test_two_steps_move_the_weights(study: Study, mode: str) -> None:
+    """By no more than the learning rate for each step, and the pass sees what the rollout saw."""
+    trainer = trainer_of(study, mode)
+    before = {name: weight.detach().clone() for name, weight in trainer.lm.model.named_parameters()}
+    with trainer.judge:
+        first, second = trainer.take_step(1), trainer.take_step(2)
+    for line in (first, second):
+        assert line["boxed"] is not None and line["boxed"] > 50
+        assert line["gradient_norm"] is not None and line["gradient_norm"] >= 0
+        assert line.get("recomputation_gap", 0.0) < 1e-2  # type: ignore[operator]
+        assert line.get("shadow_flips", 0.0) < 0.02  # type: ignore[operator]
+    assert max(line["gradient_norm"] or 0.0 for line in (first, second)) > 0
+    moved = {
+        name: float((weight.detach() - before[name]).abs().max())
+        for name, weight in trainer.lm.model.named_parameters()
+    }
+    moving = (first, second) if first["gradient_norm"] else (second,)  # a step without a signal moves nothing
+    most = sum(line["learning_rate"] or 0.0 for line in moving)
+    assert all(0.5 * most < largest < 1.1 * most for largest in moved.values()), moved
+
+
+def test_a_training_resumes_and_its_checkpoint_is_transformers(study: Study) -> None:
+    run = run_of(study, "soft")
+    assert run.train_set is not None
+    out, data, model = Path(run.folder), Path(run.train_set.path), Path(run.model.folder)
+    with stopped_in_step(1):
+        train(run.spec, CPU, model, data, out)
+    train(run.spec, CPU, model, data, out)
+    trainer = trainer_of(study, "soft")
+    with trainer.judge:
+        wanted = [trainer.take_step(step) for step in (1, 2)]
+    for line, expected in zip(lines(out)[1:], wanted, strict=True):
+        seen = {name: line[name] for name in expected if not name.endswith("_s")}
+        assert seen == pytest.approx({name: expected[name] for name in seen}, rel=1e-3)
+    saved, checkpoint = trainer.lm.model.state_dict(), out / "checkpoint"
+    theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    assert all(torch.allclose(weight, saved[name], atol=1e-6) for name, weight in theirs.state_dict().items())
+    lm, module = load(checkpoint, CPU), check_base()
+    rules = module.TextRules(lm)
+    sides = module.Sides(lm, rules, theirs.eval(), evaluation_of(study).spec)
+    compared = module.compare_greedy(sides, problems_of(study, lm, checkpoint))
+    assert compared.tokens > 10 * PROBLEMS
+    assert not compared.beyond_rounding, "\n".join(module.greedy_table(compared))
