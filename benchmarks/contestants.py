@@ -22,7 +22,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from benchmarks import toy
+from benchmarks import evaluation as cell
 from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl, timed_backward
 from softtok.models import language_model
 
@@ -203,9 +203,9 @@ def beginning(turns: Turns, size: str, shared: bool, **load: int) -> None:
         turns.serve(turn, digest=work.digest)
 
 
-def evaluation(turns: Turns, folder: str, drop_rows: bool) -> None:
-    """One cell of `softtok evaluate` from a fresh start, hard tokens, with or without dropping of finished rows."""
-    turns.serve(toy.evaluation(Path(folder), torch.get_num_threads(), drop_rows))
+def evaluation(turns: Turns, folder: str, **options: Any) -> None:
+    """One cell of `softtok evaluate` from a fresh start, hard tokens; options as in `evaluation.py`."""
+    turns.serve(cell.evaluation(Path(folder), torch.get_num_threads(), **options))
 
 
 ROLES = {

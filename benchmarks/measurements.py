@@ -6,6 +6,7 @@ The others are in `cells.py` (1, 2, 3 and 5) and `overhead.py` (7).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -17,6 +18,7 @@ from benchmarks.plans import FULL, Plan
 from benchmarks.toy import SAMPLES
 from benchmarks.work import SIZES, Load, Size
 
+GSM8K_ANSWERS = 800  # whose decode steps are counted at GSM8K's lengths
 PRECISIONS = ("float32", "bfloat16")
 RATE_LAYERS = 6  # whose weights are more than the caches hold already
 GROWTH_BASE = {"G": 16, "T": 32, "V": 2048, "layers": 2}
@@ -69,18 +71,34 @@ def objective_memory(plan: Plan, say: Callable[[str], None]) -> list[Row]:
 
 
 def evaluate_throughput(plan: Plan, toy: Path, say: Callable[[str], None]) -> list[Row]:
-    """6: a whole evaluation cell, finished rows dropped or not."""
-    case = f"{plan.problems} x {SAMPLES}"
-    say(f"evaluation: {case} samples, rows dropped and not")
-    options = {"folder": str(toy)}
-    kept, dropped = options | {"drop_rows": False}, options | {"drop_rows": True}
-    with workers(plan.threads, dropped=("evaluation", dropped), kept=("evaluation", kept)) as at:
-        rounds = interleave({name: at[name].turn for name in at}, plan.evaluation_s, plan.most, least=1)
-    decoded = {name: turns[0]["decode_rows"] for name, turns in rounds.turns.items()}
-    sides = Side("all rows", "kept"), Side("ours", "dropped")
-    row = rounds.row("evaluate_throughput", case, *sides, goal=1.5, bound=decoded["kept"] / decoded["dropped"])
-    row.note = f"{decoded['dropped']:.0f} of {decoded['kept']:.0f} row steps; bound: their ratio"
-    return [row]
+    """6: a whole evaluation cell, by what becomes of the places of finished rows."""
+    fewer, rows = min(SAMPLES, GSM8K_ANSWERS // plan.problems), []
+    for case, lengths, samples, ways, goal in (
+        (f"{plan.problems} x {SAMPLES}", "toy", SAMPLES, ("kept", "dropped", "replaced"), 1.5),
+        (f"{plan.problems} x {fewer}, GSM8K's lengths", "gsm8k", fewer, ("dropped", "replaced"), None),
+    ):
+        say(f"evaluation: {case}, finished rows {', '.join(ways)}")
+        options = {"folder": str(toy), "lengths": lengths, "samples": samples}
+        with workers(plan.threads, **{way: ("evaluation", options | {"rows": way}) for way in ways}) as at:
+            rounds = interleave({way: at[way].turn for way in ways}, plan.evaluation_s, plan.most, least=1)
+        turns = {way: rounds.turns[way][0] for way in ways}
+        for before, after in itertools.pairwise(ways):
+            what = "decode_rows" if before == "kept" else "decode_steps"
+            least = turns[before][what] / turns[after][what]
+            row = rounds.row(
+                "evaluate_throughput",
+                f"{case}: {before} over {after}",
+                Side(before, before),
+                Side(after, after),
+                goal=goal if before == "kept" else None,
+                bound=least,
+            )
+            row.note = (
+                f"{turns[after][what]:.0f} of {turns[before][what]:.0f} {what.replace('decode', 'decoded')};"
+                " bound: their ratio"
+            )
+            rows.append(row)
+    return rows
 
 
 def shared_beginning(plan: Plan, say: Callable[[str], None]) -> list[Row]:

@@ -8,12 +8,8 @@ The second prints nothing and exits with status 0 at that moment: whoever starte
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -91,36 +87,6 @@ def softtok(name: str, **options: object) -> None:
         raise RuntimeError(f"softtok {name} failed; its message is above")
 
 
-def evaluation(folder: Path, threads: int, drop_rows: bool) -> Callable[[], dict[str, float]]:
-    """Returns a function that evaluates the toy from a fresh start, with or without dropping of finished rows."""
-    from softtok.evaluation import evaluate as module
-
-    rollout = vars(module)["rollout"]
-
-    def evaluate() -> dict[str, float]:
-        decoded = 0
-
-        def counting(*arguments: object, **named: object) -> object:
-            nonlocal decoded
-            made = rollout(*arguments, **(named | {"drop_rows": drop_rows}))
-            decoded += made.decode_rows
-            return made
-
-        shutil.rmtree(folder / "run" / ".state", ignore_errors=True)
-        with tempfile.TemporaryDirectory() as out, mock.patch.object(module, "rollout", counting):
-            softtok(
-                "evaluate",
-                spec=(folder / "evaluate.json").read_text(),
-                runtime=json.dumps({"threads": threads}),
-                run=folder / "run",
-                data=folder / "test.parquet",
-                out=Path(out) / "cell.parquet",
-            )
-        return {"decode_rows": decoded}
-
-    return evaluate
-
-
 def start(folder: Path, out: Path) -> None:
     """Runs `softtok train` up to its first rollout, where the process ends with status 0."""
     read_runtime = command._runtime  # called when the libraries are imported and nothing is loaded yet
@@ -128,7 +94,8 @@ def start(folder: Path, out: Path) -> None:
     def end_at_the_first_rollout(options: Namespace) -> RuntimeSettings:
         from softtok.training import train
 
-        mock.patch.object(train, "rollout", side_effect=lambda *_, **__: os._exit(0)).start()
+        for name in ("rollout", "stream"):
+            mock.patch.object(train, name, side_effect=lambda *_, **__: os._exit(0)).start()
         return read_runtime(options)
 
     with mock.patch.object(command, "_runtime", end_at_the_first_rollout):

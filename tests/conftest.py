@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from tests.support.examples import load_profile
 from tests.support.specs import data_spec, toy_model
 
 if TYPE_CHECKING:
+    from softtok.method.stream import Finished, Room
     from softtok.method.trajectories import Batch, Policy, Rollout
     from softtok.problems.spec import Kind
 
@@ -72,7 +74,7 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """What each rollout of a training run or an evaluation was asked for.
+    """What each rollout and each stream of a training run or an evaluation was asked for.
 
     The entropies that it gives are made 2 at thinking steps and 99 behind them, where they mean nothing.
     """
@@ -80,20 +82,32 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
 
     from softtok.evaluation import evaluate
     from softtok.method.rollout import rollout
+    from softtok.method.stream import stream
     from softtok.training import train
 
     asked = []
 
-    def noted(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
-        out = rollout(policy, batch, record=record)
-        thinking = torch.arange(out.entropy_NT.shape[1]) < torch.from_numpy(out.cot_lengths)[:, None]
-        out.entropy_NT = torch.where(thinking, 2.0, 99.0)
+    def note(policy: Policy, batch: Batch, record: bool) -> None:
         tokens, limits = policy.tokens, policy.limits
         asked.append(
             SimpleNamespace(tokens=tokens, prompts=batch.prompts, keys=batch.keys, limits=limits, record=record)
         )
+
+    def marked(out: Rollout) -> Rollout:
+        thinking = torch.arange(out.entropy_NT.shape[1]) < torch.from_numpy(out.cot_lengths)[:, None]
+        out.entropy_NT = torch.where(thinking, 2.0, 99.0)
         return out
 
-    monkeypatch.setattr(evaluate, "rollout", noted)
+    def noted(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
+        note(policy, batch, record)
+        return marked(rollout(policy, batch, record=record))
+
+    def noted_stream(policy: Policy, batch: Batch, room: Room) -> Iterator[Finished]:
+        note(policy, batch, False)
+        for finished in stream(policy, batch, room):
+            yield [(b, marked(out)) for b, out in finished]
+
+    monkeypatch.setattr(evaluate, "stream", noted_stream)
+    monkeypatch.setattr(train, "stream", noted_stream)
     monkeypatch.setattr(train, "rollout", noted)
     return asked

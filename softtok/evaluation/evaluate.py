@@ -9,6 +9,7 @@ modes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ from softtok.config.manifests import CheckpointManifest, read
 from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
-from softtok.method.batches import Problem, batches, grade, names_of, problems_hash, read_problems, rms_prompts
+from softtok.method.batches import Problem, names_of, problems_hash, read_problems, rms_prompts, to_judge
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
-from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
+from softtok.method.stream import Room, stream
 from softtok.method.token_modes import bind
 from softtok.method.trajectories import INFERENCE_STOPS, Batch, Limits, Policy, Rollout
 from softtok.models.devices import announce
@@ -85,8 +86,8 @@ def evaluate(
         refuse_longer(lm, longest, f"test set {data}")
         # Many test sets have ids such as "row7". If they shared their draws, their results would be correlated. Golds
         # do not count: answers judged by other golds stay the same answers.
-        asked = problems_hash(data, ["id", "question"])
-        key = f"evaluate|{asked[:16]}|{checkpoint.seed}"
+        questions = problems_hash(data, ["id", "question"])
+        key = f"evaluate|{questions[:16]}|{checkpoint.seed}"
         digest = problems_hash(data, names_of(spec.grading.wants_columns))
         shards: dict[str, Shard] = {}
         with saved_if_stopped(interruption), Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
@@ -110,15 +111,16 @@ def evaluate(
 
 def _asked(spec: EvaluationSpec, checkpoint: CheckpointManifest, data: Path, shots: Path | None) -> Asking:
     """Returns how the test set's questions are asked. Raises UserError if one of them is an example in the prompts."""
-    asked = asking(spec.prompting, checkpoint.asks, spec.grading.answer_format, shots)
-    if asked.shots:
-        refuse_tested(asked.shots, read_columns(data, ["question"]).column("question").to_pylist(), f"test set {data}")
-    return asked
+    prompts = asking(spec.prompting, checkpoint.asks, spec.grading.answer_format, shots)
+    if prompts.shots:
+        questions = read_columns(data, ["question"]).column("question").to_pylist()
+        refuse_tested(prompts.shots, questions, f"test set {data}")
+    return prompts
 
 
 @contextlib.contextmanager
 def saved_if_stopped(interruption: Interruption) -> Iterator[None]:
-    """Exits with 75 if the reward's workers break while a signal asks the job to stop; finished batches are saved."""
+    """Exits with 75 if the reward's workers break while a signal asks the job to stop; finished problems are saved."""
     try:
         yield
     except BrokenWorkersError:
@@ -153,35 +155,37 @@ class Cells:
     interruption: Interruption
 
     def complete(self, name: str, shard: Shard, policy: Policy, samples: int) -> None:
-        """Generates the problems that the shard lacks, a batch at a time."""
+        """Generates the problems that the shard lacks, and appends each as soon as it is finished."""
         done = {line["problem_id"] for line in shard.lines}
         missing = [p for p in self.problems if p.id not in done]
         with progress(f"evaluate {name}", len(self.problems), len(self.problems) - len(missing)) as advance:
-            for part in batches(missing, samples, policy.most_steps, self.runtime):
-                keys = [f"{self.key}|{p.id}|{g}" for p in part for g in range(samples)]
-                made = rollout(policy, Batch([p.prompt for p in part], samples, keys))
-                if not made.entropy_NT.isfinite().all():
+            keys = [f"{self.key}|{p.id}|{g}" for p in missing for g in range(samples)]
+            batch = Batch([p.prompt for p in missing], samples, keys)
+            for finished in stream(policy, batch, Room.of(self.runtime)):
+                problems, made = [missing[b] for b, _ in finished], [out for _, out in finished]
+                if not all(out.entropy_NT.isfinite().all() for out in made):
                     raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
-                verdicts = grade(self.judge, policy.rules, made, part)
-                other = self.judge.other
-                pairs = list(zip(verdicts, grade(other, policy.rules, made, part) if other else verdicts, strict=True))
-                lines = [_line(policy, made, pairs, b, problem) for b, problem in enumerate(part)]
-                shard.append([line | {"made_on": self.made_on} for line in lines])
-                advance(len(part), correct=float(np.mean([v.correct for v in verdicts])))
+                verdicts = self._verdicts(policy, problems, made)
+                parts = zip(problems, made, verdicts, strict=True)
+                shard.append([_line(policy, *part) | {"made_on": self.made_on} for part in parts])
+                advance(len(made), correct=float(np.mean([v.correct for pairs in verdicts for v, _ in pairs])))
                 self.interruption.exit_if_asked()
 
+    def _verdicts(
+        self, policy: Policy, problems: list[Problem], made: list[Rollout]
+    ) -> list[list[tuple[Verdict, Verdict]]]:
+        """Returns the verdicts on each problem's samples, each beside that of `Judge.other`, or beside itself."""
+        answers = [a for p, out in zip(problems, made, strict=True) for a in to_judge(policy.rules, out, [p])]
+        verdicts, other = self.judge.grade(answers), self.judge.other
+        pairs = iter(zip(verdicts, other.grade(answers) if other else verdicts, strict=True))
+        return [list(itertools.islice(pairs, out.samples)) for out in made]
 
-def _line(
-    policy: Policy, made: Rollout, verdicts: list[tuple[Verdict, Verdict]], b: int, problem: Problem
-) -> dict[str, Any]:
-    """Returns the finished samples of one problem and the sums of its entropy profile.
 
-    The second verdict is that of the other reward (`Judge.other`), or the same one again.
-    """
-    rows = range(b * made.samples, (b + 1) * made.samples)
-    lengths = made.cot_lengths[rows.start : rows.stop]
+def _line(policy: Policy, problem: Problem, made: Rollout, verdicts: list[tuple[Verdict, Verdict]]) -> dict[str, Any]:
+    """Returns the finished samples of one problem and the sums of its entropy profile; verdicts as `Cells` has them."""
+    rows, lengths = range(made.samples), made.cot_lengths
     longest = int(lengths.max())
-    entropy = made.entropy_NT[rows.start : rows.stop, :longest].cpu().double().numpy()  # Apple's GPUs have no double
+    entropy = made.entropy_NT[:, :longest].cpu().double().numpy()  # Apple's GPUs have no double
     thinking = np.arange(longest) < lengths[:, None]
     return {
         "problem_id": problem.id,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from softtok.config.settings import RuntimeSettings
 from softtok.method.noise_units import RMS_PROMPTS
 from softtok.method.stopping import TextRules
 from softtok.method.trajectories import Rollout
-from softtok.models.beginnings import common_tokens
 from softtok.models.language_model import LanguageModel
 from softtok.models.prompts import ask
 from softtok.problems.prompting import Asking, without_shots
@@ -81,31 +79,16 @@ def rms_prompts(problems: list[Problem]) -> list[list[int]]:
     return [problems[i].prompt for i in shuffled(len(problems), RMS_SLICE)[:RMS_PROMPTS]]
 
 
-def batches(problems: list[Problem], samples: int, length: int, runtime: RuntimeSettings) -> Iterator[list[Problem]]:
-    """Yields batches of problems with prompts of similar length, which need little padding.
-
-    A batch has at most `rollout_rows` rows and `rollout_tokens` positions, with `length` positions that each row may
-    write; or it is a single problem. What all prompts begin with counts once.
-    """
-    common = common_tokens([problem.prompt for problem in problems])
-    part: list[Problem] = []
-    for problem in sorted(problems, key=lambda p: (len(p.prompt), p.id)):
-        count = len(part) + 1
-        rest = len(problem.prompt) - common  # the longest pads the others
-        tokens = common + count * (rest + samples * length)
-        if part and (count * samples > runtime.rollout_rows or tokens > runtime.rollout_tokens):
-            yield part
-            part = []
-        part.append(problem)
-    if part:
-        yield part
+def to_judge(rules: TextRules, out: Rollout, problems: list[Problem]) -> list[Answer]:
+    """Returns the N answers to B problems as a judge takes them."""
+    texts = [rules.answer_text(out.prefill(row), answer) for row, answer in enumerate(out.answers)]
+    of_row = [problems[row // out.samples] for row in range(len(texts))]
+    return [Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, of_row, strict=True)]
 
 
 def grade(judge: Judge, rules: TextRules, out: Rollout, problems: list[Problem]) -> list[Verdict]:
     """Returns the verdicts on N answers to B problems."""
-    texts = [rules.answer_text(out.prefill(row), answer) for row, answer in enumerate(out.answers)]
-    asked = [problems[row // out.samples] for row in range(len(texts))]
-    return judge.grade([Answer(text, p.golds, p.text, p.columns) for text, p in zip(texts, asked, strict=True)])
+    return judge.grade(to_judge(rules, out, problems))
 
 
 def reward_metrics(verdicts: list[Verdict]) -> dict[str, float | None]:

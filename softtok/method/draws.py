@@ -16,10 +16,11 @@ class Draws:
     def __init__(
         self, keys: list[str], purpose: str, kind: str, width: int, device: torch.device, block: int = DRAW_BLOCK
     ):
-        self.seeds = [hashlib.blake2b(f"{key}|{purpose}".encode(), digest_size=8) for key in keys]
+        self.purpose = purpose
+        self.seeds = [self._seed(key) for key in keys]
         self.kind, self.steps = kind, block
         self.generator = torch.Generator(device)
-        self.drawn = -1  # the block that `values` holds
+        self.drawn = np.full(len(keys), -1)  # the block of each row that `values` holds
         self.values = torch.empty(len(keys), block, width, device=device) if kind != "none" else torch.empty(0)
 
     def again(self, rows: np.ndarray, steps: np.ndarray) -> torch.Tensor:
@@ -30,6 +31,15 @@ class Draws:
             self._draw(drawn[place], int(row), int(step))
         return drawn[:, 0]
 
+    def restart(self, rows: np.ndarray, keys: list[str]) -> None:
+        """Gives these rows other keys, whose steps begin at 0."""
+        for row, key in zip(rows, keys, strict=True):
+            self.seeds[row] = self._seed(key)
+        self.drawn[rows] = -1
+
+    def _seed(self, key: str) -> hashlib.blake2b:
+        return hashlib.blake2b(f"{key}|{self.purpose}".encode(), digest_size=8)
+
     def _draw(self, values: torch.Tensor, row: int, block: int) -> None:
         seed = self.seeds[row].copy()
         seed.update(block.to_bytes(4, "little"))
@@ -39,17 +49,18 @@ class Draws:
         else:
             values.uniform_(generator=self.generator)
 
-    def at(self, step: int, rows: np.ndarray) -> torch.Tensor | None:
-        """Returns the draws of these rows (by original number) at this step, shape (n, width).
+    def at(self, steps: int | np.ndarray, rows: np.ndarray) -> torch.Tensor | None:
+        """Returns the draws of these rows (by number) at this step, or at one of its own for each, shape (n, width).
 
-        They are standard normals or uniforms in [0, 1), or None for kind "none". From call to call, `step` may only
-        grow and `rows` only shrink.
+        They are standard normals or uniforms in [0, 1), or None for kind "none".
         """
         if self.kind == "none":
             return None
-        block, offset = divmod(step, self.steps)
-        if block != self.drawn:
-            self.drawn = block
-            for row in rows:
-                self._draw(self.values[row], row, block)
-        return self.values[:, offset] if len(rows) == len(self.seeds) else self.values[torch.from_numpy(rows), offset]
+        block, offset = divmod(steps, self.steps)
+        late = np.flatnonzero(self.drawn[rows] != block)
+        for row, number in zip(rows[late], np.broadcast_to(block, rows.shape)[late], strict=True):
+            self._draw(self.values[row], row, int(number))
+        self.drawn[rows] = block
+        if isinstance(offset, int) and len(rows) == len(self.seeds):
+            return self.values[:, offset]
+        return self.values[torch.from_numpy(rows), offset if isinstance(offset, int) else torch.from_numpy(offset)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from softtok.method.draws import Draws
 from softtok.method.steps import Record
 from softtok.method.stopping import TextRules
 from softtok.method.token_modes import CotTokens
@@ -60,6 +61,19 @@ class Batch:
     def rows(self) -> int:
         return len(self.prompts) * self.samples
 
+    def as_rows(self) -> Rows:
+        """Returns all rows of all prompts."""
+        return Rows(self.prompts, np.repeat(np.arange(len(self.prompts)), self.samples), self.keys)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to be begun side by side, any number of each prompt."""
+
+    prompts: list[list[int]]
+    owners: np.ndarray  # (rows,) which prompt each is of
+    keys: list[str]
+
 
 @dataclass
 class Rollout:
@@ -79,6 +93,30 @@ class Rollout:
     entropy_NT: torch.Tensor  # next-token entropy at each CoT step, nats
     record: Record | None = None  # of soft tokens, where training asks for it
     decode_rows: int = 0  # rows x decode steps that the model ran
+
+    @classmethod
+    @torch.inference_mode(False)  # training computes gradients with what is recorded
+    def empty(cls, policy: Policy, prompts: list[list[int]], samples: int, draws: Draws | None = None) -> Rollout:
+        """Returns a rollout without steps; with `draws`, those of the CoT, it has room for what training needs."""
+        count, steps, lm, rules = len(prompts) * samples, policy.limits.max_cot_tokens, policy.lm, policy.rules
+        return cls(
+            prompts=prompts,
+            samples=samples,
+            cot_ids=np.zeros((count, steps), np.int64),
+            cot_lengths=np.zeros(count, np.int64),
+            stops=np.zeros(count, np.int64),
+            prefills=(rules.prefill_after_phrase, *[rules.prefill_after_cut] * (len(INFERENCE_STOPS) - 1)),
+            answers=[[] for _ in range(count)],
+            near_ties=np.zeros(count, np.int64),
+            entropy_NT=torch.zeros(count, steps, device=lm.device),
+            record=None if draws is None else policy.tokens.new_record(steps, lm.embedding_VD.detach(), draws),
+        )
+
+    def take(self, row: int, other: Rollout, theirs: int) -> None:
+        """Copies a finished row of another rollout, without what training needs."""
+        for name in ("cot_ids", "cot_lengths", "stops", "near_ties", "entropy_NT"):
+            getattr(self, name)[row] = getattr(other, name)[theirs]
+        self.answers[row] = other.answers[theirs]
 
     def prefill(self, row: int) -> list[int]:
         """Returns the ids that were prefilled in front of one row's answer."""

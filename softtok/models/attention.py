@@ -31,31 +31,49 @@ NAME = "softtok_grouped"
 
 
 class Groups:
-    """Which prompt each active row belongs to, and its place among that prompt's rows.
+    """Which prompt each active row belongs to, and its place among that prompt's rows. All layers share one object."""
 
-    Rows are in the order of their prompts. All layers share one object.
-    """
-
-    def __init__(self, prompt_mask_BP: torch.Tensor, samples: int):
-        self.padding_B1P = ~prompt_mask_BP[:, None]
-        self.kept_B = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device)  # places before the last `keep`
-        self.owner_n = self.kept_B.repeat_interleave(samples)
+    def __init__(self, prompt_mask_BP: torch.Tensor, samples: int | torch.Tensor):
+        """`samples` is how many rows each prompt has, (B,) if they differ; rows are in the order of their prompts."""
+        self.padding_BP = ~prompt_mask_BP
+        self.owner_n = torch.arange(len(prompt_mask_BP), device=prompt_mask_BP.device).repeat_interleave(samples)
+        # How many positions fewer each row has written than the oldest; None if all have written as many.
+        self.lag_n: torch.Tensor | None = None
         self._lay_out()
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drops all rows but these (ascending places among the active rows), and prompts without any row left."""
-        self.kept_B, self.owner_n = self.owner_n[rows].unique(return_inverse=True)
-        self.padding_B1P = self.padding_B1P[self.kept_B]
+        self.owner_n = self.owner_n[rows]
+        self.lag_n = None if self.lag_n is None else self.lag_n[rows]
+        self._lay_out()
+
+    def replace(self, rows: torch.Tensor, owners: torch.Tensor, mask_BP: torch.Tensor, written: int) -> None:
+        """Gives rows to the newest prompt (owner 0) and to further ones; the oldest row has written so many positions.
+
+        `mask_BP` is of the further prompts. Prompts without any row left are dropped.
+        """
+        width, lag_n = max(self.padding_BP.shape[1], mask_BP.shape[1]), self.lag_n
+        self.padding_BP = torch.cat([widened(x, width, value=True) for x in (self.padding_BP, ~mask_BP)])
+        self.owner_n = self.owner_n.index_copy(0, rows, self.prompts - 1 + owners)
+        lag_n = torch.zeros_like(self.owner_n) if lag_n is None else lag_n
+        self.lag_n = lag_n.index_fill(0, rows, written)
         self._lay_out()
 
     def _lay_out(self) -> None:
+        self.kept_B, self.owner_n = self.owner_n.unique(return_inverse=True)  # places before this call
+        self.padding_BP = self.padding_BP[self.kept_B]
+        self.padded = bool(self.padding_BP.any())
+        self.padding_n1P = self.padding_BP[self.owner_n][:, None]
         counts_B = torch.bincount(self.owner_n)
         self.prompts, self.samples = len(counts_B), int(counts_B.max())
-        self.padded = bool(self.padding_B1P.any())
-        first_B = counts_B.cumsum(0) - counts_B
-        rank_n = torch.arange(len(self.owner_n), device=counts_B.device) - first_B[self.owner_n]
-        self.place_n = self.owner_n * self.samples + rank_n
-        self.full = len(self.owner_n) == self.prompts * self.samples
+        self.row_n = torch.arange(len(self.owner_n), device=counts_B.device)
+        order_n = self.owner_n.argsort(stable=True)
+        rank_n = self.row_n - (counts_B.cumsum(0) - counts_B)[self.owner_n[order_n]]
+        self.place_n = (self.owner_n * self.samples).index_add(0, order_n, rank_n)
+        self.full = torch.equal(self.place_n, self.row_n) and len(self.row_n) == self.prompts * self.samples
+        self.shift = 0 if self.lag_n is None else int(self.lag_n.min())  # by which the oldest row is younger now
+        if self.lag_n is not None:
+            self.lag_n = self.lag_n - self.shift if self.lag_n.max() > self.shift else None
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """Turns (J, n, ...) into (J, M, ...), with zeros at empty places."""
@@ -96,7 +114,8 @@ class RowLayer(CacheLayerMixin):
         rows, (_, heads, self.prompt_length, width) = len(groups.owner_n), keys_BJPK.shape
         self.keys = keys_BJPK.new_empty(heads, rows, length, width)
         self.values = values_BJPK.new_empty(heads, rows, length, values_BJPK.shape[-1])
-        self.written = 0
+        self.written = 0  # by the oldest row
+        self.clean = False
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -110,10 +129,28 @@ class RowLayer(CacheLayerMixin):
         Returns the layer itself twice; `grouped_attention` gets it in the place of keys and values.
         """
         assert self.keys is not None and self.values is not None
-        self.keys[:, :, self.written] = key_states[:, :, 0].transpose(0, 1)
-        self.values[:, :, self.written] = value_states[:, :, 0].transpose(0, 1)
+        lag_n = self.groups.lag_n
+        at: Any = self.written if lag_n is None else self.written - lag_n
+        rows = slice(None) if lag_n is None else self.groups.row_n
+        self.keys[:, rows, at] = key_states[:, :, 0].transpose(0, 1)
+        self.values[:, rows, at] = value_states[:, :, 0].transpose(0, 1)
         self.written += 1
         return self, self
+
+    def replace(self, further: States | None) -> None:
+        """Takes further prompts in, if any; call `groups.replace` first, which says whose rows begin again."""
+        kept_B, before = self.groups.kept_B, self.prompt_keys.shape[1]
+        self.prompt_length = self.groups.padding_BP.shape[1]
+        for i, name in enumerate(("prompt_keys", "prompt_values")):
+            parts = [getattr(self, name)[:, kept_B[kept_B < before]]]
+            parts += [] if further is None else [further[i].transpose(0, 1)]
+            setattr(self, name, torch.cat([widened(x, self.prompt_length, dim=2) for x in parts], 1))
+        if not self.clean:
+            assert self.values is not None
+            # Weights of unwritten positions are 0, but 0 times uninitialised memory may be NaN.
+            self.values[:, :, self.written :] = 0
+            self.clean = True
+        self.written -= self.groups.shift
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drops all rows but these, in place; call `groups.keep` first."""
@@ -127,6 +164,7 @@ class RowLayer(CacheLayerMixin):
             buffer = buffer.flatten()[: math.prod(shape)].view(shape)
             buffer[:, :, : self.written] = kept
             setattr(self, name, buffer)
+        self.written -= self.groups.shift
 
     @property
     def seen(self) -> int:
@@ -135,8 +173,11 @@ class RowLayer(CacheLayerMixin):
 
     @property
     def unseen(self) -> torch.Tensor | None:
-        """Which of these positions are masked, shape (seen,), or None if none is."""
-        return None
+        """Which of these positions are masked, shape (seen,) or (n, 1, seen), or None if none is."""
+        lag_n = self.groups.lag_n
+        if lag_n is None:
+            return None
+        return (torch.arange(self.seen, device=lag_n.device) >= self.seen - lag_n[:, None])[:, None]
 
     def attend(self, query_nH1K: torch.Tensor, scaling: float) -> torch.Tensor:
         """Returns softmax attention of one query position over common, prompt and own positions, (n, 1, H, K).
@@ -153,24 +194,21 @@ class RowLayer(CacheLayerMixin):
             return groups.gather(x.view(key_heads, -1, repeats, x.shape[-1])).flatten(0, 1)
 
         query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
-        placed = groups.spread(query)
-        of_prompt = placed.view(*by_prompt, width) @ self.prompt_keys.float().transpose(-1, -2)
-        if groups.padded:
-            of_prompt.masked_fill_(groups.padding_B1P, -torch.inf)
+        of_prompt = by_row(groups.spread(query).view(*by_prompt, width) @ self.prompt_keys.float().transpose(-1, -2))
         of_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(-1, -2))
-        if self.unseen is not None:
-            of_own.masked_fill_(self.unseen, -torch.inf)
-        of_own = groups.spread(of_own.view(key_heads, n, -1)).view(*by_prompt, self.seen)
-        scores = [of_prompt, of_own]
+        for scores, masked in ((of_prompt, groups.padding_n1P if groups.padded else None), (of_own, self.unseen)):
+            if masked is not None:
+                scores.view(key_heads, n, *scores.shape[1:]).masked_fill_(masked, -torch.inf)
+        parts = [of_prompt, of_own]
         if self.common is not None:
-            of_common = torch.bmm(placed.view(key_heads, -1, width), self.common[0].float().transpose(-1, -2))
-            scores = [of_common.view(*by_prompt, self.common_length), *scores]
-        weights = torch.softmax(torch.cat(scores, -1), -1)
+            of_common = torch.bmm(query.flatten(1, 2), self.common[0].float().transpose(-1, -2))
+            parts = [of_common.view(-1, repeats, self.common_length), *parts]
+        weights = torch.softmax(torch.cat(parts, -1), -1).view(key_heads, n, repeats, -1)
         common, prompt, own = weights.split([self.common_length, self.prompt_length, self.seen], -1)
-        mixed = (prompt @ self.prompt_values.float()).flatten(1, 2)
+        mixed = by_row(groups.spread(prompt).view(*by_prompt, self.prompt_length) @ self.prompt_values.float())
+        mixed = torch.baddbmm(mixed, own.flatten(0, 1), own_values).view(key_heads, n * repeats, -1)
         if self.common is not None:
             mixed = torch.baddbmm(mixed, common.flatten(1, 2), self.common[1].float())
-        mixed = torch.baddbmm(by_row(mixed), by_row(own), own_values)
         return mixed.view(key_heads, n, -1).transpose(0, 1).to(query_nH1K.dtype).reshape(n, 1, heads, -1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -181,6 +219,13 @@ class RowLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.common_length + self.prompt_length + (0 if self.keys is None else self.keys.shape[2])
+
+
+def widened(x: torch.Tensor, width: int, dim: int = 1, value: Any = 0) -> torch.Tensor:
+    """Returns x with padding in front along a dimension, as left-padded prompts have it."""
+    missing = list(x.shape)
+    missing[dim] = width - x.shape[dim]
+    return torch.cat([x.new_full(missing, value), x], dim) if missing[dim] else x
 
 
 def layer_states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,7 @@ from softtok.models.beginnings import blocks
 from softtok.storage.breaks import may_end_here
 
 if TYPE_CHECKING:
-    from softtok.models.language_model import LanguageModel
+    from softtok.models.language_model import LanguageModel, Prefilled
 
 WINDOW = 128
 """The attention window grows in steps of 128: re-recording costs one step, unused positions slow every step."""
@@ -35,9 +35,17 @@ class Decoder:
     """Feeds all active rows through the model, one position per step."""
 
     drop_share = 1 / 8  # once this share of the active rows has finished, dropping them is worth the copies
+    replaces = True  # other rows may begin in the places of finished ones
 
-    def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
-        """`length` is the largest number of steps that will be taken.
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompt_cache: Cache,
+        prompt_mask_BP: torch.Tensor,
+        samples: int | torch.Tensor,
+        length: int,
+    ):
+        """`samples` as in `Groups`; `length` is the largest number of positions that a row writes.
 
         The prompts' cache is emptied layer by layer, so that at most one layer is held twice.
         """
@@ -61,13 +69,34 @@ class Decoder:
         for layer in self.layers:
             layer.keep(rows)
 
+    def replace(self, rows: torch.Tensor, owners: torch.Tensor, further: Prefilled | None) -> None:
+        """Begins other rows in these places: of the newest prompt (owner 0), and of further ones, which follow it.
+
+        The further prompts' cache is emptied.
+        """
+        mask_BP = self.groups.padding_BP[:0] if further is None else further.mask_BP
+        self.groups.replace(rows, owners, mask_BP, self.layers[0].written)
+        for layer in self.layers:
+            layer.replace(None if further is None else blocks(further.cache.layers.pop(0))[-1])
+
 
 class GraphDecoder(Decoder):
-    """A decoder that records a step as a CUDA graph and replays it."""
+    """A decoder that records a step as a CUDA graph and replays it.
 
+    Rows have one age, since all write at the same place.
+    """
+
+    replaces = False
     drop_share = 1 / 2  # a step takes about as long as reading the weights, and dropping rows costs a recording
 
-    def __init__(self, lm: LanguageModel, prompt_cache: Cache, prompt_mask_BP: torch.Tensor, samples: int, length: int):
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompt_cache: Cache,
+        prompt_mask_BP: torch.Tensor,
+        samples: int | torch.Tensor,
+        length: int,
+    ):
         self.window = Window(length, lm.device)
         self.steps = 0
         self.inputs: tuple[torch.Tensor, ...] = ()

@@ -26,13 +26,13 @@ from softtok.config.specs import RunSpec
 from softtok.errors import UserError
 from softtok.method.batches import (
     Problem,
-    batches,
     grade,
     names_of,
     problems_hash,
     reward_metrics,
     rms_prompts,
     shuffled,
+    to_judge,
     training_problems,
 )
 from softtok.method.dry_check import check_method
@@ -42,6 +42,7 @@ from softtok.method.path_check import remark
 from softtok.method.policy_gradient import accumulate_gradients
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
+from softtok.method.stream import Room, stream
 from softtok.method.terms import TERMS, Experience, Loss, PassStatistics, Tiling
 from softtok.method.token_modes import bind, greedy
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
@@ -166,11 +167,12 @@ class Trainer:
 
         A problem without a verdict counts as not solved, as in evaluations.
         """
-        correct, rules = 0, self.greedy.rules
-        for part in batches(self.validation, 1, self.greedy.most_steps, self.runtime):
-            out = rollout(self.greedy, Batch([p.prompt for p in part], 1, [p.id for p in part]))
-            correct += sum(verdict.correct for verdict in grade(self.judge, rules, out, part))
-        return 100 * correct / len(self.validation)
+        batch = Batch([p.prompt for p in self.validation], 1, [p.id for p in self.validation])
+        answers = []
+        for finished in stream(self.greedy, batch, Room.of(self.runtime)):
+            for b, out in finished:
+                answers += to_judge(self.greedy.rules, out, [self.validation[b]])
+        return 100 * sum(verdict.correct for verdict in self.judge.grade(answers)) / len(answers)
 
     def take_step(self, step: int) -> Metrics:
         """Takes one step of the protocol and returns its metrics.

@@ -20,7 +20,11 @@ CASES = {
     "step_vs_trl": ["S P=8 T=4 hard", "S P=8 T=4 soft", "S P=8 T=4 fuzzy"],
     "rollout_floor": ["S", "S, products as PyTorch multiplies"],
     "objective_memory": ["d=32 V=4096 memory", "d=32 V=4096 time"],
-    "evaluate_throughput": ["2 x 32"],
+    "evaluate_throughput": [
+        "2 x 32: kept over dropped",
+        "2 x 32: dropped over replaced",
+        "2 x 32, GSM8K's lengths: dropped over replaced",
+    ],
     "shared_beginning": ["S 8 x 32+4 T=2"],
     "workflow_overhead": [
         "start-up of `softtok train`",

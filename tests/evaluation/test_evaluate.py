@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +16,8 @@ from softtok.errors import UserError
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.choices import choices
 from softtok.evaluation.evaluate import evaluate
-from softtok.method.rollout import rollout
-from softtok.method.trajectories import Batch, Policy, Rollout
+from softtok.method.stream import Finished, Room, stream
+from softtok.method.trajectories import Batch, Policy
 from softtok.models.base_model import base_run
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.shards import Shard
@@ -33,15 +34,15 @@ def run(tmp_path: Path, tiny_toy: Path) -> Path:
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every rollout that is made."""
+    """The samples of every problem that is made."""
     counts: list[int] = []
 
-    def counting(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
-        made = rollout(policy, batch, record=record)
-        counts.append(len(made.answers))
-        return made
+    def counting(policy: Policy, batch: Batch, room: Room) -> Iterator[Finished]:
+        for finished in stream(policy, batch, room):
+            counts.extend(len(made.answers) for _, made in finished)
+            yield finished
 
-    monkeypatch.setattr(module, "rollout", counting)
+    monkeypatch.setattr(module, "stream", counting)
     return counts
 
 

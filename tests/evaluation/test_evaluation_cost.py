@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from softtok.config.work import ProblemsCost
 from softtok.evaluation import choices as choices_module
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.measure import line, measure_choices, measure_evaluation
-from softtok.method.rollout import rollout
-from softtok.method.trajectories import Batch, Policy, Rollout
+from softtok.method.stream import Finished, Room, stream
+from softtok.method.trajectories import Batch, Policy
 from softtok.models.base_model import base_run
 from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
@@ -35,13 +36,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         passed.append(7)
         return load(folder, settings)
 
-    def generating(policy: Policy, batch: Batch, record: bool = False) -> Rollout:
+    def generating(policy: Policy, batch: Batch, room: Room) -> Iterator[Finished]:
         passed.append(0.5 * len(batch.keys))
-        return rollout(policy, batch, record=record)
+        yield from stream(policy, batch, room)
 
     monkeypatch.setattr(module, "load", loading)
     monkeypatch.setattr(choices_module, "load", loading)
-    monkeypatch.setattr(module, "rollout", generating)
+    monkeypatch.setattr(module, "stream", generating)
     monkeypatch.setattr(time, "perf_counter", lambda: float(sum(passed)))
     return passed
 

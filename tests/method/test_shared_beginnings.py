@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from softtok.config.settings import RuntimeSettings
-from softtok.method.batches import Problem, batches
 from softtok.method.noise_units import RMS_PROMPTS, RMS_PROMPTS_AT_ONCE, state_rms
 from softtok.method.trajectories import Batch
 from softtok.models import decoding
@@ -146,24 +144,3 @@ def test_units_of_noise_run_the_beginning_once() -> None:
         got = state_rms(lm, prompts)
     assert got == pytest.approx(wanted, rel=1e-5)
     assert run == [(1, len(COMMON)), *[(RMS_PROMPTS_AT_ONCE, 7)] * (RMS_PROMPTS // RMS_PROMPTS_AT_ONCE)]
-
-
-@pytest.mark.parametrize("samples", [1, 4])
-@pytest.mark.parametrize(("rows", "tokens"), [(8, 10**6), (10**6, 500), (5, 300), (1, 1)])
-def test_a_batch_counts_what_its_prompts_begin_with_once(samples: int, rows: int, tokens: int) -> None:
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(1, 40, 40)
-    problems = [Problem(str(i), [*COMMON, *generator.integers(2, 64, n).tolist()], []) for i, n in enumerate(lengths)]
-    runtime = RuntimeSettings(rollout_rows=rows, rollout_tokens=tokens)
-
-    def fits(part: list[Problem]) -> bool:
-        rests = len(part) * (max(len(p.prompt) for p in part) - len(COMMON))
-        held = len(COMMON) + rests + len(part) * samples * 10
-        return len(part) * samples <= rows and held <= tokens
-
-    with sharing(True):
-        made = list(batches(problems, samples, 10, runtime))
-    assert sorted(p.id for part in made for p in part) == sorted(p.id for p in problems)
-    for part, after in zip(made, [*made[1:], None], strict=True):
-        assert fits(part) or len(part) == 1
-        assert after is None or not fits([*part, after[0]]), "no batch is smaller than it must be"

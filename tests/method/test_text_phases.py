@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from softtok.method.rollout import rollout
 from softtok.method.stopping import TextRules
+from softtok.method.stream import Room
 from softtok.method.teacher_forcing import lay_out
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy
 from softtok.models.beginnings import common_tokens
 from softtok.problems.prompt import PREFILL_AFTER_CUT, PREFILL_AFTER_STOP, STOP_PHRASE, decode
 from tests.support.beginnings import sharing
-from tests.support.rollouts import MODES
+from tests.support.rollouts import MODES, streamed
 from tests.support.tiny_models import token_mode
 
 
@@ -77,7 +78,8 @@ class ScriptedModel:
         if mask is None:  # decoding: the layer knows whose prompt stands in front of what a row wrote
             owner = fed.groups.owner_n
             own = fed.keys[0, :, : fed.written]
-            mask = torch.cat([~fed.groups.padding_B1P[owner, 0], torch.ones(own.shape[:2], dtype=torch.bool)], 1)
+            seen = torch.ones(own.shape[:2], dtype=torch.bool) if fed.unseen is None else ~fed.unseen[:, 0]
+            mask = torch.cat([~fed.groups.padding_BP[owner], seen], 1)
             common = [] if fed.common is None else [fed.common[0].expand(len(own), -1, -1)]
             fed, mask = torch.cat([*common, fed.prompt_keys[0, owner], own], 1)[:, None], mask[:, None, None]
             mask = F.pad(mask, (fed.shape[2] - mask.shape[-1], 0), value=True)
@@ -179,10 +181,16 @@ def write(tokenizer: Any, number: int, case: Case) -> Script:
     return Script(prompt, cot, case.stop, words, answer[: case.answered], continuations)
 
 
-@pytest.mark.parametrize(("drop_rows", "shared"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("places", "shared"),
+    [("kept", False), ("dropped", False), ("dropped", True), ("replaced", False), ("replaced", True)],
+)
 @pytest.mark.parametrize("mode", ["hard", "hard-greedy", "soft", "fuzzy"])
-def test_text_ends_the_phases(tokenizer: Any, mode: str, drop_rows: bool, shared: bool) -> None:
-    """All cases in one batch, so that rows end at all steps and are in all phases at once, two samples each."""
+def test_text_ends_the_phases(tokenizer: Any, mode: str, places: str, shared: bool) -> None:
+    """All cases in one batch, so that rows end at all steps and are in all phases at once, two samples each.
+
+    The places of finished rows are kept, dropped or given to other rows.
+    """
     scripts = [write(tokenizer, number, case) for number, case in enumerate(CASES.values())]
     lm: Any = ScriptedModel(tokenizer, {k: v for script in scripts for k, v in script.continuations.items()})
     prompts = [script.prompt for script in scripts]
@@ -193,7 +201,10 @@ def test_text_ends_the_phases(tokenizer: Any, mode: str, drop_rows: bool, shared
     writer = Policy(lm, TextRules(lm), token_mode(lm, MODES[mode]), Limits(CAP, ANSWER_CAP, 1.0, "shadow"))
     batch = Batch(prompts, 2, [str(row) for row in range(2 * len(scripts))])
     with sharing(shared):
-        out = rollout(writer, batch, record=True, drop_rows=drop_rows)
+        if places == "replaced":
+            out = streamed(writer, batch, Room(7, 10**9))
+        else:
+            out = rollout(writer, batch, record=True, drop_rows=places == "dropped")
     laid = lay_out(out)
     for row in range(2 * len(scripts)):
         name, script = list(CASES)[row // 2], scripts[row // 2]

@@ -34,7 +34,7 @@ SOON_S = 10
 # Every rollout of the training takes 16 steps at least.
 TRAINING = train_spec(SOFT, steps=3, warmup_steps=1, validate_every=1, stop_on="never", estimator="pathwise")
 EVALUATION = evaluation_spec("hard-sample", "soft-sample")
-ONE_PROBLEM, SMALL = RuntimeSettings(rollout_rows=4), RuntimeSettings(micro_batch_tokens=300)
+FEW, SMALL = RuntimeSettings(rollout_rows=4), RuntimeSettings(micro_batch_tokens=300)
 
 SLOW_JOB = r"""
 import sys, time
@@ -154,7 +154,7 @@ def test_a_training_ends_in_the_middle_of_a_step(
     assert_same_training(tmp_path / "run", whole / "trained")
 
 
-def test_an_evaluation_ends_in_the_middle_of_a_batch(
+def test_an_evaluation_ends_while_rows_are_running(
     tmp_path: Path, toy_sets: dict[str, Path], tiny_toy: Path, whole: Path
 ) -> None:
     """The finished problems are kept, and no other one."""
@@ -162,17 +162,17 @@ def test_an_evaluation_ends_in_the_middle_of_a_batch(
     base_run(base_spec(toy_model()), tiny_toy, run)
     options = {
         "spec": EVALUATION.as_json(),
-        "runtime": ONE_PROBLEM.model_dump_json(exclude_defaults=True),
+        "runtime": FEW.model_dump_json(exclude_defaults=True),
         "run": run,
         "data": toy_sets["test"],
     }
-    with slow_job(words("evaluate", **options, out=out), "complete", 0, before=60, seconds=1.5) as job:
+    with slow_job(words("evaluate", **options, out=out), "complete", 0, before=24, seconds=1.5) as job:
         took, _ = stop(job, signal.SIGINT)
     assert job.returncode == EXIT_INTERRUPTED and took < SOON_S
     (shard,) = (run / ".state" / "shards").iterdir()
     before = shard.read_text()
-    assert 1 <= before.count("\n") - 1 < 6, "of 6 problems, which take up to 25 passes each"
-    evaluate(EVALUATION, ONE_PROBLEM, run, toy_sets["test"], out)
+    assert 1 <= before.count("\n") - 1 < 6, "of 6 problems: the first four rows take up to 24 passes"
+    evaluate(EVALUATION, FEW, run, toy_sets["test"], out)
     assert shard.read_text().startswith(before)
     assert_same_evaluation(evaluation(out), evaluation(whole / "base" / "out.parquet"), "")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from softtok.config.settings import TokenMode
 from softtok.method.draws import DRAW_BLOCK
 from softtok.method.rollout import rollout
+from softtok.method.stream import Room, stream
 from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Batch, Limits, Policy, Rollout
 from softtok.models.language_model import LanguageModel
@@ -48,3 +51,15 @@ def roll(
 ) -> Rollout:
     """Returns a recorded rollout in one of `MODES`."""
     return rollout(policy(lm, token_mode(lm, MODES[mode]), limits), batch, record=True, drop_rows=drop_rows)
+
+
+def streamed(asked: Policy, wanted: Batch, room: Room) -> Rollout:
+    """Returns what a stream gives as one rollout, and asserts that every prompt comes once."""
+    whole, seen = Rollout.empty(asked, wanted.prompts, wanted.samples), []
+    for b, made in itertools.chain.from_iterable(stream(asked, wanted, room)):
+        assert (made.prompts, made.samples) == ([wanted.prompts[b]], wanted.samples)
+        seen.append(b)
+        for g in range(wanted.samples):
+            whole.take(b * wanted.samples + g, made, g)
+    assert sorted(seen) == list(range(len(wanted.prompts)))
+    return whole

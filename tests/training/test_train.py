@@ -5,7 +5,6 @@ Held-out problems are left alone.
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
@@ -24,7 +23,6 @@ import torch
 from softtok.__main__ import main
 from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
-from softtok.method.batches import Problem, batches
 from softtok.method.teacher_forcing import SharedPrompts
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import LanguageModel
@@ -315,29 +313,6 @@ def test_the_time_of_a_run_is_that_of_all_its_attempts(
     stops.clear()
     train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     assert read_json(run / "manifest.json")["wall_s"] == 7000, "the third step was given up, and took its time"
-
-
-def problem(number: int, length: int) -> Problem:
-    return Problem(str(number), [0] * length, [])
-
-
-@pytest.mark.parametrize("samples", [1, 4])
-@pytest.mark.parametrize(("rows", "tokens"), [(8, 10**6), (10**6, 500), (5, 300), (1, 1)])
-def test_a_batch_stays_within_rows_and_tokens(samples: int, rows: int, tokens: int) -> None:
-    generator = np.random.default_rng(0)
-    problems = [problem(number, int(length)) for number, length in enumerate(generator.integers(1, 60, 40))]
-    runtime = RuntimeSettings(rollout_rows=rows, rollout_tokens=tokens)
-    made = list(batches(problems, samples, 10, runtime))
-    assert sorted(p.id for part in made for p in part) == sorted(p.id for p in problems)
-    for part, after in itertools.zip_longest(made, made[1:]):
-
-        def fits(part: list[Problem]) -> bool:
-            held = len(part) * (max(len(p.prompt) for p in part) + samples * 10)
-            return len(part) * samples <= rows and held <= tokens
-
-        assert fits(part) or len(part) == 1
-        assert after is None or not fits([*part, after[0]]), "no batch is smaller than it must be"
-        assert after is None or max(len(p.prompt) for p in part) <= min(len(p.prompt) for p in after)
 
 
 def test_a_micro_batch_that_does_not_fit_is_halved(

@@ -17,7 +17,10 @@ import torch
 
 from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.errors import UserError
+from softtok.method.batches import to_judge
 from softtok.method.objectives import leave_one_out
+from softtok.method.rollout import rollout
+from softtok.method.trajectories import Batch
 from softtok.problems.reward import Answer
 from softtok.storage.files import read_json
 from softtok.training import optimizer
@@ -151,10 +154,11 @@ def test_validation_is_the_percentage_of_held_out_problems_that_are_solved(
 
     monkeypatch.setattr(trainer.judge, "grade", six_are_right)
     assert trainer.validate() == 75.0
-    golds = {tuple(problem.prompt): problem.golds for problem in trainer.validation}
-    prompts = [prompt for asked in rollouts for prompt in asked.prompts]
-    assert [answer.golds for answer in judged] == [golds[tuple(prompt)] for prompt in prompts], "each by its own gold"
-    assert len(golds) == len(prompts) == 8
+    (validation,) = rollouts
+    assert validation.keys == [problem.id for problem in trainer.validation] and len(validation.keys) == 8
+    out = rollout(trainer.greedy, Batch(validation.prompts, 1, validation.keys))
+    wanted = to_judge(trainer.greedy.rules, out, trainer.validation)
+    assert sorted(judged, key=str) == sorted(wanted, key=str), "each by its own gold"
 
 
 def test_no_two_samples_of_training_draw_the_same_noise(
