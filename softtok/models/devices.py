@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -42,6 +43,14 @@ def device_name(device: str) -> str:
     cpu = Path("/proc/cpuinfo")
     names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
     return f"cpu ({names[0].partition(':')[2].strip() if names else platform.machine()})"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Returns the most memory that this process has held so far, in MiB: on a GPU that of its tensors, else all of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes in what getrusage counts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def use_threads(scheduler: SchedulerSettings) -> None:

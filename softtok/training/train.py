@@ -46,7 +46,7 @@ from softtok.method.stream import Room, stream
 from softtok.method.terms import TERMS, Experience, Loss, PassStatistics, Tiling
 from softtok.method.token_modes import bind, greedy
 from softtok.method.trajectories import STOPS, Batch, Limits, Policy, Rollout
-from softtok.models.devices import PRECISIONS, announce, device_name
+from softtok.models.devices import PRECISIONS, announce, device_name, peak_memory_mb
 from softtok.models.language_model import refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
@@ -213,6 +213,7 @@ class Trainer:
             "rollout_s": rollout_s,
             "reward_s": reward_s,
             "update_s": update_s,
+            "peak_memory_mb": peak_memory_mb(self.lm.device),
         }
 
     def roll_out(self, step: int, problems: list[Problem]) -> Rollout:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from softtok.config.settings import DeviceSettings, RuntimeSettings
 from softtok.errors import UserError
 from softtok.models.base_model import make_model
-from softtok.models.devices import announce, choose_device, gpu_names, say, take_free
+from softtok.models.devices import announce, choose_device, gpu_names, peak_memory_mb, say, take_free
 from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
 from tests.support.specs import folder_model
@@ -126,3 +126,12 @@ def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) ->
     for asked in ({"device": "cuda:0"}, {"device": "cuda"}, {"gpus": 1}):
         with pytest.raises(UserError, match=r"PyTorch sees none here; use device: cpu"):
             choose_device(RuntimeSettings(**asked))
+
+
+def test_peak_memory_counts_what_was_held_and_freed() -> None:
+    before = peak_memory_mb(torch.device("cpu"))
+    size = int(before) + 256  # MiB; more than was ever held
+    held = torch.ones(size * 2**18)
+    del held
+    after = peak_memory_mb(torch.device("cpu"))
+    assert size <= after < before + size + 64

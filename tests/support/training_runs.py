@@ -19,9 +19,9 @@ from softtok.training.train import Metrics, Trainer
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl without wall-clock times."""
+    """Returns the lines of metrics.jsonl without times and memory, which no run repeats."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in found]
+    return [{key: value for key, value in line.items() if not key.endswith(("_s", "_mb"))} for line in found]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
