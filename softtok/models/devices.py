@@ -46,7 +46,7 @@ def device_name(device: str) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Returns the most memory that this process has held so far, in MiB: on a GPU that of its tensors, else all of it."""
+    """Returns the most memory that this process has held so far, in MiB; on a GPU, that of its tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes in what getrusage counts
