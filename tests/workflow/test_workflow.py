@@ -663,12 +663,20 @@ def test_a_timed_study_that_fails_has_snakemakes_status_and_keeps_the_rest(measu
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured: StandInProject) -> None:
-    """What runs is stopped, what has finished is kept, and the same command goes on."""
+    """What runs is stopped, what has finished is kept, and the same command goes on.
+
+    SIGHUP comes as to a command in the background of a shell, which starts it with SIGINT ignored.
+    """
     whole = measured.environment["BASH_FUNC_softtok%%"]
     measured.environment["BASH_FUNC_softtok%%"] = whole.replace(
         "base | train)", "base | train)\n            [ $command = train ] && sleep 47.25;"
     )
-    with measured.timed("first", "--cores", "1") as process:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if number == signal.SIGHUP else signal.default_int_handler)
+    try:
+        started = measured.timed("first", "--cores", "1")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as process:
         calls = measured.folder / "calls.txt"
         deadline = time.monotonic() + 120
         while not (calls.exists() and "train results/runs/" in calls.read_text()):

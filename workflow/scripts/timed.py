@@ -162,7 +162,8 @@ class Build:
         if self.asked is not None:
             return 128 + self.asked
         # In a session of its own, so that Ctrl-C in a terminal reaches it and its jobs once: from here.
-        self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr)
+        # What a shell starts in the background ignores SIGINT; only Snakemake has to obey it all the same.
+        self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr, preexec_fn=obey)
         try:
             while self.process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -195,6 +196,11 @@ class Build:
         self.asked = number
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, PASSED_ON[signal.Signals(number)])
+
+
+def obey() -> None:
+    """Lets SIGINT end this process, whatever its parent made of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
