@@ -13,7 +13,7 @@ Shapes: B prompts, n active rows, L positions that a row can write, W of them in
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,20 +88,14 @@ class GraphDecoder(Decoder):
 
     replaces = False
     drop_share = 1 / 2  # a step takes about as long as reading the weights, and dropping rows costs a recording
+    steps = 0
+    inputs: tuple[torch.Tensor, ...] = ()
+    replay: Callable[[], torch.Tensor] | None = None
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        prompt_cache: Cache,
-        prompt_mask_BP: torch.Tensor,
-        samples: int | torch.Tensor,
-        length: int,
-    ):
-        self.window = Window(length, lm.device)
-        self.steps = 0
-        self.inputs: tuple[torch.Tensor, ...] = ()
-        self.replay: Callable[[], torch.Tensor] | None = None
-        super().__init__(lm, prompt_cache, prompt_mask_BP, samples, length)
+    @cached_property
+    def window(self) -> Window:
+        """Which positions the recorded step sees; all layers share one object."""
+        return Window(self.length, self.lm.device)
 
     def _layer(self, prompts: Any) -> RowLayer:
         *common, own = blocks(prompts)
