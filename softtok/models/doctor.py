@@ -1,7 +1,8 @@
-"""Looks at a machine before anything is downloaded: what a study would trip over in its first minutes, on one screen."""
+"""Looks at a machine before anything is downloaded, for what a study would trip over in its first minutes."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ HOST_BYTES = 16  # a parameter, of the optimizer in the host's memory
 CPU_BYTES = 20  # a parameter, while training on a CPU in fp32
 STATE_BYTES = 24  # a parameter: a run's saved state, twice for a moment
 GIB = 2**30
+LOADED = 0.75  # of the cores: more than this is in use by others
 
 
 @dataclass
@@ -132,7 +134,7 @@ def _cards(screen: Screen, models: list[Needed]) -> None:
         total = "" if card.total_mb is None else f" of {card.total_mb / 1024:.1f}"
         bf16 = {True: "bf16", False: "no bf16: precision auto is fp32", None: "bf16 unknown"}[card.bf16]
         others = "".join(f"; held by {process.told}" for process in card.processes)
-        # Without bf16 weights and activations take twice the room and several times as long.
+        # Without bf16, weights and activations take twice the room.
         screen.say(
             f"card {card.index}", f"{card.name}: {free}{total}; {bf16}{others}", wants_bf16 and card.bf16 is False
         )
@@ -154,6 +156,8 @@ def _memory(screen: Screen, models: list[Needed]) -> None:
     text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available; a job asks for {asked / GIB:.1f}"
     if largest.host_bytes:
         text += f", and {largest.model.name} keeps {largest.host_bytes / GIB:.1f} while it trains, beside activations"
+    if (load := os.getloadavg()[0]) > LOADED * (os.cpu_count() or 1) and not any(model.on_gpu for model in models):
+        screen.say("load", f"{load:.1f} programs compete for {os.cpu_count()} cores: jobs take longer than counted")
     screen.say("memory", text, wrong=max(asked, largest.host_bytes) > total)
     if unknown := [model.model.name for model in models if model.size is None]:
         screen.say("models", f"how large {', '.join(unknown)} is will be known when it has been made")
@@ -182,7 +186,7 @@ def _hub(screen: Screen, models: list[Needed]) -> None:
     screen.say("hub", "a token is there" if hub.token_at_hand() else "no token; gated models need `hf auth login`")
     for name, source in fetched:
         refused = hub.refusal(source.hub, source.revision)
-        screen.say(name, f"{source.hub}: {refused or 'can be fetched'}", wrong=refused is not None)
+        screen.say("", f"{name}: {refused or 'can be fetched'}", wrong=refused is not None)
 
 
 def _probe(screen: Screen, models: list[Needed], results: Path) -> Iterator[str]:

@@ -42,5 +42,5 @@ def why_none() -> str:
         return f"{told}, and it needs {needed_driver()} or newer; update the driver, {older}"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
-        return f"{told}; CUDA_VISIBLE_DEVICES={hidden!r} shows it none of the cards; unset it, or ask the scheduler for a GPU"
+        return f"{told}; CUDA_VISIBLE_DEVICES={hidden!r} hides the cards; unset it, or ask the scheduler for one"
     return f"{told}; see what `nvidia-smi` says, and that the container or the job was given a GPU"

@@ -23,9 +23,11 @@ from softtok.storage.machine import free_bytes
 LAYERS = 2  # of the body that is probed; the others take as long
 STEPS, ROWS, PROMPT = 20, 64, 64
 SMALL = Size(64, 8, 2, 2, 64, 64)  # whose layers compute next to nothing
+BUSY = 0.7  # of the time of a decode step; sampling, and rows that have finished, take the rest
 LARGE_ROWS = 1024
 COPIED, WRITTEN, SPARE = 2**28, 2 * 10**9, 2 * 10**9  # bytes
 CHUNK = 2**24
+CALLS, PATIENCE_S = 5, 3.0
 
 
 @torch.no_grad()
@@ -46,12 +48,12 @@ def measure(size: Size, device: torch.device, folder: Path) -> tuple[Rates, list
     written = write_rate(folder)
     body = body_flops(replace(size, layers=LAYERS))
     busy_s = max(step_s - LAYERS * layer_s, 0.1 * step_s) + head_s
-    read = sum(p.numel() * p.element_size() for p in lm.model.base_model.layers.parameters())
+    read = sum(weight.numel() * weight.element_size() for weight in _weights(lm))
     rates = Rates(
         device=device_name(str(device)),
         gpu=device.type != "cpu",
         large=LARGE_ROWS * body / pass_s,
-        decode=ROWS * (body + head_flops(size)) / busy_s,
+        decode=BUSY * ROWS * (body + head_flops(size)) / busy_s,
         memory=read / max(one_s - LAYERS * layer_s, 0.1 * one_s),
         layer_s=layer_s,
         written=written or DEVICES["cpu"].written,
@@ -94,9 +96,9 @@ def random_model(size: Size, device: torch.device, dtype: torch.dtype) -> Langua
 def decode_s(lm: LanguageModel, rows: int) -> float:
     """Returns the seconds of a decode step of so many rows, without the head."""
     prompt = prefill(lm, [[1] * PROMPT])
-    decoder = Decoder(lm, prompt.cache, prompt.mask_BP, rows, 2 * STEPS)
+    decoder = Decoder(lm, prompt.cache, prompt.mask_BP, rows, CALLS * STEPS)
     x_ND = lm.embed(torch.ones(rows, dtype=torch.long, device=lm.device))
-    places = iter(range(PROMPT, PROMPT + 2 * STEPS))
+    places = iter(range(PROMPT, PROMPT + CALLS * STEPS))
 
     def steps() -> None:
         for _ in range(STEPS):
@@ -106,26 +108,34 @@ def decode_s(lm: LanguageModel, rows: int) -> float:
 
 
 def least_s(once: Callable[[], object], device: torch.device) -> float:
-    """Returns the seconds of the second of two calls: the first also prepares."""
-    for _ in range(2):
-        start = time.perf_counter()
+    """Returns the least seconds of some calls: the first one also prepares, and others may be disturbed.
+
+    On a CPU they are those that the call computed, so that other programs on the machine do not count.
+    """
+    clock, taken = time.perf_counter if device.type != "cpu" else time.process_time, list[float]()
+    while len(taken) < 2 or (len(taken) < CALLS and sum(taken) < PATIENCE_S):
+        start = clock()
         once()
         if device.type != "cpu":
             torch.cuda.synchronize(device)
-        taken = time.perf_counter() - start
-    return taken
+        taken.append(clock() - start)
+    return min(taken)
 
 
 def _random(rows: int, weight: torch.Tensor) -> torch.Tensor:
     return torch.ones(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
 
 
+def _weights(lm: LanguageModel) -> list[torch.Tensor]:
+    """Returns the matrices of the layers."""
+    head = lm.model.get_output_embeddings()
+    return [one.weight for one in lm.model.modules() if isinstance(one, torch.nn.Linear) and one is not head]
+
+
 def _layer_products(lm: LanguageModel, rows: int) -> None:
     """Multiplies with all weights of the layers."""
-    for layer in lm.model.base_model.layers:
-        for module in layer.modules():
-            if isinstance(module, torch.nn.Linear):
-                product(_random(rows, module.weight), module.weight)
+    for weight in _weights(lm):
+        product(_random(rows, weight), weight)
 
 
 def _copy_rate(device: torch.device) -> float:

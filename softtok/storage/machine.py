@@ -1,4 +1,4 @@
-"""What a machine has, without PyTorch: NVIDIA's driver and cards as nvidia-smi tells them, memory, disk and GPU locks."""
+"""What a machine has, without PyTorch: NVIDIA's driver and cards as nvidia-smi tells them, memory, disk, locks."""
 
 from __future__ import annotations
 
