@@ -188,7 +188,7 @@ def test_a_probe_takes_the_time_that_was_computed(monkeypatch: pytest.MonkeyPatc
 
 def test_the_decode_probe_feeds_all_rows_in_the_given_shape() -> None:
     lm = probes.random_model(TINY, torch.device("cpu"), torch.float32)
-    assert len(lm.model.base_model.layers) == 3 and lm.embedding_VD.shape == (256, 64)
+    assert lm.model.config.num_hidden_layers == 3 and lm.embedding_VD.shape == (256, 64)
     calls = []
     watched = lm.model.base_model.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
