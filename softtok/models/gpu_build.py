@@ -8,7 +8,7 @@ import torch
 
 from softtok.storage import machine
 
-OTHER_BUILD = "`make clean && make install TORCH_INDEX=URL`, with the URL that pytorch.org/get-started/locally gives for it"
+OTHER_BUILD = "`make clean && make install TORCH_INDEX=URL`, with the URL that pytorch.org/get-started/locally gives"
 
 
 def build() -> str:

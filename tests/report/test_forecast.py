@@ -21,6 +21,7 @@ DEMO_QUIET = {"train": 2 * 300.0, "tests": 2 * 180.0}  # of all jobs: minutes of
 DEMO_BUSY = {"train": 3 * (76 + 85 + 97.0), "tests": 10 * (34 + 22 + 3.0)}  # `softtok measure`, while others computed
 SMOLLM2_STEP = 10.8 + 16.0  # rollout and update of a hard step, one thread, beside another such job
 SMOLLM2_TESTS = {"svamp-100": 862.0, "hellaswag-100": 180.0}  # evaluations of the untouched model
+SMOLLM2_JOBS = {"train": 1447.0, "svamp-100": 594.0, "gsm8k-50": 249.0, "hellaswag-100": 105.0}  # two threads
 # `softtok doctor` there.
 PROBED = Rates(
     device="cpu (AMD EPYC)",
@@ -77,6 +78,15 @@ def test_the_pretrained_model_costs_what_was_recorded(project: Project, rates: R
     for name, real in SMOLLM2_TESTS.items():
         job = next(job for job in jobs if job.of is not None and job.data.name == name)
         assert near(costs.seconds(job, runtime, 100), real), (name, costs.seconds(job, runtime, 100))
+
+
+def test_whole_jobs_of_the_pretrained_model_cost_what_was_recorded(project: Project) -> None:
+    found = {}
+    for kind in forecast(project, "smollm2", "cpu").kinds:
+        if kind.job.of is not None or kind.job.run.name == "hard":
+            found["train" if kind.job.of is None else kind.job.data.name] = kind.seconds
+    assert set(found) == set(SMOLLM2_JOBS)
+    assert all(near(found[name], real) for name, real in SMOLLM2_JOBS.items()), found
 
 
 def test_finished_jobs_count_more_than_what_was_measured_and_that_more_than_probes(
