@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 CORES ?= all
+# The index of another build of PyTorch, for another CUDA or for CPUs alone: make install TORCH_INDEX=URL (pytorch.org/get-started/locally).
+TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -75,6 +77,7 @@ clean: ## remove the environment; results stay
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(if $(TORCH_INDEX),$(PIP) --index-url "$(TORCH_INDEX)" torch)
 	$(PIP) --editable .
 	@touch $@
 

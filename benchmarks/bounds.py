@@ -1,65 +1,21 @@
-"""Counted arithmetic: the floating-point operations that a rollout and a training pass cannot do without.
+"""The least times of rollouts and steps, and the most by which they can be ahead of a peer whose time was measured.
 
-A multiplication and an addition are two operations. Only matrix products are counted: those with the weights, and the
-two of attention. Divided by the rate of matrix products that was measured in the same run, they give the least time
-that the work can take, and so the most by which it can be ahead of a peer whose time was measured.
-
-Shapes: B prompts, G samples per prompt, N = B * G rows, P tokens of the longest prompt, T new tokens, D width, V
-vocabulary.
+They follow from counted operations (`softtok/config/flops.py`) and the rate of products measured in the same run.
 """
 
 from __future__ import annotations
 
-from benchmarks.work import Load, Size
-
-
-def body_flops(size: Size) -> int:
-    """Products of one position with the weights of all layers."""
-    keys = size.key_heads * size.head_width
-    attention = 2 * size.width * size.width + 2 * size.width * keys
-    return 2 * size.layers * (attention + 3 * size.width * size.mlp_width)
-
-
-def head_flops(size: Size) -> int:
-    """One product of a position with a matrix of V x D: its logits, or its mixture of embeddings."""
-    return 2 * size.vocabulary * size.width
-
-
-def attention_flops(size: Size, pairs: int) -> int:
-    """Scores and weighted values of `pairs` (query, key) pairs, in all layers and heads."""
-    return 4 * size.layers * size.width * pairs
-
-
-def prefill_flops(size: Size, load: Load) -> int:
-    """One pass over the prompts, each once, padded to the longest; masked pairs cost what others do."""
-    positions = load.prompts * load.prompt
-    return positions * body_flops(size) + attention_flops(size, positions * load.prompt)
-
-
-def decode_flops(size: Size, load: Load) -> int:
-    """T decode steps of N rows: the body, the logits, attention to the prompt and to the row's own positions."""
-    steps = load.new_tokens
-    pairs = load.rows * (steps * load.prompt + steps * (steps + 1) // 2)
-    return load.rows * steps * (body_flops(size) + head_flops(size)) + attention_flops(size, pairs)
-
-
-def mixture_flops(size: Size, load: Load, mode: str) -> int:
-    """What the mixtures of a rollout add: soft needs p E, fuzzy looks a row up."""
-    return load.rows * (load.new_tokens - 1) * head_flops(size) if mode == "soft" else 0
-
-
-def pass_flops(size: Size, load: Load, mode: str) -> int:
-    """The teacher-forced pass, forwards and backwards (twice as much), the prompts once and not G times.
-
-    The vocabulary-sized products of a fuzzy CoT have no backward: where its mixture is a row of E, that row alone has a
-    gradient.
-    """
-    fed = load.rows * load.new_tokens
-    pairs = fed * (load.prompt + load.new_tokens)
-    body = prefill_flops(size, load) + fed * body_flops(size) + attention_flops(size, pairs)
-    thinking, answering = load.rows * (load.new_tokens - 1), load.rows
-    products = {"hard": 3, "soft": 6, "fuzzy": 1}[mode]
-    return 3 * body + (products * thinking + 3 * answering) * head_flops(size)
+from softtok.config.flops import (
+    Load,
+    Size,
+    attention_flops,
+    body_flops,
+    decode_flops,
+    head_flops,
+    mixture_flops,
+    pass_flops,
+    prefill_flops,
+)
 
 
 def least_rollout_s(size: Size, load: Load, mode: str, decode_rate: float, large_rate: float) -> float:

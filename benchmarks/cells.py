@@ -10,7 +10,8 @@ from functools import partial
 from benchmarks import bounds
 from benchmarks.driver import Rounds, Row, Side, interleave, workers
 from benchmarks.plans import REAL_LONG, REAL_SHORT, Plan
-from benchmarks.work import MODES, SIZES, Load, Size
+from benchmarks.work import MODES, SIZES
+from softtok.config.flops import Load, Size
 
 REAL_SHARE = 0.75  # of what arithmetic allows, at size R where thoughts are long
 ROLLOUT_GOALS = {"S": {64: 2.0, 256: 3.0}, "M": {64: 2.0, 256: 3.0}, "L": {64: 1.5, 256: 2.3}}  # by P

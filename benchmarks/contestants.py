@@ -23,7 +23,8 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks import evaluation as cell
-from benchmarks.work import LARGE_ROWS, SIZES, Load, Ours, Size, clocks, make_generate, make_trl, timed_backward
+from benchmarks.work import LARGE_ROWS, SIZES, Ours, clocks, make_generate, make_trl, timed_backward
+from softtok.config.flops import Load, Size
 from softtok.models import language_model
 
 

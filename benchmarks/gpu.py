@@ -19,7 +19,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.work import SIZES, Load, Ours
+from benchmarks.work import SIZES, Ours
+from softtok.config.flops import Load
 
 REPEATS = 5
 

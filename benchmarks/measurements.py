@@ -16,7 +16,8 @@ from benchmarks import bounds
 from benchmarks.driver import Rounds, Row, Side, Times, interleave, workers
 from benchmarks.plans import FULL, Plan
 from benchmarks.toy import SAMPLES
-from benchmarks.work import SIZES, Load, Size
+from benchmarks.work import SIZES
+from softtok.config.flops import Load, Size
 
 GSM8K_ANSWERS = 800  # whose decode steps are counted at GSM8K's lengths
 PRECISIONS = ("float32", "bfloat16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from benchmarks.work import Load
+from softtok.config.flops import Load
 
 
 @dataclass(frozen=True)

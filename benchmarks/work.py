@@ -16,7 +16,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from softtok.config.flops import Load, Size
 from softtok.config.settings import RuntimeSettings, TokenMode, TrainingSettings
 from softtok.method.noise_units import embedding_rms
 from softtok.method.objectives import group_advantages, objective_of
@@ -50,23 +51,6 @@ MODES = {
 LEARNING_RATE = 1e-5
 
 
-@dataclass(frozen=True)
-class Size:
-    """The shape of a random Llama; its head is E, unless it is untied."""
-
-    width: int
-    layers: int
-    heads: int
-    key_heads: int
-    mlp_width: int
-    vocabulary: int
-    tied: bool = True
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-
 SIZES = {
     "S": Size(128, 4, 4, 2, 384, 4096),  # about 1M parameters
     "M": Size(384, 6, 6, 2, 1024, 8192),  # about 10M
@@ -74,27 +58,6 @@ SIZES = {
     "R": Size(576, 30, 9, 3, 1536, 49_152),  # 135M, the shape of SmolLM2-135M
     "3B": Size(3072, 28, 24, 8, 8192, 128_256),  # the shape of Llama 3.2 3B, for GPUs
 }
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much is done with a model in one step."""
-
-    prompt: int  # P
-    new_tokens: int = 64  # T
-    prompts: int = 2  # B
-    samples: int = 32  # G
-    common: int = 0  # tokens in front of every prompt, the same in all
-    trl_batches: int = 1  # batches in which TRL's loss takes the rows: all their activations may be more than fits
-
-    @property
-    def rows(self) -> int:
-        return self.prompts * self.samples
-
-    @property
-    def lengths(self) -> list[int]:
-        """Prompt lengths: the longest, then a quarter less, then half, and round again."""
-        return [self.prompt * (4 - b % 3) // 4 for b in range(self.prompts)]
 
 
 def random_llama(size: Size, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:

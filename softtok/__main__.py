@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
     _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
-    report, records, measure = _study_options(add)
+    report, records, measure, estimate, doctor = _study_options(add)
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
     show.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     show.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whose prompts to show, with their ids; default: the first model that uses the set, without ids",
     )
     look.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
-    for command in (report, records, measure, tables, rest, check, look):
+    for command in (report, records, measure, estimate, doctor, tables, rest, check, look):
         command.add_argument(
             "--config",
             type=Path,
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--data-root", type=_folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`"
         )
-    for command in (records, measure, tables, rest):
+    for command in (records, measure, estimate, doctor, tables, rest):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
@@ -173,7 +173,14 @@ def _study_options(add: Callable[..., argparse.ArgumentParser]) -> tuple[argpars
     records.add_argument("--replace", action="store_true", help="also replace what was recorded before and differs now")
     measure = add("measure", _measure, "measure what the unfinished jobs of a study cost on this machine", "out")
     measure.add_argument("study")
-    return report, records, measure
+    estimate = add("estimate", _estimate, "print what a study costs: jobs, hours, GPU-hours, disk, tokens")
+    estimate.add_argument("study")
+    estimate.add_argument("--device", metavar="NAME", help="H100, H200, A100, 4090 or cpu, and not this machine")
+    estimate.add_argument("--cot-tokens", type=_positive, metavar="N", help="mean length of CoTs, if it is known")
+    doctor = add("doctor", _doctor, "look at this machine before anything is downloaded, and measure it for 30 seconds")
+    doctor.add_argument("study", nargs="?", help="also compare disk, memory and access with the models of this study")
+    doctor.add_argument("--no-probes", action="store_true", help="measure nothing")
+    return report, records, measure, estimate, doctor
 
 
 def _estimator_options(command: argparse.ArgumentParser) -> None:
@@ -195,6 +202,14 @@ def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a folder, or leave the option out")
     return Path(text)
+
+
+def _positive(text: str) -> float:
+    """Returns the positive number that an option gives."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("is not a positive number")
+    return number
 
 
 @contextlib.contextmanager
@@ -380,6 +395,28 @@ def _measure_job(job: Job, runtime: RuntimeSettings, results: Path, place: Path)
     if isinstance(job.of, Choices):
         return measure_choices(job.of.spec, runtime, base, data, place)
     return measure_training(job.run.spec, runtime, model, data, place, shots)
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from softtok.config.work import study_of
+    from softtok.report.forecast import Forecast
+
+    grid, study = study_of(options.config, options.study, options.data_root)
+    forecast = Forecast(grid, study, options.results, options.device, options.cot_tokens)
+    print("\n".join(forecast.lines(shutil.get_terminal_size().columns)))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from softtok.config.load import read
+    from softtok.config.work import study_of
+
+    root = str(options.data_root) if options.data_root else None
+    named = options.study or read(options.config, (), root).run[0]
+    grid, study = study_of(options.config, named, options.data_root)
+    with _importing():
+        from softtok.models.doctor import examine
+    for line in examine(grid, study, options.results, not options.no_probes, shutil.get_terminal_size().columns):
+        print(line, flush=True)
 
 
 def _show(options: argparse.Namespace) -> None:

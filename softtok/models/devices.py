@@ -18,8 +18,10 @@ import torch
 
 from softtok.config.settings import DeviceSettings, SchedulerSettings
 from softtok.errors import UserError
+from softtok.models.gpu_build import why_none
 from softtok.storage.locks import try_lock
 
+BF16_FROM = (8, 0)  # the compute capability of the first NVIDIA cards with bf16; older ones emulate it, slowly
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.precision` names them
 
 
@@ -32,7 +34,7 @@ def choose_device(settings: DeviceSettings) -> torch.device:
     name = ("cuda" if settings.gpus else "cpu") if settings.device == "auto" else settings.device
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"runtime: a job asks for a GPU (device: {name}), and PyTorch sees none here; use device: cpu")
+        raise UserError(f"runtime: a job asks for a GPU (device: {name}), and PyTorch sees none here: {why_none()}")
     return device if name != "cuda" else torch.device("cuda", take_free(gpu_names(torch.cuda.device_count())))
 
 
@@ -43,6 +45,14 @@ def device_name(device: str) -> str:
     cpu = Path("/proc/cpuinfo")
     names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
     return f"cpu ({names[0].partition(':')[2].strip() if names else platform.machine()})"
+
+
+def auto_precision(device: torch.device) -> str:
+    """Returns what `precision: auto` means: bf16 on a GPU that computes in it, else fp32."""
+    if device.type == "cpu":
+        return "fp32"
+    older = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < BF16_FROM
+    return "fp32" if older else "bf16"
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from softtok.config.settings import DeviceSettings
 from softtok.errors import UserError
 from softtok.models.decoding import Decoder
-from softtok.models.devices import choose_device
+from softtok.models.devices import auto_precision, choose_device
 from softtok.models.folder_checks import refuse_folder, refuse_weights
 from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill
 from softtok.models.references import located
@@ -31,7 +31,7 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     device = choose_device(settings)
     if settings.cuda_graphs and device.type != "cuda":
         raise UserError(f"runtime.cuda_graphs: asked for, but the device is {device}; set it to false or use a GPU")
-    precision = settings.precision if settings.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
+    precision = settings.precision if settings.precision != "auto" else auto_precision(device)
     if device.type == "cuda":
         _prepare_gpu()
     name, files = located(folder)

@@ -67,6 +67,29 @@ def in_cache(name: str, revision: str | None) -> Path | None:
         return None
 
 
+def token_at_hand() -> bool:
+    """Whether a token of the hub is stored here or in the environment; whether it is valid, only the hub knows."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def refusal(name: str, revision: str | None) -> str | None:
+    """Returns why a hub model cannot be fetched now, and what to do; None if it can, or the cache holds it.
+
+    The hub is asked once, for access alone.
+    """
+    if in_cache(name, revision) is not None:
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().auth_check(name)
+    except Exception as error:  # as in `fetch`
+        return why(error, name, revision)
+    return None
+
+
 def patiently(ask: Callable[[], T]) -> T:
     """Returns what `ask` returns; asks again, twice at most, if the hub is busy or the connection was lost.
 

@@ -22,9 +22,7 @@ from benchmarks.toy import expand
 from benchmarks.work import (
     LARGE_ROWS,
     SIZES,
-    Load,
     Ours,
-    Size,
     clocks,
     make_generate,
     make_prompts,
@@ -32,6 +30,8 @@ from benchmarks.work import (
     random_llama,
     timed_backward,
 )
+from softtok.config import flops
+from softtok.config.flops import Load, Size
 
 SIZE = Size(width=32, layers=2, heads=4, key_heads=2, mlp_width=48, vocabulary=96)
 LOAD = Load(prompt=8, new_tokens=6, prompts=3, samples=4)
@@ -57,18 +57,18 @@ def counted(once: Callable[[], object]) -> int:
 def test_products_are_counted_as_pytorch_counts_them(ours: Ours) -> None:
     assert counted(ours.decode_products) == bounds.decode_product_flops(SIZE, LOAD)
     assert counted(ours.large_products) == bounds.large_product_flops(SIZE, LARGE_ROWS)
-    assert counted(ours.mixture_products) == bounds.mixture_flops(SIZE, LOAD, "soft")
-    assert bounds.mixture_flops(SIZE, LOAD, "fuzzy") == 0
-    assert counted(ours.prefill) == bounds.prefill_flops(SIZE, LOAD)
+    assert counted(ours.mixture_products) == flops.mixture_flops(SIZE, LOAD, "soft")
+    assert flops.mixture_flops(SIZE, LOAD, "fuzzy") == 0
+    assert counted(ours.prefill) == flops.prefill_flops(SIZE, LOAD)
 
 
 def test_a_rollout_does_the_counted_arithmetic() -> None:
     """A bound above what the code does would be no bound, and one below it would say little."""
     ours = Ours(SIZE, LOAD)
-    fused = bounds.attention_flops(SIZE, LOAD.prompts * LOAD.prompt**2)  # the prompts', which PyTorch does not see
+    fused = flops.attention_flops(SIZE, LOAD.prompts * LOAD.prompt**2)  # the prompts', which PyTorch does not see
     for mode in ("hard", "soft", "fuzzy"):
-        decode = bounds.decode_flops(SIZE, LOAD) + bounds.mixture_flops(SIZE, LOAD, mode)
-        least = decode + bounds.prefill_flops(SIZE, LOAD) - fused
+        decode = flops.decode_flops(SIZE, LOAD) + flops.mixture_flops(SIZE, LOAD, mode)
+        least = decode + flops.prefill_flops(SIZE, LOAD) - fused
         assert 1 <= counted(partial(ours.rollout, mode)) / least < 1.003, mode
 
 
@@ -84,7 +84,7 @@ def test_generate_and_trl_do_the_counted_arithmetic(monkeypatch: pytest.MonkeyPa
     once, _ = make_generate(SIZE, LOAD)
     generated = counted(once)
     assert 1 <= generated / bounds.generate_flops(SIZE, LOAD) < 1.003
-    least = bounds.prefill_flops(SIZE, LOAD) + bounds.decode_flops(SIZE, LOAD)
+    least = flops.prefill_flops(SIZE, LOAD) + flops.decode_flops(SIZE, LOAD)
     assert bounds.rollout_advantage(SIZE, LOAD) == pytest.approx(generated / least, rel=0.003)
     pytest.importorskip("trl")
     trainer, _ = make_trl(SIZE, LOAD, str(tmp_path), steps=1)
@@ -112,7 +112,7 @@ def test_a_pass_does_the_counted_arithmetic(ours: Ours, monkeypatch: pytest.Monk
     ours.lm.model.set_attn_implementation("eager")
     for mode, made in out.items():
         seen = counted(partial(ours.update, mode, made))
-        assert 1 <= seen / bounds.pass_flops(SIZE, LOAD, mode) < 1.003, mode
+        assert 1 <= seen / flops.pass_flops(SIZE, LOAD, mode) < 1.003, mode
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -131,10 +131,10 @@ def test_a_pathwise_pass_does_no_more_than_its_share(
     ours.lm.model.set_attn_implementation("eager")
     score = counted(partial(ours.update, "soft", out))
     fed, thinking = load.rows * load.new_tokens, load.rows * (load.new_tokens - 1)
-    body = fed * bounds.body_flops(size)
-    attention = bounds.attention_flops(size, fed * (load.prompt + load.new_tokens))
-    head = bounds.head_flops(size)
-    forward = bounds.prefill_flops(size, load) + body + attention + (2 * thinking + load.rows) * head
+    body = fed * flops.body_flops(size)
+    attention = flops.attention_flops(size, fed * (load.prompt + load.new_tokens))
+    head = flops.head_flops(size)
+    forward = flops.prefill_flops(size, load) + body + attention + (2 * thinking + load.rows) * head
     ours.estimate("pathwise", iterations)
     seen = counted(partial(ours.update, "soft", out)) - forward
     assert seen <= (1 + 0.7 * (iterations + 1)) * (score - forward)
@@ -175,7 +175,7 @@ def test_a_pathwise_pass_is_held_to_its_share_of_the_scores_backward(
 def test_sizes_have_the_parameters_they_are_named_for() -> None:
     parameters = sum(p.numel() for p in random_llama(SIZE).parameters())
     norms = (2 * SIZE.layers + 1) * SIZE.width
-    assert parameters - norms == (bounds.body_flops(SIZE) + bounds.head_flops(SIZE)) // 2
+    assert parameters - norms == (flops.body_flops(SIZE) + flops.head_flops(SIZE)) // 2
 
 
 def test_every_row_samples_exactly_the_tokens(ours: Ours) -> None:

@@ -1,0 +1,141 @@
+"""What a machine has, without PyTorch: NVIDIA's driver and cards as nvidia-smi tells them, memory, disk, locks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from softtok.storage.locks import is_locked
+
+SMI_S = 20.0
+CARD = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "compute_cap")
+PROCESS = ("gpu_uuid", "pid", "process_name", "used_memory")
+LEAST_DRIVER = {13: (580, 65), 12: (525, 60), 11: (450, 80)}
+"""The oldest driver on Linux with which programs that were built for a major version of CUDA run."""
+BF16_FROM = 8.0  # the compute capability of the first cards with bf16 (A100)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A program that computes on a card."""
+
+    pid: int
+    name: str
+    held_mb: float | None
+
+    @property
+    def told(self) -> str:
+        held = "" if self.held_mb is None else f", {self.held_mb / 1024:.1f} GiB"
+        return f"{Path(self.name).name} (pid {self.pid}{held})"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, with the memory that is free on it and the programs that hold the rest."""
+
+    index: int
+    name: str
+    driver: str
+    total_mb: float | None
+    free_mb: float | None
+    capability: float | None
+    processes: tuple[Process, ...] = ()
+
+    @property
+    def bf16(self) -> bool | None:
+        """Whether it computes in bf16; None if that is not known."""
+        return None if self.capability is None else self.capability >= BF16_FROM
+
+
+def smi(*query: str) -> list[list[str]] | None:
+    """Returns the cells that nvidia-smi answers to a query; None if it is not there, fails or hangs."""
+    found = shutil.which("nvidia-smi")
+    if found is None:
+        return None
+    command = [found, *query, "--format=csv,noheader,nounits"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=SMI_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines() if line.strip()]
+
+
+def cards() -> list[Card]:
+    """Returns the cards that nvidia-smi lists, none if there is no driver."""
+    rows = smi(f"--query-gpu={','.join(CARD)}") or []
+    running = smi(f"--query-compute-apps={','.join(PROCESS)}") or []
+    on: dict[str, list[Process]] = {}
+    for row in running:
+        if len(row) >= len(PROCESS) and row[1].isdigit():
+            # A name may hold commas, as the command line in a container does.
+            on.setdefault(row[0], []).append(Process(int(row[1]), ",".join(row[2:-1]), _number(row[-1])))
+    found = []
+    for row in rows:
+        if len(row) == len(CARD) and row[0].isdigit():
+            index, uuid, name, driver, total, free, capability = row
+            numbers = (_number(total), _number(free), _number(capability))
+            found.append(Card(int(index), name, driver, *numbers, tuple(on.get(uuid, ()))))
+    return found
+
+
+def _number(cell: str) -> float | None:
+    """Returns a cell's number; None for "[N/A]", as nvidia-smi says of what a card or a container does not tell."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def driver() -> str | None:
+    """Returns the version of NVIDIA's driver, such as "580.65.06"; None if there is none."""
+    rows = smi("--query-gpu=driver_version")
+    if rows and rows[0] and rows[0][0][:1].isdigit():
+        return rows[0][0]
+    try:  # the kernel's module is there also where nvidia-smi is not
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return next((word for word in text.split() if word[:1].isdigit() and "." in word), None)
+
+
+def least_driver(cuda: str) -> tuple[int, int] | None:
+    """Returns the oldest driver for programs built for this version of CUDA; None if it is not known."""
+    major = cuda.partition(".")[0]
+    return LEAST_DRIVER.get(int(major)) if major.isdigit() else None
+
+
+def too_old(driver: str, cuda: str) -> bool:
+    """Whether a driver is older than such programs need."""
+    parts = [int(part) for part in driver.split(".")[:2] if part.isdigit()]
+    return tuple(parts) < (least_driver(cuda) or (0, 0))
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Returns the host's memory and what is available of it, in bytes."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) > 1}
+        return told["MemTotal"], told["MemAvailable"]
+    except (OSError, KeyError, ValueError):  # not on Linux
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns the room on the disk of a folder, or of the nearest parent that exists."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def locked_gpus(folder: Path | None = None) -> list[str]:
+    """Returns the names of the GPUs that jobs of this user hold now."""
+    stem = f"softtok-gpu-{os.getuid()}-"
+    found: Sequence[Path] = sorted(Path(folder or tempfile.gettempdir()).glob(f"{stem}*.lock"))
+    return [path.stem.removeprefix(stem) for path in found if is_locked(path)]
