@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from softtok import __main__ as command
-from softtok.commands import jobs
+from softtok.commands import jobs, parser
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -90,7 +90,7 @@ def softtok(name: str, **options: object) -> None:
 
 def start(folder: Path, out: Path) -> None:
     """Runs `softtok train` up to its first rollout, where the process ends with status 0."""
-    read_runtime = jobs.runtime_of  # called when the libraries are imported and nothing is loaded yet
+    read_runtime = parser.runtime_of  # called when the libraries are imported and nothing is loaded yet
 
     def end_at_the_first_rollout(options: Namespace) -> RuntimeSettings:
         from softtok.training import train
