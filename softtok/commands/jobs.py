@@ -146,7 +146,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
-    evaluate(spec, runtime_of(options), options.runfolder, options.data, options.out, options.shots)
+    evaluate(spec, runtime_of(options), options.run_folder, options.data, options.out, options.shots)
 
 
 def _choices(options: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def _choices(options: argparse.Namespace) -> None:
 
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
-    choices(spec, runtime_of(options), options.runfolder, options.data, options.out)
+    choices(spec, runtime_of(options), options.run_folder, options.data, options.out)
 
 
 def _measure(options: argparse.Namespace) -> None:

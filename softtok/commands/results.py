@@ -224,5 +224,5 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     runtime = runtime_of(options)
     with importing():
         from softtok.training.estimators import Request, measure
-    run, tokens = options.runfolder, options.cot_tokens
+    run, tokens = options.run_folder, options.cot_tokens
     return measure(Request(run, options.base, options.data, options.rollouts, tokens, options.seed), runtime)
