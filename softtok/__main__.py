@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
     _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
-    report, records, measure, estimate, doctor = _study_options(add)
+    report, records, measure, estimate, doctor, status = _study_options(add)
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
     show.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     show.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whose prompts to show, with their ids; default: the first model that uses the set, without ids",
     )
     look.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
-    for command in (report, records, measure, estimate, doctor, tables, rest, check, look):
+    for command in (report, records, measure, estimate, doctor, status, tables, rest, check, look):
         command.add_argument(
             "--config",
             type=Path,
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--data-root", type=_folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`"
         )
-    for command in (records, measure, estimate, doctor, tables, rest):
+    for command in (records, measure, estimate, doctor, status, tables, rest):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
@@ -180,7 +180,11 @@ def _study_options(add: Callable[..., argparse.ArgumentParser]) -> tuple[argpars
     doctor = add("doctor", _doctor, "look at this machine before anything is downloaded, and measure it for 30 seconds")
     doctor.add_argument("study", nargs="?", help="also compare disk, memory and access with the models of this study")
     doctor.add_argument("--no-probes", action="store_true", help="measure nothing")
-    return report, records, measure, estimate, doctor
+    status = add("status", _status, "show on one screen what a study's jobs do, from results/ alone")
+    status.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
+    status.add_argument("--all", action="store_true", help="name every job, also where that takes more than a screen")
+    status.add_argument("--width", type=int, metavar="COLUMNS", help="default: the terminal's, 80 in a pipe")
+    return report, records, measure, estimate, doctor, status
 
 
 def _estimator_options(command: argparse.ArgumentParser) -> None:
@@ -425,6 +429,14 @@ def _show(options: argparse.Namespace) -> None:
 
     for study in options.study or read(Path("config.yaml")).run:
         print(show(options.results, study))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from softtok.report.status import status_lines
+
+    width = options.width or shutil.get_terminal_size().columns
+    for line in status_lines(options.config, options.study, options.data_root, options.results, width, options.all):
+        print(line)
 
 
 def _tables(options: argparse.Namespace) -> None:
