@@ -41,7 +41,7 @@ class Console(logging.Handler):
             self.tell(f"    {command}")
         elif event == LogEvent.JOB_FINISHED:
             self.failed.pop(record.job_id, None)
-            self.finished.append(self.names.get(record.job_id, "a job"))
+            self.finished += filter(None, [self.names.get(record.job_id)])
         elif event == LogEvent.PROGRESS:
             done = f"done: {', '.join(self.finished)}; " if self.finished else ""
             self.tell(f"{time.strftime('%H:%M')} {done}{record.done} of {record.total}")
@@ -50,6 +50,8 @@ class Console(logging.Handler):
             self.fails(record)
 
     def begins(self, record):
+        if not record.output:
+            return  # a target such as `all` does nothing
         name = self.names[record.jobid] = name_of(record)
         if not self.settings.dryrun:
             self.tell(f"{time.strftime('%H:%M')} begins: {name}")
