@@ -9,11 +9,11 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from softtok.storage import progress as module
 from softtok.storage.locks import is_locked
 from softtok.storage.progress import (
     RECENT,
@@ -35,7 +35,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def step(self, shown: Progress, seconds: float, count: int = 1, **facts: float) -> None:
         """Lets time pass, and then something be done."""
