@@ -83,7 +83,7 @@ class Status:
             return f"all jobs are done; `snakemake {self.study}` makes the report"
         if counts["running"]:
             return f"`softtok tables {self.study} --partial` shows the results so far"
-        return f"nothing runs; `snakemake {self.study}` goes on"
+        return f"nothing runs now; `snakemake {self.study}` goes on"
 
     def work_left(self) -> str:
         """Returns how long the unfinished jobs take, one after the other; "" unless all of it is known."""
@@ -139,14 +139,18 @@ def running_table(states: Sequence[JobState], width: int, rows: int | None) -> I
     space = width - sum(len(column.format("")) for column in COLUMNS) - 2
     yield f"{'running':<{space + 2}}" + _columns(("at", "reward*", "tokens/s", "left"))
     for state in states[:rows]:
-        named = label(state.job)
-        short = named if len(named) <= space else f"...{named[len(named) - space + 3 :]}"  # the seed stands at the end
-        yield f"  {short:<{space}}{_numbers(state.note)}".rstrip()
+        yield f"  {_shortened(label(state.job), space):<{space}}{_numbers(state.note)}".rstrip()
         if state.why:
             yield from wrap(state.why, width, initial_indent="    ", subsequent_indent="    ")
     if rows is not None and len(states) > rows:
         yield f"  ... and {len(states) - rows} more; `--all` shows them"
     yield f"  * mean of the last {RECENT} steps; of tests, percent correct"
+
+
+def _shortened(text: str, space: int) -> str:
+    """Returns a text without its middle if it is too long: what is tested stands at its start, the seed at its end."""
+    head = space // 3
+    return text if len(text) <= space else f"{text[:head]}...{text[len(text) - space + head + 3 :]}"
 
 
 def _numbers(note: Note | None) -> str:

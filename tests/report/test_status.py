@@ -134,7 +134,7 @@ def test_before_anything_was_done_all_wait_and_nothing_is_prepared(sweep: Sweep)
     text = "\n".join(status.lines())
     assert "6 of the data sets and models that they start from are not prepared yet" in text
     assert "waiting: 4 trainings, 10 tests, 5 choice sets" in text
-    assert "nothing runs; `snakemake small` goes on" in text
+    assert "nothing runs now; `snakemake small` goes on" in text
 
 
 def test_a_job_runs_if_its_lock_is_held_whatever_else_is_there(sweep: Sweep, running: ExitStack) -> None:
