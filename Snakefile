@@ -28,6 +28,7 @@ if Path("config.yaml").exists():
 configfile: "config.yaml"
 
 
+include: "workflow/rules/console.smk"
 # Checks the configuration and expands it to jobs, before any rule.
 include: "workflow/rules/common.smk"
 
@@ -46,6 +47,7 @@ include: "workflow/rules/report.smk"
 
 
 onerror:
+    console.tell_unexplained()
     print(
         "softtok: finished jobs stay finished. `snakemake` continues; `softtok tables STUDY --partial` shows the results so far.",
         file=sys.stderr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def add_results(line: CommandLine) -> None:
     )
     show.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     results_option(show)
+    status = line.command(
+        PEOPLE,
+        "status",
+        _status,
+        "show on one screen what a study's jobs do, from results/ alone",
+        ["softtok status", "softtok status demo --all"],
+    )
+    status.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
+    status.add_argument("--all", action="store_true", help="name every job, also where that takes more than a screen")
+    status.add_argument("--width", type=int, metavar="COLUMNS", help="default: the terminal's, 80 in a pipe")
+    config_options(status)
     tables = line.command(
         PEOPLE,
         "tables",
@@ -108,6 +120,14 @@ def _show(options: argparse.Namespace) -> None:
 
     for study in options.study or read(Path("config.yaml")).run:
         print(show(options.results, study))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from softtok.report.status import status_lines
+
+    width = options.width or shutil.get_terminal_size().columns
+    for line in status_lines(options.config, options.study, options.data_root, options.results, width, options.all):
+        print(line)
 
 
 def _tables(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from softtok.models.loading import load
 from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import choice_prompt, cloze_prompt
 from softtok.storage.files import read_columns, write_table
-from softtok.storage.progress import progress
+from softtok.storage.progress import job_name, progress, shown_as_running
 from softtok.storage.provenance import attempt
 
 TOKENS_AT_ONCE = 512  # tokens whose logits are in memory at one time
@@ -49,7 +49,8 @@ class Question:
 
 def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
-    with attempt(run / ".state" / "choices.jsonl"):
+    state, job = run / ".state", job_name(run, out)
+    with attempt(state / "choices.jsonl", "/".join(out.parts[-2:])), shown_as_running(state, job) as note:
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]
@@ -58,14 +59,15 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
         records = []
         size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
         room = runtime.rollout_tokens
-        with progress("choices", len(questions)) as advance:
+        with progress("choices", len(questions), unit="questions", note=note) as shown:
             for start in range(0, len(questions), size):
                 part = questions[start : start + size]
                 for question, (predicted, nll, tokens) in zip(part, score(lm, part, room), strict=True):
                     correct = predicted == question.answer
                     row = (question.id, correct, predicted, nll, tokens, made_on)
                     records.append(dict(zip(SCHEMA.names, row, strict=True)))
-                advance(len(part))
+                right = sum(record["correct"] for record in records[start:])
+                shown.advance(len(part), recent={"correct": 100 * right / len(part)})
         write_table(out, pa.Table.from_pylist(records, SCHEMA))
 
 

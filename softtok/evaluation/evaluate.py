@@ -39,7 +39,7 @@ from softtok.problems.reward import Judge, Verdict
 from softtok.problems.workers import BrokenWorkersError
 from softtok.storage.files import ENTROPY_KEY, content_hash, read_columns, text_hash, write_table, write_text
 from softtok.storage.locks import Interruption, exclusive_lock
-from softtok.storage.progress import progress
+from softtok.storage.progress import Progress, job_name, progress, shown_as_running
 from softtok.storage.provenance import attempt
 from softtok.storage.shards import Shard
 
@@ -69,7 +69,12 @@ def evaluate(
 
     `shots` is the prepared train set of the examples in prompts, if there are any.
     """
-    with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
+    state, job = run / ".state", job_name(run, out)
+    with (
+        attempt(state / "evaluate.jsonl", "/".join(out.parts[-2:])),
+        shown_as_running(state, job) as note,
+        Interruption() as interruption,
+    ):
         settings = spec.evaluation
         checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
         prompts = _asked(spec, checkpoint, data, shots)
@@ -90,8 +95,13 @@ def evaluate(
         key = f"evaluate|{questions[:16]}|{checkpoint.seed}"
         digest = problems_hash(data, names_of(spec.grading.wants_columns))
         shards: dict[str, Shard] = {}
-        with saved_if_stopped(interruption), Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
-            cells = Cells(problems, judge, runtime, key, made_on, interruption)
+        answers = len(problems) * sum(mode.samples for mode in spec.inference_modes.values())
+        with (
+            saved_if_stopped(interruption),
+            Judge(workers=runtime.reward_workers, grading=spec.grading) as judge,
+            progress("evaluate", answers, unit="answers", note=note) as shown,
+        ):
+            cells = Cells(problems, judge, runtime, key, made_on, interruption, shown)
             for name, mode in spec.inference_modes.items():
                 header = {
                     "checkpoint": checkpoint.sha256,
@@ -103,8 +113,8 @@ def evaluate(
                     "grading": spec.grading.model_dump(mode="json"),
                 } | prompts.mark(checkpoint.prompt)
                 shard = content_hash(header, 16)
-                with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
-                    shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
+                with exclusive_lock(state / "locks" / shard, interruption):  # inference sets may share a mode
+                    shards[name] = Shard(state / "shards" / f"{shard}.jsonl", header)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
 
@@ -153,23 +163,26 @@ class Cells:
     key: str  # of the job's random numbers
     made_on: str
     interruption: Interruption
+    shown: Progress
 
     def complete(self, name: str, shard: Shard, policy: Policy, samples: int) -> None:
         """Generates the problems that the shard lacks, and appends each as soon as it is finished."""
         done = {line["problem_id"] for line in shard.lines}
         missing = [p for p in self.problems if p.id not in done]
-        with progress(f"evaluate {name}", len(self.problems), len(self.problems) - len(missing)) as advance:
-            keys = [f"{self.key}|{p.id}|{g}" for p in missing for g in range(samples)]
-            batch = Batch([p.prompt for p in missing], samples, keys)
-            for finished in stream(policy, batch, Room.of(self.runtime)):
-                problems, made = [missing[b] for b, _ in finished], [out for _, out in finished]
-                if not all(out.entropy_NT.isfinite().all() for out in made):
-                    raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
-                verdicts = self._verdicts(policy, problems, made)
-                parts = zip(problems, made, verdicts, strict=True)
-                shard.append([_line(policy, *part) | {"made_on": self.made_on} for part in parts])
-                advance(len(made), correct=float(np.mean([v.correct for pairs in verdicts for v, _ in pairs])))
-                self.interruption.exit_if_asked()
+        self.shown.skip((len(self.problems) - len(missing)) * samples)
+        keys = [f"{self.key}|{p.id}|{g}" for p in missing for g in range(samples)]
+        batch = Batch([p.prompt for p in missing], samples, keys)
+        for finished in stream(policy, batch, Room.of(self.runtime)):
+            problems, made = [missing[b] for b, _ in finished], [out for _, out in finished]
+            if not all(out.entropy_NT.isfinite().all() for out in made):
+                raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
+            verdicts = self._verdicts(policy, problems, made)
+            parts = zip(problems, made, verdicts, strict=True)
+            shard.append([_line(policy, *part) | {"made_on": self.made_on} for part in parts])
+            correct = 100 * float(np.mean([v.correct for pairs in verdicts for v, _ in pairs]))
+            tokens = sum(int(out.cot_lengths.sum()) + sum(map(len, out.answers)) for out in made)
+            self.shown.advance(len(made) * samples, tokens, {"correct": correct}, mode=name)
+            self.interruption.exit_if_asked()
 
     def _verdicts(
         self, policy: Policy, problems: list[Problem], made: list[Rollout]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from softtok.config.settings import RuntimeSettings
 from softtok.config.work import Costs, Job, below, problems_in, training_counts
-from softtok.report.page import duration
+from softtok.storage.progress import duration
 
 PARTS = ("steps", "steps with gradient norms", "validations", "resumable saves", "saves of the best weights")
 

@@ -20,7 +20,7 @@ from softtok.config.specs import HubSource, parse
 from softtok.config.work import Costs, Job, jobs_of
 from softtok.errors import UserError
 from softtok.report.estimate import took_s
-from softtok.report.page import duration
+from softtok.storage.progress import duration
 
 MARGIN = 2  # columns before a line of the screen
 STATE_BYTES = 12  # a parameter, of a saved training state: weights in fp32 and two moments

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from softtok.report.collect import Absent, row_text
 from softtok.report.run_files import MissingError
 from softtok.report.study import Study, row_of
 from softtok.report.tables import Table
-from softtok.storage.provenance import attempts
-
-LONGEST_ERROR = 200  # characters of a job's last error
+from softtok.storage.provenance import attempts, error_of
 
 
 def marked_partial(tables: Mapping[str, Table], study: Study) -> dict[str, Table]:
@@ -51,17 +48,12 @@ def from_attempts(item: Absent) -> str:
     events = attempts(item.folder / ".state" / f"{log}.jsonl")
     if item.what:  # one log for all sets of the run
         failed = bool(events) and events[-1]["event"] == "failed"
-        return f"not measured{f'; the last attempt at such a job failed: {_error(events[-1])}' if failed else ''}"
+        return f"not measured{f'; the last attempt at such a job failed: {error_of(events[-1])}' if failed else ''}"
     if not events:
         return "not trained" if item.row.training_mode != "base" else "not made"
     last = events[-1]
     return {
         "start": f"not finished: started {last['time']}, and running or killed since",
         "interrupted": "not finished: stopped, and goes on when it is run again",
-        "failed": f"failed: {_error(last)}",
+        "failed": f"failed: {error_of(last)}",
     }.get(last["event"], "finished, but its outputs are gone")
-
-
-def _error(event: Mapping[str, Any]) -> str:
-    text = " ".join(str(event.get("error", "unknown")).split())
-    return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]}..."

@@ -17,6 +17,7 @@ from softtok.config.specs import ReportSpec, ToySource
 from softtok.report import palette
 from softtok.report.palette import DIVERGED_MARK
 from softtok.storage.files import write_text
+from softtok.storage.progress import duration
 
 if TYPE_CHECKING:
     from softtok.report.claims import Claim, Verdict
@@ -247,11 +248,3 @@ def _run_line(run: Run) -> dict[str, Any]:
         "attempts": starts if trained else "–",
         "diverged": manifest.diverged,
     }
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration in its two leading units: "48 s", "12 min 30 s", "5 h 12 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

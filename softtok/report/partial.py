@@ -68,9 +68,17 @@ def study_tables(spec: ReportSpec, partial: bool) -> PartialTables:
     for kind, text in notes(results):
         lines += [f"> **{kind.capitalize()}.** {text}", ""]
     if absent:
-        lines += [f"**Missing** ({len(results.runs)} of {len(spec.runs)} runs have finished):", ""]
+        lines += [f"**Missing** ({_complete(results.runs, absent, len(spec.runs))}):", ""]
         lines += [*(f"- {line}" for line in missing), ""]
     return PartialTables(tables, "\n".join(lines + [FORMATS["md"](table) for table in tables.values()]))
+
+
+def _complete(made: Sequence[Run], absent: Sequence[Absent], planned: int) -> str:
+    """Returns how many runs are complete: trained, and with all their results."""
+    lacking = {(item.row, item.seed) for item in absent}
+    part = sum((run.row, run.seed) in lacking for run in made)
+    more = f"; {part} more {'lacks' if part == 1 else 'lack'} results of tests" if part else ""
+    return f"{len(made) - part} of {planned} runs {'is' if planned == 1 else 'are'} complete{more}"
 
 
 def write(made: PartialTables, out: Path, results: Path) -> None:

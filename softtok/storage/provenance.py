@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,24 @@ from softtok import __version__
 from softtok.storage.files import canonical_json
 from softtok.storage.shards import records_of
 
+LONGEST_ERROR = 200  # characters of a job's last error
+
 
 @contextlib.contextmanager
-def attempt(path: Path) -> Iterator[None]:
+def attempt(path: Path, of: str | None = None) -> Iterator[None]:
     """Notes the start and the end of an attempt at a job in the JSON lines file `path`.
+
+    `of` names the job if several share the file.
 
     A killed job leaves a start without an end. If the disk is too full for a note, the job goes on without it, and the
     job's own error is the one that is shown.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    named = {"of": of} if of else {}
 
     def note(event: str, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = canonical_json({"event": event, "time": stamp, "host": socket.gethostname(), **facts}) + "\n"
+        line = canonical_json({"event": event, "time": stamp, "host": socket.gethostname(), **named, **facts}) + "\n"
         with contextlib.suppress(OSError), open(path, "ab+") as file:
             file.seek(max(0, file.tell() - 1))
             half = file.read() not in (b"", b"\n")  # the last line was cut short
@@ -52,6 +59,16 @@ def attempt(path: Path) -> Iterator[None]:
 def attempts(path: Path) -> list[dict[str, Any]]:
     """Returns the events noted in `path`, oldest first, without damaged lines."""
     return records_of(path.read_bytes())[0] if path.exists() else []
+
+
+def error_of(event: Mapping[str, Any]) -> str:
+    """Returns the error that ended an attempt, in one line; of a UserError its text."""
+    text = str(event.get("error", "unknown"))
+    if told := re.fullmatch(r"UserError\((.*)\)", text, re.DOTALL):
+        with contextlib.suppress(ValueError, SyntaxError):
+            text = str(ast.literal_eval(told[1]))
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]}..."
 
 
 def provenance(device: str | None = None, precision: str | None = None) -> dict[str, str]:

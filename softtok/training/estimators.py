@@ -290,13 +290,13 @@ def measure(request: Request, runtime: RuntimeSettings) -> dict[str, Any]:
     first, rest = range(request.rollouts // 2), range(request.rollouts // 2, request.rollouts)
     exact = Estimator("pathwise", request.cot_tokens - 1)
     total = len(first) + len(rest) * len(ESTIMATORS)
-    with bench.judge, progress("estimators", total) as advance:
+    with bench.judge, progress("estimators", total, unit="gradients") as shown:
         drawn = map(bench.draw, first)
-        reference = collect(bench, drawn, exact, BlockSums(len(first), bench.size), advance)
+        reference = collect(bench, drawn, exact, BlockSums(len(first), bench.size), shown.advance)
         kept = [bench.draw(number) for number in rest]  # much smaller than a gradient
         made = []
         for name, estimator in ESTIMATORS.items():
-            sums = collect(bench, kept, estimator, BlockSums(len(rest), bench.size, reference), advance)
+            sums = collect(bench, kept, estimator, BlockSums(len(rest), bench.size, reference), shown.advance)
             made.append({"name": name, **described(sums.comparison(), CURVE), "tails": sums.tails()})
     square = reference.half().mean_square
     return {

@@ -57,7 +57,7 @@ from softtok.storage.breaks import ended_by
 from softtok.storage.files import canonical_json, content_hash, text_hash, write_text
 from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, Stopped, exclusive_lock
-from softtok.storage.progress import progress
+from softtok.storage.progress import TRAINING, Progress, lock_of, note_of, progress
 from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
@@ -312,7 +312,7 @@ class Trainer:
 
     def take_steps(self, interruption: Interruption) -> None:
         """Takes the remaining steps, with their validations and saves."""
-        with progress("train", self.settings.steps, self.step) as advance:
+        with progress("train", self.settings.steps, self.step, note=note_of(self.state, TRAINING)) as shown:
             self.validate_if_due()
             while self.step < self.settings.steps and self.diverged is None:
                 try:
@@ -324,12 +324,19 @@ class Trainer:
                 self.lines.append(line)
                 self.warn_of_residual()
                 self.validate_if_due()
-                advance(1, reward=line["reward"], validation=self.best.validation)
+                self.show(shown, line)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
                 last = self.step == self.settings.steps
                 if self.step % self.runtime.save_every == 0 and not last:
                     self.save()
                 interruption.exit_if_asked()
+
+    def show(self, shown: Progress, line: Metrics) -> None:
+        """Shows a step that is done."""
+        rows = self.settings.prompts_per_step * self.settings.samples_per_prompt
+        lengths = [line["cot_tokens"] or 0.0, line["answer_tokens"] or 0.0]
+        best = {} if self.best.step is None else {"best validation": self.best.validation}
+        shown.advance(1, round(rows * sum(lengths)), {"reward": line["reward"] or 0.0}, **best)
 
     def warn_of_residual(self) -> None:
         """Says at a validation step that the adjoint has stayed far from its fixed point since the one before."""
@@ -479,7 +486,7 @@ def train(
     state = out / ".state"
     with (
         Interruption() as interruption,
-        exclusive_lock(state / "locks" / "train", interruption),
+        exclusive_lock(lock_of(state, TRAINING), interruption),
         attempt(state / "attempts.jsonl"),
     ):
         if spec.grading is not None:

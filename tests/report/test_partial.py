@@ -87,7 +87,7 @@ def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys:
     assert project.tables("--partial") == 0
     text = capsys.readouterr().out
     for line in (
-        "(3 of 5 runs have finished)",
+        "(1 of 5 runs are complete; 2 more lack results of tests)",
         "- toy, sums, hard, seed 0: failed: RuntimeError('no memory')",
         "- toy, sums, hard, seed 1: not finished: started 2026-01-02T03:04:05, and running or killed since",
         "- toy, sums, soft, seed 0: sums (six): not measured; the last attempt at such a job failed: RuntimeError",
@@ -104,6 +104,15 @@ def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys:
     assert text.count("Partial: n is what has finished of 2 planned runs per row (base 1).") == 5
 
 
+def test_runs_that_are_trained_and_not_tested_are_not_called_finished(
+    project: StudyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in project.results.glob("runs/*/*/*/*/eval/sums/*.parquet"):
+        path.unlink()
+    assert project.tables("--partial") == 0
+    assert "**Missing** (0 of 5 runs are complete; 5 more lack results of tests):" in capsys.readouterr().out
+
+
 def test_seeds_that_lack_the_same_share_a_line(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         shutil.rmtree(project.run("soft", seed))
@@ -117,7 +126,7 @@ def test_before_anything_has_finished_there_are_empty_tables(
     shutil.rmtree(project.results)
     assert project.tables("--partial") == 0
     text = capsys.readouterr().out
-    assert "(0 of 5 runs have finished)" in text
+    assert "(0 of 5 runs are complete)" in text
     assert "- toy, base, seed 0: not made" in text
     assert "No cell has a value." in text
 

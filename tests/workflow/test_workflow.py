@@ -42,6 +42,7 @@ STAND_IN = """() {
     echo "$command $out" >> calls.txt
     command -v python >> pythons.txt
     case " $FAIL " in *" $command "*) echo "softtok: error: no such thing"; return 1;; esac
+    case " $BREAK " in *" $command "*) printf 'Traceback:\\n  ...\\nRuntimeError: no luck\\n'; return 1;; esac
     place=$out
     case $command in data | evaluate | choices) place=${out%/*};; esac
     mkdir -p "$place"
@@ -329,14 +330,14 @@ def test_a_disk_that_takes_no_file_is_one_line(words: list[str], number: int, tm
 
 def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandInProject) -> None:
     """A quarter: it may have been out of time, and twice the memory of a large node is not to be had."""
-    tried = project.snakemake("--retries", "2", "--cores", "1", "--show-failed-logs", FAIL="train")
+    tried = project.snakemake("--retries", "2", "--cores", "1", "--quiet", "host", FAIL="train")
     asked = re.findall(r"^(?:local)?rule train:\n(?: .*\n)*?    resources: .*?mem_mb=(\d+)", tried.stdout, re.MULTILINE)
     assert asked == ["4000", "5000", "6000"]
 
 
 def test_what_fails_is_tried_once_and_its_spec_printed_once(project: StandInProject) -> None:
     """The command asks a busy hub again itself; the rule cannot know what is worth a second try, even on a cluster."""
-    failed = project.snakemake("--retries", "2", "--cores", "1", FAIL="data model")
+    failed = project.snakemake("--retries", "2", "--cores", "1", "--quiet", "host", FAIL="data model")
     assert failed.returncode == 1
     calls = (project.folder / "calls.txt").read_text()
     assert calls.count("data results/data/choice/words") == calls.count("model ") == 1
@@ -348,6 +349,44 @@ def test_what_fails_is_tried_once_and_its_spec_printed_once(project: StandInProj
     for spec in specs:
         assert failed.stdout.count(f"--spec {shlex.quote(spec)}") == 1
     assert failed.stdout.count("its command returned non-zero exit status 1") == 3
+
+
+def test_the_terminal_shows_counts_first_and_a_line_when_a_job_begins_or_ends(project: StandInProject) -> None:
+    told = project.snakemake("--cores", "1").stdout
+    begun = re.findall(r"^\d\d:\d\d begins: (.*)", told, re.MULTILINE)
+    ended = re.findall(r"^\d\d:\d\d done: (.*); (\d+) of 13$", told, re.MULTILINE)
+    expected = {"train toy/sums/hard/seed0", "evaluate toy/sums/hard/seed0/sums/all-modes", "dataset choice/words"}
+    assert len(begun) == 12 and begun[-1] == "report first" and expected < {*begun}
+    assert ended == [(name, str(number)) for number, name in enumerate(begun, 1)]
+    assert told.index("\ntotal ") < told.index(" begins: ")
+    assert max(map(len, told.splitlines())) < 200 and "{" not in told and "Select jobs" not in told
+
+
+def test_what_failed_is_named_at_the_end_by_the_last_words_of_its_log(project: StandInProject) -> None:
+    """With softtok's own line, or with what a traceback ends in."""
+    failed = project.snakemake("--cores", "1", FAIL="train", BREAK="choices")
+    assert failed.returncode == 1 and max(map(len, failed.stdout.splitlines())) < 300
+    for words in (
+        "train toy/sums/hard/seed0: softtok: error: no such thing (",
+        "choices toy/none/base/seed0/words: RuntimeError: no luck (",
+    ):
+        assert len(re.findall(rf"^\d\d:\d\d failed: {re.escape(words)}", failed.stdout, re.MULTILINE)) == 1
+    end = failed.stdout[failed.stdout.rindex(" failed: ") :].splitlines()[1:]
+    told = [line for line in end if line.startswith("softtok: error: ")]
+    assert len(told) == 2
+    assert told[0].startswith("softtok: error: choices toy/none/base/seed0/words: RuntimeError: no luck (results/logs/")
+    assert told[1].startswith("softtok: error: no such thing (results/logs/runs/toy/sums/hard/")
+    assert "no luck" not in project.snakemake("--cores", "1").stdout
+
+
+def test_a_dry_run_has_a_line_and_a_reason_for_each_job_and_its_command_if_asked(project: StandInProject) -> None:
+    dry = project.snakemake("-n")
+    assert max(map(len, dry.stdout.splitlines())) < 200
+    assert dry.stdout.count("\n    reason: ") == sum(counts(dry).values()) - 1 == 12
+    assert "\nevaluate toy/sums/hard/seed0/sums/all-modes\n    reason: Missing output files: " in dry.stdout
+    commands = project.snakemake("-n", "-p").stdout
+    assert all(shlex.quote(run.json) in commands for run in project.grid().studies["first"].runs.values())
+    assert "reason: " not in project.snakemake("-n", "-q").stdout
 
 
 def test_rules_use_the_python_of_the_environment_without_activation(finished: StandInProject) -> None:

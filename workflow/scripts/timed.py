@@ -26,10 +26,10 @@ from softtok.config.specs import parse
 from softtok.config.work import Costs, Job, jobs_of, prepared, seconds_of, share, study_of
 from softtok.errors import UserError
 from softtok.report.estimate import TimeLeft, arithmetic, took_s
-from softtok.report.page import duration
 from softtok.report.partial import moved
 from softtok.report.recorded import recorded_runs
 from softtok.report.records import write_records
+from softtok.storage.progress import duration
 
 BIN = Path(sys.executable).parent
 RESULTS = Path("results")
