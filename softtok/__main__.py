@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
+from softtok.storage.retries import measuring_notes, refuse_hopeless, training_notes
 from softtok.storage.trouble import storage_trouble
 
 if TYPE_CHECKING:
@@ -104,20 +105,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{option}", required=True, type=kind, dest=place, metavar=shape, help=text or None)
         return command
 
-    make = add("model", _model, "make or refer to a base model", "spec", "runtime", "out")
-    make.add_argument("--text", type=Path, metavar="PATH", help="prepared train set whose text a toy model learns")
-    data = add("data", _data, "prepare a data set", "spec", "out")
-    data.add_argument(
-        "--exclude", action="append", default=[], metavar="NAME=PATH", help="prepared test set to keep out"
-    )
-    data.add_argument("--data-root", type=_folder, metavar="PATH", help="folder of local data files")
-    add("base", _base, "the run of the untouched model", "spec", "model", "out")
-    for command in (
-        add("train", _train, "train one run", "spec", "runtime", "model", "data", "out"),
-        add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out"),
-    ):
-        command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
-    add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
+    _job_options(add)
     _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
     report, records, measure, estimate, doctor = _study_options(add)
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
@@ -157,6 +145,29 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
+
+
+def _job_options(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the commands that are jobs with a model or a data set."""
+    make = add("model", _model, "make or refer to a base model", "spec", "runtime", "out")
+    make.add_argument("--text", type=Path, metavar="PATH", help="prepared train set whose text a toy model learns")
+    data = add("data", _data, "prepare a data set", "spec", "out")
+    data.add_argument(
+        "--exclude", action="append", default=[], metavar="NAME=PATH", help="prepared test set to keep out"
+    )
+    data.add_argument("--data-root", type=_folder, metavar="PATH", help="folder of local data files")
+    add("base", _base, "the run of the untouched model", "spec", "model", "out")
+    tried = []
+    for command in (
+        add("train", _train, "train one run", "spec", "runtime", "model", "data", "out"),
+        add("evaluate", _evaluate, "all inference modes on one test set", "spec", "runtime", "run", "data", "out"),
+    ):
+        command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
+        tried.append(command)
+    tried.append(add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out"))
+    for command in tried:
+        text = "as Snakemake counts them; from the fourth on it is refused if the last three saved nothing new"
+        command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)
 
 
 def _study_options(add: Callable[..., argparse.ArgumentParser]) -> tuple[argparse.ArgumentParser, ...]:
@@ -269,6 +280,7 @@ def _train(options: argparse.Namespace) -> None:
 
         spec = parse(RunSpec, options.spec)
         from softtok.training.train import train
+    refuse_hopeless(training_notes(options.out), options.attempt)
     train(spec, _runtime(options), options.model, options.data, options.out, options.shots)
 
 
@@ -278,6 +290,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
+    refuse_hopeless(measuring_notes(options.run_folder, "evaluate", options.out), options.attempt)
     evaluate(spec, _runtime(options), options.run_folder, options.data, options.out, options.shots)
 
 
@@ -287,6 +300,7 @@ def _choices(options: argparse.Namespace) -> None:
 
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
+    refuse_hopeless(measuring_notes(options.run_folder, "choices", options.out), options.attempt)
     choices(spec, _runtime(options), options.run_folder, options.data, options.out)
 
 

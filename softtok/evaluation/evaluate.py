@@ -41,6 +41,7 @@ from softtok.storage.files import ENTROPY_KEY, content_hash, read_columns, text_
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
+from softtok.storage.retries import measuring_notes
 from softtok.storage.shards import Shard
 
 SCHEMA = pa.schema(
@@ -69,7 +70,8 @@ def evaluate(
 
     `shots` is the prepared train set of the examples in prompts, if there are any.
     """
-    with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
+    notes = measuring_notes(run, "evaluate", out)
+    with attempt(*notes, notes.saved()), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
         prompts = _asked(spec, checkpoint, data, shots)

@@ -59,6 +59,7 @@ from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, Stopped, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
+from softtok.storage.retries import training_notes
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
 
@@ -476,11 +477,11 @@ def train(
     If another process trains this run (a job may outlive the Snakemake that started it), this one waits, and then
     continues the run or finds it finished.
     """
-    state = out / ".state"
+    state, notes = out / ".state", training_notes(out)
     with (
         Interruption() as interruption,
         exclusive_lock(state / "locks" / "train", interruption),
-        attempt(state / "attempts.jsonl"),
+        attempt(notes.log, saved=notes.saved()),
     ):
         if spec.grading is not None:
             asked = asking(spec.prompting, spec.model.asks, spec.grading.answer_format, shots)
