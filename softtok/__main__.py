@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softtok.errors import UserError
-from softtok.storage.retries import measuring_notes, refuse_hopeless, training_notes
+from softtok.storage.retries import measuring_notes, refuse_hopeless, state_of, training_notes
 from softtok.storage.trouble import storage_trouble
 
 if TYPE_CHECKING:
@@ -280,8 +280,9 @@ def _train(options: argparse.Namespace) -> None:
 
         spec = parse(RunSpec, options.spec)
         from softtok.training.train import train
-    refuse_hopeless(training_notes(options.out), options.attempt)
-    train(spec, _runtime(options), options.model, options.data, options.out, options.shots)
+    runtime = _runtime(options)
+    refuse_hopeless(training_notes(state_of(options.out, runtime.state_folder)), options.attempt)
+    train(spec, runtime, options.model, options.data, options.out, options.shots)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -290,8 +291,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
-    refuse_hopeless(measuring_notes(options.run_folder, "evaluate", options.out), options.attempt)
-    evaluate(spec, _runtime(options), options.run_folder, options.data, options.out, options.shots)
+    runtime = _runtime(options)
+    state = state_of(options.run_folder, runtime.state_folder)
+    refuse_hopeless(measuring_notes(state, "evaluate", options.out), options.attempt)
+    evaluate(spec, runtime, options.run_folder, options.data, options.out, options.shots)
 
 
 def _choices(options: argparse.Namespace) -> None:
@@ -300,8 +303,10 @@ def _choices(options: argparse.Namespace) -> None:
 
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
-    refuse_hopeless(measuring_notes(options.run_folder, "choices", options.out), options.attempt)
-    choices(spec, _runtime(options), options.run_folder, options.data, options.out)
+    runtime = _runtime(options)
+    state = state_of(options.run_folder, runtime.state_folder)
+    refuse_hopeless(measuring_notes(state, "choices", options.out), options.attempt)
+    choices(spec, runtime, options.run_folder, options.data, options.out)
 
 
 def _estimators(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from softtok.problems.prompt import choice_prompt, cloze_prompt
 from softtok.storage.files import read_columns, write_table
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
-from softtok.storage.retries import measuring_notes
+from softtok.storage.retries import measuring_notes, state_of
 
 TOKENS_AT_ONCE = 512  # tokens whose logits are in memory at one time
 SCHEMA = pa.schema(
@@ -50,7 +50,7 @@ class Question:
 
 def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
-    with attempt(*measuring_notes(run, "choices", out)):
+    with attempt(*measuring_notes(state_of(run, runtime.state_folder), "choices", out)):
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]

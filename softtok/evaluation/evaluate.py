@@ -41,7 +41,7 @@ from softtok.storage.files import ENTROPY_KEY, content_hash, read_columns, text_
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
-from softtok.storage.retries import measuring_notes
+from softtok.storage.retries import measuring_notes, state_of
 from softtok.storage.shards import Shard
 
 SCHEMA = pa.schema(
@@ -70,7 +70,8 @@ def evaluate(
 
     `shots` is the prepared train set of the examples in prompts, if there are any.
     """
-    notes = measuring_notes(run, "evaluate", out)
+    state = state_of(run, runtime.state_folder)
+    notes = measuring_notes(state, "evaluate", out)
     with attempt(*notes, notes.saved()), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
@@ -105,8 +106,8 @@ def evaluate(
                     "grading": spec.grading.model_dump(mode="json"),
                 } | prompts.mark(checkpoint.prompt)
                 shard = content_hash(header, 16)
-                with exclusive_lock(run / ".state" / "locks" / shard, interruption):  # inference sets may share a mode
-                    shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
+                with exclusive_lock(state / "locks" / shard, interruption):  # inference sets may share a mode
+                    shards[name] = Shard(state / "shards" / f"{shard}.jsonl", header)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
 

@@ -21,6 +21,7 @@ MOST_SHORTAGES = 2
 CHOICES = "choices"
 MEMORY = re.compile(r"MemoryError|not enough memory|(can't|[Cc]annot) allocate memory", re.IGNORECASE)
 """What errors of Python, PyTorch and the system say of a lack of the host's memory."""
+NAMES_OF_RUN = 4  # parts of the path of a run that tell it from others: model, train set, mode, seed with hash
 LONGEST_ERROR = 300  # characters of an attempt's error
 
 
@@ -47,14 +48,19 @@ class Attempt(NamedTuple):
     end: dict[str, Any] | None
 
 
-def training_notes(run: Path) -> Notes:
-    """Returns the notes of a training."""
-    return Notes(run / ".state" / "attempts.jsonl")
+def state_of(run: Path, folder: str | None) -> Path:
+    """Returns where progress of a run is saved: in its own folder, or below the one that the settings name."""
+    return run / ".state" if folder is None else Path(folder, *run.parts[-NAMES_OF_RUN:])
 
 
-def measuring_notes(run: Path, kind: str, out: Path) -> Notes:
+def training_notes(state: Path) -> Notes:
+    """Returns the notes of a training, which are beside its saved progress."""
+    return Notes(state / "attempts.jsonl")
+
+
+def measuring_notes(state: Path, kind: str, out: Path) -> Notes:
     """Returns the notes of an evaluation (`evaluate`) or a choice set (`choices`), with the name of its output."""
-    return Notes(run / ".state" / f"{kind}.jsonl", "/".join(out.parts[-2:]))
+    return Notes(state / f"{kind}.jsonl", "/".join(out.parts[-2:]))
 
 
 def note_step(state: Path, step: int) -> None:
@@ -96,7 +102,7 @@ def hopeless(notes: Notes | None, attempt: int) -> str | None:
     if any(one.start.get("saved", -1) != saved for one in past):
         return None
     return (
-        f"{notes.log.parent.parent}: refused, as {ATTEMPTS} attempts in a row saved nothing new, of which the last"
+        f"{notes.log}: refused, as {ATTEMPTS} attempts in a row saved nothing new, of which the last"
         f" {_ended(past[-1])}; run snakemake again to try again"
     )
 

@@ -26,6 +26,7 @@ from softtok.storage.retries import (
     hopeless,
     measuring_notes,
     shortages,
+    state_of,
     training_notes,
 )
 from softtok.storage.trouble import stopped
@@ -171,16 +172,17 @@ def machine(wildcards):
 def notes(wildcards):
     """Returns where attempts at the job are noted; None if it is that of a model."""
     names = dict(wildcards.items())
-    run = Path(RUN.format(**names)) if "mode" in names else None
+    if "mode" not in names:
+        return None
+    state = state_of(Path(RUN.format(**names)), machine(wildcards).state_folder)
     if "test_set" in names:
-        return measuring_notes(
-            run, "evaluate", Path(f"{RUN}/{EVALUATION}.parquet".format(**names))
-        )
+        out = Path(f"{EVALUATION}.parquet".format(**names))
+        return measuring_notes(state, "evaluate", out)
     if "choice_set" in names:
         return measuring_notes(
-            run, "choices", Path(f"{RUN}/{CHOICES}.parquet".format(**names))
+            state, "choices", Path(f"{CHOICES}.parquet".format(**names))
         )
-    return run and training_notes(run)
+    return training_notes(state)
 
 
 def memory_mb(wildcards, attempt):
