@@ -341,7 +341,9 @@ class SchedulerSettings(Settings):
 
     threads: Threads = Field(default=1, ge=1, description="CPU threads of one job")
     memory_mb: Whole = Field(
-        default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
+        default=4000,
+        ge=1,
+        description="memory that such a job asks the scheduler for; a quarter more after an attempt that was short",
     )
     runtime_min: Whole = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
     state_folder: str | None = Field(

@@ -356,14 +356,16 @@ def test_stops_at_time_limits_go_on_with_the_same_memory_and_take_a_line_each(pr
         "    case $command in\n", f"{stop}    case $command in\n"
     )
     retries = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())["retries"]
+    few = project.snakemake("--retries", "1", "--cores", "1", "--show-failed-logs")
+    assert few.returncode == 1 and few.stdout.count("softtok: stopped by SIGTERM") == 2 + 1, "and once more at the end"
     done = project.snakemake("--retries", str(retries), "--cores", "1")
     assert done.returncode == 0, done.stdout
-    assert ASKED.findall(done.stdout) == ["4000"] * 6
-    told = [line for line in done.stdout.splitlines() if "progress is saved" in line]
+    assert ASKED.findall(few.stdout + done.stdout) == ["4000"] * 6
+    told = [line for line in (few.stdout + done.stdout).splitlines() if "progress is saved" in line]
     log = r"\(results/logs/runs/toy/sums/hard/seed0-\w+/train.log\)"
     assert all(re.fullmatch(rf"softtok: stopped by SIGTERM; progress is saved {log}", line) for line in told)
-    assert len(told) == 5 + 1, "and that of the last log, at the end"
-    assert "Error in rule" not in done.stdout and "\n150\n" not in done.stdout
+    assert len(told) == 5 + 1
+    assert "Error in rule" not in few.stdout and "\n150\n" not in few.stdout, "neither the spec nor the log"
 
 
 def test_a_refused_job_asks_for_next_to_nothing(project: StandInProject) -> None:
