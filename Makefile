@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-smollm2 rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long bench-real clean
+.PHONY: help install run run-smollm2 rehearsal test-fast test test-slow test-slurm lint format schema rooms bench bench-quick bench-long bench-real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,13 +29,16 @@ rehearsal: ## the paper's grid with tiny random models and real data: make rehea
 	@$(BIN)/snakemake --cores $(CORES) --configfile workflow/rehearsal.yaml --config data_root="$(DATA)" -- rehearsal $(addprefix rehearsal-,noise-scale noise-placement temperature)
 
 test-fast: .venv/installed-dev ## the paper's method, the configuration and the problems, without statistics: 90 seconds
-	@$(PYTEST) -m "not slow and not thorough" tests/method tests/config tests/problems
+	@$(PYTEST) -m "not slow and not thorough and not cluster" tests/method tests/config tests/problems
 
 test: .venv/installed-dev ## all tests but the slow ones, on two cores: under 15 minutes
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not cluster"
 
 test-slow: .venv/installed-dev ## the slow tests, end to end and on whole data sets: under 25 minutes
 	@$(PYTEST) -m slow
+
+test-slurm: .venv/installed-dev .venv/installed-plugins ## a study on a Slurm of one node, from Debian's packages, and the profiles for clusters: under 6 minutes
+	@$(BIN)/python -m pytest -m cluster -rs
 
 lint: .venv/installed-dev ## ruff, mypy, the order of the rooms, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
@@ -88,6 +91,16 @@ clean: ## remove the environment; results stay
 # Of these packages one file each is read: what they would pull in is not needed, and pip is told above not to warn of it.
 .venv/installed-tokenizers: .venv/installed
 	$(PIP) --no-deps llama-models dashscope
+	@touch $@
+
+# Snakemake's plugins for clusters lie apart, as each start of Snakemake imports all that it finds. The tests that need them name the folder.
+# Without --no-deps they would bring packages of their own versions, which hide those of the environment.
+.venv/installed-plugins: .venv/installed-dev
+	rm -rf .venv/plugins
+	$(PIP) --no-deps --target .venv/plugins/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep
+	$(PIP) --no-deps --target .venv/plugins/kubernetes snakemake-executor-plugin-kubernetes snakemake-storage-plugin-fs \
+	  kubernetes google-auth cryptography cffi pycparser pyasn1 pyasn1_modules cachetools rsa \
+	  requests-oauthlib oauthlib websocket-client durationpy six sysrsync toml
 	@touch $@
 
 # SmolLM2, 93 MB, and the package that reads its file.

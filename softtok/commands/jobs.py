@@ -19,6 +19,7 @@ from softtok.commands.parser import (
     runtime_of,
     spec_option,
 )
+from softtok.storage.retries import measuring_notes, refuse_hopeless, state_of, training_notes
 
 if TYPE_CHECKING:
     from softtok.config.settings import RuntimeSettings
@@ -102,6 +103,9 @@ def _add_trainings_and_tests(line: CommandLine) -> None:
     ):
         spec_option(command, "spec", "runtime")
         path_option(command, *names)
+    for command in (train, evaluate, choices):
+        text = "as Snakemake counts them; from the fourth on it is refused if the last three saved nothing new"
+        command.add_argument("--attempt", type=int, default=1, metavar="N", help=text)
     for command in (train, evaluate):
         command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
 
@@ -137,7 +141,9 @@ def _train(options: argparse.Namespace) -> None:
 
         spec = parse(RunSpec, options.spec)
         from softtok.training.train import train
-    train(spec, runtime_of(options), options.model, options.data, options.out, options.shots)
+    runtime = runtime_of(options)
+    refuse_hopeless(training_notes(state_of(options.out, runtime.state_folder)), options.attempt)
+    train(spec, runtime, options.model, options.data, options.out, options.shots)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -146,7 +152,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
-    evaluate(spec, runtime_of(options), options.run_folder, options.data, options.out, options.shots)
+    runtime = runtime_of(options)
+    state = state_of(options.run_folder, runtime.state_folder)
+    refuse_hopeless(measuring_notes(state, "evaluate", options.out), options.attempt)
+    evaluate(spec, runtime, options.run_folder, options.data, options.out, options.shots)
 
 
 def _choices(options: argparse.Namespace) -> None:
@@ -155,7 +164,10 @@ def _choices(options: argparse.Namespace) -> None:
 
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
-    choices(spec, runtime_of(options), options.run_folder, options.data, options.out)
+    runtime = runtime_of(options)
+    state = state_of(options.run_folder, runtime.state_folder)
+    refuse_hopeless(measuring_notes(state, "choices", options.out), options.attempt)
+    choices(spec, runtime, options.run_folder, options.data, options.out)
 
 
 def _measure(options: argparse.Namespace) -> None:

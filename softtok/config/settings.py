@@ -341,9 +341,17 @@ class SchedulerSettings(Settings):
 
     threads: Threads = Field(default=1, ge=1, description="CPU threads of one job")
     memory_mb: Whole = Field(
-        default=4000, ge=1, description="memory that such a job asks the scheduler for; a quarter more with each retry"
+        default=4000,
+        ge=1,
+        description="memory that such a job asks the scheduler for; a quarter more after an attempt that was short",
     )
     runtime_min: Whole = Field(default=240, ge=1, description="minutes that such a job asks the scheduler for")
+    state_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="where trainings and evaluations save their progress, if not in `.state` of the run's own folder;"
+        " on Kubernetes a mounted volume, for files of a pod are gone with it",
+    )
 
 
 class DeviceSettings(Settings):

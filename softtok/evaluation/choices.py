@@ -25,6 +25,7 @@ from softtok.problems.prompt import choice_prompt, cloze_prompt
 from softtok.storage.files import read_columns, write_table
 from softtok.storage.progress import job_name, progress, shown_as_running
 from softtok.storage.provenance import attempt
+from softtok.storage.retries import measuring_notes, state_of
 
 TOKENS_AT_ONCE = 512  # tokens whose logits are in memory at one time
 SCHEMA = pa.schema(
@@ -49,8 +50,8 @@ class Question:
 
 def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
-    state, job = run / ".state", job_name(run, out)
-    with attempt(state / "choices.jsonl", "/".join(out.parts[-2:])), shown_as_running(state, job) as note:
+    state, job = state_of(run, runtime.state_folder), job_name(run, out)
+    with attempt(*measuring_notes(state, "choices", out)), shown_as_running(state, job) as note:
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]

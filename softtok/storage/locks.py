@@ -18,6 +18,7 @@ from filelock import lock_descriptor
 
 from softtok.storage.breaks import ended_by
 
+SAVED = "progress is saved"  # end of the last line of a job that a signal stopped
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its progress saved; run it again
 LOCK_POLL_S = 1.0
 ONE_REQUEST_S = 1.0  # `timeout` sends its signal twice, and a closed terminal may too
@@ -115,7 +116,7 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._within.close()
         if kind is Stopped and self.signal is not None:
-            print(f"softtok: stopped by {signal.Signals(self.signal).name}; progress is saved", file=sys.stderr)
+            print(f"softtok: stopped by {signal.Signals(self.signal).name}; {SAVED}", file=sys.stderr)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

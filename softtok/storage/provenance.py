@@ -25,10 +25,10 @@ LONGEST_ERROR = 200  # characters of a job's last error
 
 
 @contextlib.contextmanager
-def attempt(path: Path, of: str | None = None) -> Iterator[None]:
+def attempt(path: Path, of: str | None = None, saved: int | None = None) -> Iterator[None]:
     """Notes the start and the end of an attempt at a job in the JSON lines file `path`.
 
-    `of` names the job if several share the file.
+    `of` names the job where several share the file, and `saved` is what it finds saved (`Notes.saved`).
 
     A killed job leaves a start without an end. If the disk is too full for a note, the job goes on without it, and the
     job's own error is the one that is shown.
@@ -38,13 +38,14 @@ def attempt(path: Path, of: str | None = None) -> Iterator[None]:
 
     def note(event: str, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = canonical_json({"event": event, "time": stamp, "host": socket.gethostname(), **named, **facts}) + "\n"
+        known = {"time": stamp, "host": socket.gethostname(), "pid": os.getpid(), **named}
+        line = canonical_json({"event": event, **known, **facts}) + "\n"
         with contextlib.suppress(OSError), open(path, "ab+") as file:
             file.seek(max(0, file.tell() - 1))
             half = file.read() not in (b"", b"\n")  # the last line was cut short
             file.write(("\n" * half + line).encode())
 
-    note("start", pid=os.getpid())
+    note("start", saved=saved)
     try:
         yield
     except SystemExit as stop:

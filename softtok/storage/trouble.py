@@ -5,14 +5,17 @@ Libraries hide the system's error in errors of their own, as cause or as text, s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from softtok.storage.hub import chain
+from softtok.storage.locks import SAVED
 
 ADVICE = {
     errno.ENOSPC: "make room and run it again",
@@ -57,19 +60,33 @@ def _number(error: BaseException) -> int:
 
 
 def tell_failures(results: Path, since: float) -> None:
-    """Prints the errors that jobs wrote last into their logs in `results` after a time, each with its log.
+    """Prints what jobs wrote last into their logs in `results` after a time, each line with its log.
 
-    If no log says why, a disk that takes no file may be the reason; then Snakemake could not go on either.
+    First are those that a signal stopped with their progress saved, then errors. If no log says why, a disk that takes
+    no file may be the reason; then Snakemake could not go on either.
     """
-    told = False
-    for log in sorted((results / "logs").rglob("*.log")):
-        if log.stat().st_mtime >= since:
-            lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or [""]
-            if lines[-1].startswith("softtok: error: "):
-                print(f"{lines[-1]} ({log})", file=sys.stderr)
-                told = True
+    logs = [log for log in sorted((results / "logs").rglob("*.log")) if log.stat().st_mtime >= since]
+    ends = [(log, last_line(log)) for log in logs]
+    told = [(log, end) for log, end in ends if end.endswith(SAVED)]
+    told += [(log, end) for log, end in ends if end.startswith("softtok: error: ")]
+    for log, end in told:
+        print(f"{end} ({log})", file=sys.stderr)
     if not told and (trouble := disk_trouble(Path())):
         print(f"softtok: error: {trouble}", file=sys.stderr)
+
+
+def last_line(log: Path) -> str:
+    """Returns the last line of a log; empty if there is none."""
+    return (log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or [""])[-1]
+
+
+def stopped(logs: Iterable[str]) -> str | None:
+    """Returns in one line that a job was stopped with its progress saved, if one of its logs ends so."""
+    for log in map(Path, logs):
+        with contextlib.suppress(OSError):
+            if (end := last_line(log)).endswith(SAVED):
+                return f"{end} ({log})"
+    return None
 
 
 def disk_trouble(folder: Path) -> str | None:

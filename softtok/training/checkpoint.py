@@ -18,6 +18,7 @@ from softtok.errors import UserError
 from softtok.models.language_model import LanguageModel
 from softtok.storage.files import atomic
 from softtok.storage.integrity import differing, file_hashes
+from softtok.storage.retries import note_step
 
 
 @contextlib.contextmanager
@@ -42,6 +43,8 @@ def write_progress(path: Path, progress: dict[str, Any], needed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with room(path.parent, needed), atomic(path) as temporary:
         torch.save(progress, temporary)
+    with room(path.parent, needed):
+        note_step(path.parent, progress["step"])
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:

@@ -59,6 +59,7 @@ from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, Stopped, exclusive_lock
 from softtok.storage.progress import TRAINING, Progress, lock_of, note_of, progress
 from softtok.storage.provenance import attempt, attempts, provenance
+from softtok.storage.retries import state_of, training_notes
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
 
@@ -120,7 +121,7 @@ class Trainer:
                 "this is the spec of an untouched model, which is not trained; `softtok base` makes its run"
             )
         self.started, self.spent_s = time.monotonic(), 0.0  # start of this attempt; seconds of earlier ones
-        self.spec, self.runtime, self.out, self.state = spec, runtime, out, out / ".state"
+        self.spec, self.runtime, self.out, self.state = spec, runtime, out, state_of(out, runtime.state_folder)
         self.settings, self.seed = spec.training, spec.seed
         base = read(ModelManifest, model / "model.json")
         self.lm = load(model, runtime)
@@ -483,11 +484,12 @@ def train(
     If another process trains this run (a job may outlive the Snakemake that started it), this one waits, and then
     continues the run or finds it finished.
     """
-    state = out / ".state"
+    state = state_of(out, runtime.state_folder)
+    notes = training_notes(state)
     with (
         Interruption() as interruption,
         exclusive_lock(lock_of(state, TRAINING), interruption),
-        attempt(state / "attempts.jsonl"),
+        attempt(notes.log, saved=notes.saved()),
     ):
         if spec.grading is not None:
             asked = asking(spec.prompting, spec.model.asks, spec.grading.answer_format, shots)

@@ -21,6 +21,7 @@ from softtok.problems.workers import BrokenWorkersError, Workers
 from softtok.storage.files import atomic, read_columns, read_json, write_text
 from softtok.storage.locks import EXIT_INTERRUPTED
 from softtok.storage.provenance import attempt, attempts
+from softtok.storage.retries import saved_step
 from softtok.training.checkpoint import read_progress, write_progress
 from softtok.training.train import Trainer, train
 from tests.support.specs import HARD, data_spec, train_spec
@@ -206,7 +207,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, small
     write_progress(path, {"step": 1}, 100)
     with pytest.raises(UserError, match=rf"^{path.parent}: cannot be written \(.*\); it takes 1.50 GB, .* GB are free"):
         write_progress(path, {"step": 2, "tensor": torch.zeros(100_000)}, 1_500_000_000)
-    assert [item.name for item in path.parent.iterdir()] == ["progress.pt"]
+    assert {item.name for item in path.parent.iterdir()} == {"progress.pt", "step"}
+    assert saved_step(path.parent) == 1
     assert read_progress(path) == {"step": 1}, "the last save is as it was"
 
 

@@ -197,7 +197,8 @@ def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(
     assert (manifest["best_step"], manifest["best_validation"]) == (2, 50.0)
     assert (run / "checkpoint" / "model.safetensors").read_bytes() == saved[-1]
     left = {path.name for path in (run / ".state").iterdir()}
-    assert left == {"best-2", "progress.pt", "attempts.jsonl", "locks", "notes"}, "nothing half written or out of date"
+    expected = {"best-2", "progress.pt", "attempts.jsonl", "step", "locks", "notes"}
+    assert left == expected, "nothing half written or out of date"
 
 
 @pytest.mark.parametrize(

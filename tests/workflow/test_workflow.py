@@ -328,11 +328,67 @@ def test_a_disk_that_takes_no_file_is_one_line(words: list[str], number: int, tm
     assert len(told) == 1 and os.strerror(number) in told[0] and str(disk) in told[0]
 
 
-def test_a_job_that_is_tried_again_asks_for_a_little_more_memory(project: StandInProject) -> None:
-    """A quarter: it may have been out of time, and twice the memory of a large node is not to be had."""
-    tried = project.snakemake("--retries", "2", "--cores", "1", "--quiet", "host", FAIL="train")
-    asked = re.findall(r"^(?:local)?rule train:\n(?: .*\n)*?    resources: .*?mem_mb=(\d+)", tried.stdout, re.MULTILINE)
-    assert asked == ["4000", "5000", "6000"]
+ASKED = re.compile(r"^(?:local)?rule train:\n(?: .*\n)*?    resources: .*?mem_mb=(\d+)", re.MULTILINE)
+"""The memory of an attempt at a training."""
+
+
+def test_a_job_that_fails_without_a_word_asks_for_a_little_more_memory(project: StandInProject) -> None:
+    """A quarter, and twice at most: twice the memory of a large node is not to be had."""
+    tried = project.snakemake("--retries", "3", "--cores", "1", "--quiet", "host", "--show-failed-logs", FAIL="train")
+    assert ASKED.findall(tried.stdout) == ["4000", "5000", "6000", "6000"]
+
+
+STOPS = """
+    echo $((++n)) >> n.txt
+    who='"host": "h", "pid": '$n', '
+    echo '{"event": "start", '$who'"saved": '$((n - 1))'}' >> "$out/.state/attempts.jsonl"
+    echo '{"event": "interrupted", '$who'"code": 75}' >> "$out/.state/attempts.jsonl"
+    echo $n > "$out/.state/step"
+    seq 200
+    echo "softtok: stopped by SIGTERM; progress is saved"
+    [ $n -gt 5 ] || return 75
+"""
+
+
+def test_stops_at_time_limits_go_on_with_the_same_memory_and_take_a_line_each(project: StandInProject) -> None:
+    """More than three, which once were the most; `retries` is that of the profile for Slurm."""
+    stop = f'[ $command = train ] && {{ n=$(cat n.txt 2>/dev/null | wc -l); mkdir -p "$out/.state"; {STOPS} }}\n'
+    project.environment["BASH_FUNC_softtok%%"] = STAND_IN.replace(
+        "    case $command in\n", f"{stop}    case $command in\n"
+    )
+    retries = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())["retries"]
+    few = project.snakemake("--retries", "1", "--cores", "1", "--quiet", "host", "--show-failed-logs")
+    assert few.returncode == 1 and few.stdout.count("softtok: stopped by SIGTERM") == 2 + 1, "and once more at the end"
+    done = project.snakemake("--retries", str(retries), "--cores", "1", "--quiet", "host")
+    assert done.returncode == 0, done.stdout
+    assert ASKED.findall(few.stdout + done.stdout) == ["4000"] * 6
+    told = [line for line in (few.stdout + done.stdout).splitlines() if "progress is saved" in line]
+    log = r"\(results/logs/runs/toy/sums/hard/seed0-\w+/train.log\)"
+    assert all(re.fullmatch(rf"softtok: stopped by SIGTERM; progress is saved {log}", line) for line in told)
+    assert len(told) == 5 + 1
+    assert "Error in rule" not in few.stdout and "\n150\n" not in few.stdout, "neither the spec nor the log"
+
+
+def test_a_refused_job_asks_for_next_to_nothing(project: StandInProject) -> None:
+    """So the attempts that Snakemake has left do not wait for a GPU."""
+    fail = """
+        [ $command = train ] && {
+            mkdir -p "$out/.state"
+            echo '{"event": "start", "host": "h", "pid": '$RANDOM', "saved": null}' >> "$out/.state/attempts.jsonl"
+        }
+    """
+    project.environment["BASH_FUNC_softtok%%"] = STAND_IN.replace(
+        "    case $command in\n", f"{fail}    case $command in\n"
+    )
+    project.environment["BASH_FUNC_softtok%%"] = project.environment["BASH_FUNC_softtok%%"].replace(
+        "base | train)", "base | train)\n            [ $command = train ] && return 1;"
+    )
+    project.edit(lambda config: config.update(runtime={"gpus": 1}))
+    tried = project.snakemake("--retries", "5", "--cores", "1", "--quiet", "host")
+    assert ASKED.findall(tried.stdout) == ["4000", "5000", "6000", "1000", "1000", "1000"]
+    asked = re.findall(r"rule train:\n(?: .*\n)*?    resources: (.*)", tried.stdout)
+    assert ["gpu=1" in resources for resources in asked] == [True] * 3 + [False] * 3
+    assert "--attempt 6" in tried.stdout
 
 
 def test_what_fails_is_tried_once_and_its_spec_printed_once(project: StandInProject) -> None:

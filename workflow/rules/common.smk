@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from softtok.config.grid import Grid
 from softtok.config.jobs import (
@@ -21,6 +22,14 @@ from softtok.config.jobs import (
 from softtok.config.load import load
 from softtok.config.work import in_turn
 from softtok.errors import UserError
+from softtok.storage.retries import (
+    hopeless,
+    measuring_notes,
+    shortages,
+    state_of,
+    training_notes,
+)
+from softtok.storage.trouble import stopped
 
 # Snakemake fills in braces in the paths of environments, and would end in a traceback.
 if set("{}") & set(f"{workflow.basedir}{Path.cwd()}"):
@@ -53,6 +62,17 @@ def without_command(record):
 
 
 logger.addFilter(without_command)
+
+
+def without_saved_stops(record):
+    """Makes one line of the error of a job that was stopped with its progress saved, as at its time limit."""
+    is_error = getattr(record, "event", None) == LogEvent.JOB_ERROR
+    if is_error and (line := stopped(record.log)):
+        record.event, record.msg = None, line
+    return True
+
+
+logger.addFilter(without_saved_stops)
 
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -149,9 +169,38 @@ def machine(wildcards):
     return grid.runtimes[wildcards.model]
 
 
+def notes(wildcards):
+    """Returns where attempts at the job are noted; None if it is that of a model."""
+    names = dict(wildcards.items())
+    if "mode" not in names:
+        return None
+    state = state_of(Path(RUN.format(**names)), machine(wildcards).state_folder)
+    if "test_set" in names:
+        out = Path(f"{EVALUATION}.parquet".format(**names))
+        return measuring_notes(state, "evaluate", out)
+    if "choice_set" in names:
+        return measuring_notes(
+            state, "choices", Path(f"{CHOICES}.parquet".format(**names))
+        )
+    return training_notes(state)
+
+
 def memory_mb(wildcards, attempt):
-    """Returns the memory of a job with a model: a quarter more for each retry, as most retries are for time."""
-    return machine(wildcards).memory_mb * (3 + attempt) // 4
+    """Returns the memory of a job with a model: a quarter more for each attempt that was short of it.
+
+    A job that will be refused needs next to nothing, and does not wait long.
+    """
+    if hopeless(notes(wildcards), attempt):
+        return 1000
+    return (
+        machine(wildcards).memory_mb * (4 + shortages(notes(wildcards), attempt)) // 4
+    )
+
+
+def gpus(wildcards, attempt):
+    """Returns the GPUs that a training or an evaluation asks for; None for none."""
+    asked = machine(wildcards).gpus
+    return None if hopeless(notes(wildcards), attempt) else asked or None
 
 
 # With few cores a run's evaluations go before the next training, and seed 0 of all modes before seed 1: whenever the workflow is stopped,

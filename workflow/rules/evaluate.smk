@@ -23,7 +23,8 @@ rule evaluate:
     resources:
         mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
-        gpu=lambda wildcards: machine(wildcards).gpus or None,
+        gpu=gpus,
+        attempt=lambda wildcards, attempt: attempt,
     params:
         command="evaluate",
         spec=lambda wildcards: evaluation_of(wildcards).json,
@@ -32,7 +33,8 @@ rule evaluate:
         shots=shots_option,
     shell:
         "exec softtok {params.command} --spec {params.spec:q} --runtime {params.runtime:q} --run {params.run:q}"
-        " --data {input.problems:q} --out {output.rows:q} {params.shots} > {log:q} 2>&1"
+        " --data {input.problems:q} --out {output.rows:q} {params.shots}"
+        " --attempt {resources.attempt} > {log:q} 2>&1"
 
 
 use rule evaluate as choices with:

@@ -34,10 +34,11 @@ rule base:
     log:
         aside("logs", f"{BASE}/base.log"),
     priority: FIRST
+    retries: 0  # of many that a cluster's profile allows to jobs that save their progress
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        mem_mb=2000,
         runtime=60,
     params:
         spec=lambda wildcards: base_of(wildcards).json,

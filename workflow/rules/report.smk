@@ -52,10 +52,11 @@ rule report:
         ),
     log:
         aside("logs", f"{REPORT}.log"),
+    retries: 0  # of many that a cluster's profile allows to jobs that save their progress
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=12000,
         runtime=60,
     params:
         out=lambda wildcards, output: str(Path(output.page).parent),

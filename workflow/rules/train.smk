@@ -22,7 +22,8 @@ rule train:
     resources:
         mem_mb=memory_mb,
         runtime=lambda wildcards: machine(wildcards).runtime_min,
-        gpu=lambda wildcards: machine(wildcards).gpus or None,
+        gpu=gpus,
+        attempt=lambda wildcards, attempt: attempt,
     params:
         spec=lambda wildcards: run_of(wildcards).json,
         runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
@@ -30,4 +31,4 @@ rule train:
         shots=shots_option,
     shell:
         "exec softtok train --spec {params.spec:q} --runtime {params.runtime:q} --model {input.model:q}"
-        " --data {input.problems:q} --out {params.out:q} {params.shots} > {log:q} 2>&1"
+        " --data {input.problems:q} --out {params.out:q} {params.shots} --attempt {resources.attempt} > {log:q} 2>&1"
