@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from softtok.storage.locks import is_locked
 
 SMI_S = 20.0
-CARD = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "compute_cap")
+CARD = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "compute_cap", "pci.bus_id")
 PROCESS = ("gpu_uuid", "pid", "process_name", "used_memory")
 LEAST_DRIVER = {13: (580, 65), 12: (525, 60), 11: (450, 80)}
 """The oldest driver on Linux with which programs that were built for a major version of CUDA run."""
@@ -45,6 +44,7 @@ class Card:
     free_mb: float | None
     capability: float | None
     processes: tuple[Process, ...] = ()
+    bus: str = ""  # its address, as `pci_address` writes it
 
     @property
     def bf16(self) -> bool | None:
@@ -77,10 +77,24 @@ def cards() -> list[Card]:
     found = []
     for row in rows:
         if len(row) == len(CARD) and row[0].isdigit():
-            index, uuid, name, driver, total, free, capability = row
+            index, uuid, name, driver, total, free, capability, bus = row
             numbers = (_number(total), _number(free), _number(capability))
-            found.append(Card(int(index), name, driver, *numbers, tuple(on.get(uuid, ()))))
+            found.append(Card(int(index), name, driver, *numbers, tuple(on.get(uuid, ())), _address(bus)))
     return found
+
+
+def pci_address(domain: int, bus: int, device: int) -> str:
+    """Returns a card's PCI address, by which it is the same for all jobs, such as "0000:65:00"."""
+    return f"{domain:04x}:{bus:02x}:{device:02x}"
+
+
+def _address(told: str) -> str:
+    """Returns the address that nvidia-smi writes as "00000000:65:00.0"; "" for "[N/A]"."""
+    try:
+        domain, bus, device = (int(part, 16) for part in told.partition(".")[0].split(":"))
+    except ValueError:
+        return ""
+    return pci_address(domain, bus, device)
 
 
 def _number(cell: str) -> float | None:
@@ -134,8 +148,19 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def gpu_lock(card: str, folder: Path | None = None) -> Path:
+    """Returns the lock file of a card, which the job that computes on it holds.
+
+    Its name has the user's id: a file of another user cannot be opened.
+    """
+    name = card.replace("/", "-")
+    return Path(folder or tempfile.gettempdir()) / f"softtok-gpu-{os.getuid()}-{name}.lock"
+
+
 def locked_gpus(folder: Path | None = None) -> list[str]:
-    """Returns the names of the GPUs that jobs of this user hold now."""
-    stem = f"softtok-gpu-{os.getuid()}-"
-    found: Sequence[Path] = sorted(Path(folder or tempfile.gettempdir()).glob(f"{stem}*.lock"))
-    return [path.stem.removeprefix(stem) for path in found if is_locked(path)]
+    """Returns the GPUs that jobs of this user hold now: nvidia-smi's indices where it lists them, else addresses."""
+    every = gpu_lock("*", folder)
+    start, end = every.name.split("*")
+    held = [path.name[len(start) : -len(end)] for path in sorted(every.parent.glob(every.name)) if is_locked(path)]
+    indices = {card.bus: str(card.index) for card in cards()} if held else {}
+    return [indices.get(card, card) for card in held]
