@@ -141,7 +141,7 @@ class Counting:
             step_s=step,
             measured_step_s=NORMS * step,
             validation_s=validation,
-            save_s=12 * count / rates.written,
+            save_s=2 * 12 * count / HOST_MEMORY,  # of a copy; a thread writes it
             weights_s=rates.bytes_a_weight * count / rates.written,
         )
 

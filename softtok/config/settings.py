@@ -391,7 +391,15 @@ class SizeSettings(Settings):
     )
     tile_tokens: Whole = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
     reward_workers: Threads = Field(default=1, ge=1)
-    save_every: Whole = Field(default=50, ge=1, description="training steps between resumable saves")
+    save_every: Whole | None = Field(
+        default=50, ge=1, description="training steps between resumable saves; null: by minutes alone"
+    )
+    save_every_min: Real = Field(
+        default=30.0,
+        gt=0,
+        description="minutes after which training is saved, too; a thread writes each save from a copy in memory (12"
+        " bytes a parameter), and if that does not fit, training waits",
+    )
 
 
 class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):

@@ -138,11 +138,14 @@ class TrainingCounts(NamedTuple):
     weights: int  # saves of the best so far, at the most
 
 
-def training_counts(settings: TrainingSettings, save_every: int) -> TrainingCounts:
-    """Returns what a training does: it validates before the first step, every `validate_every` steps and at the end."""
+def training_counts(settings: TrainingSettings, save_every: int | None) -> TrainingCounts:
+    """Returns what a training does: it validates before the first step, every `validate_every` steps and at the end.
+
+    Saves by minutes are not counted: training waits for a copy only.
+    """
     measured = settings.steps // settings.validate_every
     validations = measured + (settings.steps % settings.validate_every > 0)
-    saves = max(0, settings.steps - 1) // save_every
+    saves = max(0, settings.steps - 1) // save_every if save_every else 0
     return TrainingCounts(settings.steps - measured, measured, 1 + validations, saves, validations)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +139,42 @@ def memory_bytes() -> tuple[int, int]:
     except (OSError, KeyError, ValueError):  # not on Linux
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+GROUP_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where control groups of version 2 and 1 tell their limit, what is used, and how much of that only caches files."""
+
+
+def room_bytes() -> int:
+    """Returns how much more memory this process may take: of the host's, and of what Slurm or a container grants it."""
+    return max(0, min([memory_bytes()[1], *_left_in_groups()]))
+
+
+def _left_in_groups(own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Yields what the process's control groups have left, those around them included."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        return
+    groups = {kind: place for _, kind, place in (line.split(":", 2) for line in lines if line.count(":") >= 2)}
+    for kind, limit, used, cached in GROUP_FILES:
+        if kind not in groups:
+            continue
+        top = CGROUPS / kind
+        folder = top / groups[kind].lstrip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(top):
+                break
+            try:
+                most, held = (int((group / name).read_text()) for name in (limit, used))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such file, or no limit ("max")
+                continue
+            yield most - held + int(stat.get(cached, 0))
 
 
 def free_bytes(folder: Path) -> int:
