@@ -76,6 +76,11 @@ class Job:
         on = f"{self.of.data.name} ({self.of.name})" if isinstance(self.of, Evaluation) else self.of.name
         return f"{on} of {', '.join(names)}"
 
+    def machine(self, runtimes: Mapping[str, RuntimeSettings]) -> RuntimeSettings:
+        """Returns the job's own machine settings, of those of the models by name."""
+        of_training = runtimes[self.run.model.name]
+        return of_training if self.of is None else of_training.for_evaluation
+
     def finished(self, results: Path) -> bool:
         """Whether the job's outputs are in the folder `results`."""
         return all((results / below(path)).exists() for path in self.outputs)
@@ -215,6 +220,6 @@ def seconds_of(
     found = {}
     for job in jobs:
         if job.cost not in known:
-            known[job.cost] = costs.seconds(job, runtimes[job.run.model.name], problems_in(job.data, results))
+            known[job.cost] = costs.seconds(job, job.machine(runtimes), problems_in(job.data, results))
         found[job] = known[job.cost]
     return found
