@@ -109,8 +109,8 @@ def test_a_save_is_of_the_step_at_which_it_began(
     masters: dict[int, list[torch.Tensor]] = {}
 
     def slow(value: dict[str, Any], path: Path) -> None:
+        save(value, path)  # under a temporary name
         assert threading.current_thread() is not threading.main_thread() and passed.wait(PATIENT_S)
-        save(value, path)
 
     def killed(self: Trainer, step: int) -> Metrics:
         masters[self.step] = [each.detach().clone() for each in self.optimizer.masters]

@@ -149,17 +149,6 @@ def machine(wildcards):
     return grid.runtimes[wildcards.model]
 
 
-def evaluation_machine(wildcards):
-    """Returns the machine settings of a job that tests the model."""
-    return machine(wildcards).for_evaluation
-
-
-def evaluation_memory_mb(wildcards, attempt):
-    """Returns the memory of a job that tests a model, which grows as that of a training does."""
-    share = evaluation_machine(wildcards).memory_mb / machine(wildcards).memory_mb
-    return round(memory_mb(wildcards, attempt) * share)
-
-
 def memory_mb(wildcards, attempt):
     """Returns the memory of a job with a model: a quarter more for each retry, as most retries are for time."""
     return machine(wildcards).memory_mb * (3 + attempt) // 4
@@ -179,3 +168,14 @@ def training_priority(wildcards):
 def evaluation_priority(wildcards):
     """Returns a number above that of all trainings, lower for a later run."""
     return len(TURNS) + training_priority(wildcards)
+
+
+def evaluation_machine(wildcards):
+    """Returns the machine settings of a job that tests the model."""
+    return machine(wildcards).for_evaluation
+
+
+def evaluation_memory_mb(wildcards, attempt):
+    """Returns the memory of a job that tests a model, which grows as that of a training does."""
+    share = evaluation_machine(wildcards).memory_mb / machine(wildcards).memory_mb
+    return round(memory_mb(wildcards, attempt) * share)
