@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -180,6 +182,46 @@ def test_a_save_that_fails_ends_the_training_in_one_line(
     assert "\n" not in str(told.value)
     assert torch.load(tmp_path / "run" / ".state" / "progress.pt")["step"] == 2
     assert_same(training(), whole)
+
+
+def test_a_stop_whose_save_fails_does_not_say_that_progress_is_saved(
+    training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_step = Trainer.take_step
+
+    def stopped(self: Trainer, step: int) -> Metrics:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, step)
+
+    monkeypatch.setattr(Trainer, "take_step", stopped)
+    monkeypatch.setattr(torch, "save", lambda value, path: full())
+    with pytest.raises(UserError, match="No space left"):
+        training(RARE)
+    assert "progress is saved" not in capsys.readouterr().err
+
+
+def test_a_training_that_fails_ends_after_its_save(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next attempt would begin while this one still writes."""
+    save, take_step = torch.save, Trainer.take_step
+
+    def slow(value: dict[str, Any], path: Path) -> None:
+        time.sleep(0.5)
+        save(value, path)
+
+    def failing(self: Trainer, step: int) -> Metrics:
+        if step == 4:
+            raise ValueError("a mistake in a step")
+        return take_step(self, step)
+
+    monkeypatch.setattr(torch, "save", slow)
+    monkeypatch.setattr(Trainer, "take_step", failing)
+    with pytest.raises(ValueError, match="a mistake in a step"):
+        training()
+    assert not [thread for thread in threading.enumerate() if thread.name == "save"]
+    assert torch.load(tmp_path / "run" / ".state" / "progress.pt")["step"] == 3
 
 
 def full() -> None:
