@@ -185,7 +185,7 @@ def _measure(options: argparse.Namespace) -> None:
         for number, job in enumerate(jobs):
             place = Path(folder, str(number))
             place.mkdir()
-            found = _measure_job(job, grid.runtimes[job.run.model.name], options.results, place)
+            found = _measure_job(job, job.machine(grid.runtimes), options.results, place)
             if isinstance(found, TrainingCost):
                 costs.trainings[job.cost] = found
             else:

@@ -113,7 +113,7 @@ class Counting:
         return SHOT * (len(shots) if isinstance(shots, list) else 4 if shots else 0)
 
     def _fast(self, job: Job) -> Rates:
-        return self.rates.of_threads(self.runtimes[job.run.model.name].threads)
+        return self.rates.of_threads(job.machine(self.runtimes).threads)
 
     def _step_s(self, job: Job, rows: float, own: float, mode: TokenMode) -> float:
         """Returns the seconds of a decode step of so many rows, each with `own` tokens behind the prompt."""
@@ -133,7 +133,7 @@ class Counting:
         rollout = new * self._step_s(job, load.rows, new / 2, mode) + prefill_flops(size, load) / rates.large
         step = rollout + _passes(settings) * pass_flops(size, load, _kind(mode)) / rates.large
         step += settings.updates_per_step * self._optimizer_s(job)
-        rows = min(settings.validation_problems, self.runtimes[job.run.model.name].rollout_rows)
+        rows = min(settings.validation_problems, job.machine(self.runtimes).rollout_rows)
         validation = new * settings.validation_problems / rows * self._step_s(job, rows, new / 2, mode)
         validation += settings.validation_problems * self._prompt(job) * body_flops(size) / rates.large
         return TrainingCost(
@@ -141,7 +141,7 @@ class Counting:
             step_s=step,
             measured_step_s=NORMS * step,
             validation_s=validation,
-            save_s=12 * count / rates.written,
+            save_s=2 * 12 * count / HOST_MEMORY,  # of a copy; a thread writes it
             weights_s=rates.bytes_a_weight * count / rates.written,
         )
 
@@ -150,11 +150,11 @@ class Counting:
 
     def _optimizer_s(self, job: Job) -> float:
         """Returns the seconds of an update: weights, moments and gradient are read and written."""
-        in_host = self.rates.gpu and self.runtimes[job.run.model.name].optimizer_device == "cpu"
+        in_host = self.rates.gpu and job.machine(self.runtimes).optimizer_device == "cpu"
         return 36 * parameters(self.size(job.run)) / (HOST_MEMORY if in_host else self.rates.memory)
 
     def _evaluation(self, job: Job, of: Evaluation) -> ProblemsCost:
-        size, rates, runtime = self.size(job.run), self._fast(job), self.runtimes[job.run.model.name]
+        size, rates, runtime = self.size(job.run), self._fast(job), job.machine(self.runtimes)
         new, problems, prompt = self._tested(job, of), problems_of(of.data, self.results), self._prompt(job)
         room = max(1, min(runtime.rollout_rows, int(runtime.rollout_tokens / (new + prompt))))
         found = 0.0

@@ -18,6 +18,7 @@ from softtok.plugins import Reference, is_plugin
 from softtok.storage.records import Record
 
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+LEAST_MEMORY_MB, LEAST_RUNTIME_MIN = 16000, 60  # of an evaluation on a GPU, and of any, unless a training has less
 BUILT_IN_TOKENS = ("hard", "soft")
 BUILT_IN_OBJECTIVES = ("rloo", "grpo", "ppo-clip")
 # A built-in name or a user's code: as it was written (`FILE.py:NAME`), or as specs refer to it.
@@ -399,11 +400,55 @@ class SizeSettings(Settings):
     )
     tile_tokens: Whole = Field(default=512, ge=1, description="tokens whose vocabulary-sized tensors exist at one time")
     reward_workers: Threads = Field(default=1, ge=1)
-    save_every: Whole = Field(default=50, ge=1, description="training steps between resumable saves")
+    save_every: Whole | None = Field(
+        default=50, ge=1, description="training steps between resumable saves; null: by minutes alone"
+    )
+    save_every_min: Real = Field(
+        default=30.0,
+        gt=0,
+        description="minutes after which training is saved, too; a thread writes each save from a copy in memory (12"
+        " bytes a parameter), and if that does not fit, training waits",
+    )
 
 
 class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
     """The settings of the machine; they are never part of a result's identity."""
+
+    evaluation_threads: Threads | None = Field(
+        default=None,
+        ge=1,
+        description="threads of an evaluation; null: as `threads`, but on a GPU one more than reward_workers at most",
+    )
+    evaluation_memory_mb: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="memory of an evaluation; null: as `memory_mb`, but on a GPU a quarter of it, or 16000 if that is"
+        " more",
+    )
+    evaluation_runtime_min: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="minutes of an evaluation; null: a quarter of `runtime_min`, or 60 if that is more",
+    )
+
+    @property
+    def for_evaluation(self) -> RuntimeSettings:
+        """The settings of an evaluation, which has no optimizer; it never asks for more than a training by itself.
+
+        On a GPU the host's threads and memory mostly serve an optimizer there, and copies of it that are saved. On a
+        CPU the states of many rows may take as much memory as an optimizer does.
+        """
+        on_gpu = bool(self.gpus) or self.device.startswith("cuda")
+        threads = min(self.threads, 1 + self.reward_workers) if on_gpu else self.threads
+        memory_mb = min(self.memory_mb, max(LEAST_MEMORY_MB, self.memory_mb // 4)) if on_gpu else self.memory_mb
+        return self.model_copy(
+            update={
+                "threads": self.evaluation_threads or threads,
+                "memory_mb": self.evaluation_memory_mb or memory_mb,
+                "runtime_min": self.evaluation_runtime_min
+                or min(self.runtime_min, max(LEAST_RUNTIME_MIN, self.runtime_min // 4)),
+            }
+        )
 
 
 class ToySettings(Settings):

@@ -76,6 +76,11 @@ class Job:
         on = f"{self.of.data.name} ({self.of.name})" if isinstance(self.of, Evaluation) else self.of.name
         return f"{on} of {', '.join(names)}"
 
+    def machine(self, runtimes: Mapping[str, RuntimeSettings]) -> RuntimeSettings:
+        """Returns the job's own machine settings, of those of the models by name."""
+        of_training = runtimes[self.run.model.name]
+        return of_training if self.of is None else of_training.for_evaluation
+
     def finished(self, results: Path) -> bool:
         """Whether the job's outputs are in the folder `results`."""
         return all((results / below(path)).exists() for path in self.outputs)
@@ -138,11 +143,14 @@ class TrainingCounts(NamedTuple):
     weights: int  # saves of the best so far, at the most
 
 
-def training_counts(settings: TrainingSettings, save_every: int) -> TrainingCounts:
-    """Returns what a training does: it validates before the first step, every `validate_every` steps and at the end."""
+def training_counts(settings: TrainingSettings, save_every: int | None) -> TrainingCounts:
+    """Returns what a training does: it validates before the first step, every `validate_every` steps and at the end.
+
+    Saves by minutes are not counted: training waits for a copy only.
+    """
     measured = settings.steps // settings.validate_every
     validations = measured + (settings.steps % settings.validate_every > 0)
-    saves = max(0, settings.steps - 1) // save_every
+    saves = max(0, settings.steps - 1) // save_every if save_every else 0
     return TrainingCounts(settings.steps - measured, measured, 1 + validations, saves, validations)
 
 
@@ -212,6 +220,6 @@ def seconds_of(
     found = {}
     for job in jobs:
         if job.cost not in known:
-            known[job.cost] = costs.seconds(job, runtimes[job.run.model.name], problems_in(job.data, results))
+            known[job.cost] = costs.seconds(job, job.machine(runtimes), problems_in(job.data, results))
         found[job] = known[job.cost]
     return found

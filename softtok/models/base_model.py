@@ -112,9 +112,10 @@ def _folder(reference: HubReference | FolderReference | None, out: Path) -> Path
 def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
     """Loads the model that a manifest refers to, so that one that cannot be used is refused now, not hours later.
 
-    It needs no GPU: models can be fetched on a machine that has only a network.
+    It needs no GPU: models can be fetched on a machine that has only a network, and little memory. So of a hub model it
+    loads all but the values of the weights; what they tell, the first job that loads them says in the same line.
     """
-    from softtok.models.loading import load, refuse_unfaithful_copy
+    from softtok.models.loading import load, outline, refuse_unfaithful_copy
     from softtok.models.prompts import ask
     from softtok.models.tokenizer_checks import QUESTION, refuse_other_reading
 
@@ -123,7 +124,8 @@ def _probe(manifest: ModelManifest, device: DeviceSettings, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as trial:
         write(Path(trial) / "model.json", manifest)
-        lm = load(Path(trial), device)
+        from_hub = isinstance(manifest.reference, HubReference)
+        lm = outline(Path(trial)) if from_hub else load(Path(trial), device)
         refuse_other_reading(lm.name, lm.tokenizer)
         # Examples of a train set are read by the jobs, and end like those of a list.
         alone = manifest.spec.asks.model_copy(update={"shots": None})

@@ -1,7 +1,7 @@
 """Chooses and names the device that a job computes on.
 
-Snakemake counts GPUs but gives out no ids. So on a machine with several GPUs a job takes the first one that no other
-softtok job holds: each GPU has a lock file, and the lock is held until the process ends, however it ends.
+Snakemake counts GPUs but gives out no ids. So a job takes a GPU that no other softtok job holds, or waits for one: each
+card has a lock file, and the lock is held until the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import os
 import platform
 import resource
 import sys
-import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from softtok.config.settings import DeviceSettings, SchedulerSettings
 from softtok.errors import UserError
 from softtok.models.gpu_build import why_none
-from softtok.storage.locks import try_lock
+from softtok.storage import machine
+from softtok.storage.breaks import may_end_here
+from softtok.storage.locks import LOCK_POLL_S, try_lock
 
 BF16_FROM = (8, 0)  # the compute capability of the first NVIDIA cards with bf16; older ones emulate it, slowly
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.precision` names them
@@ -28,14 +32,20 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # as `runtime.prec
 def choose_device(settings: DeviceSettings) -> torch.device:
     """Returns the device that the settings name.
 
-    `auto` means `cuda` for a job that asks for a GPU, else the CPU. `cuda` means a free GPU, or the first if none is
-    free. Raises UserError for a device that is not there.
+    `auto` means `cuda` for a job that asks for a GPU, else the CPU. `cuda` means any free GPU, and `cuda:1` that one.
+    Waits while other jobs hold them. Raises UserError for a device that is not there.
     """
     name = ("cuda" if settings.gpus else "cpu") if settings.device == "auto" else settings.device
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"runtime: a job asks for a GPU (device: {name}), and PyTorch sees none here: {why_none()}")
-    return device if name != "cuda" else torch.device("cuda", take_free(gpu_names(torch.cuda.device_count())))
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise UserError(f"runtime: device: {name} is not there; PyTorch sees {count} GPUs, the first one is cuda:0")
+    places = range(count) if device.index is None else [device.index]
+    return torch.device("cuda", places[take_free([card_name(place) for place in places])])
 
 
 def device_name(device: str) -> str:
@@ -78,33 +88,73 @@ def announce(device: torch.device, dtype: torch.dtype) -> str:
 @functools.cache
 def say(line: str) -> None:
     """Prints a line to stderr, once per process: a job may load two models."""
-    print(f"softtok: {line}", file=sys.stderr, flush=True)
+    _print(line)
 
 
-def gpu_names(count: int) -> tuple[str, ...]:
-    """Returns names that are unique among the machine's GPUs, one for each of the `count` visible ones.
+def card_name(place: int) -> str:
+    """Returns the PCI address of the card behind a visible GPU, as `machine.pci_address` writes it.
 
-    A scheduler may show each job different GPUs as 0, 1, ..., so these numbers are not unique.
+    An index, a UUID and a MIG slice in CUDA_VISIBLE_DEVICES may mean one card, and a scheduler may show each job
+    another card as 0. The address is the same for all.
     """
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return tuple(visible[:count]) if len(visible) >= count else tuple(map(str, range(count)))
+    found: Any = torch.cuda.get_device_properties(place)
+    if not hasattr(found, "pci_bus_id"):  # a build that does not tell it
+        return str(found.uuid)
+    return machine.pci_address(found.pci_domain_id, found.pci_bus_id, found.pci_device_id)
 
 
-@functools.cache
-def take_free(names: tuple[str, ...], folder: Path | None = None) -> int:
-    """Locks the first GPU that is free and returns its place in `names`, or 0 if all are taken.
+HELD: dict[Path, int] = {}
+"""The lock files that this process holds, with their open descriptors: all models of a job are on one card."""
 
-    The lock files are in `folder` (default: the system's temporary folder). The result is cached, so that all models
-    of a job are on one device. Someone who starts more jobs than there are GPUs wants them to share.
+
+def take_free(cards: Sequence[str], folder: Path | None = None) -> int:
+    """Locks one of these cards and returns its place among them; waits, and says so once, while other jobs hold all.
+
+    A card on which nothing computes comes first. The lock files are in `folder` (default: the system's temporary
+    folder). A signal ends the waiting, as it ends work.
     """
-    for place, name in enumerate(names):
-        # The name holds the user's id: a lock file of another user cannot be opened.
-        path = Path(folder or tempfile.gettempdir()) / f"softtok-gpu-{os.getuid()}-{name.replace('/', '-')}.lock"
+    held = [place for place, card in enumerate(cards) if machine.gpu_lock(card, folder) in HELD]
+    if held:
+        return held[0]
+    in_use = _in_use()
+    turns = sorted(range(len(cards)), key=lambda place: cards[place] in in_use)
+    place, told = _lock_one(cards, turns, folder), False
+    while place is None:
+        if not told:
+            _print(f"waiting for a GPU: other softtok jobs hold {', '.join(cards)}")
+            told = True
+        may_end_here()
+        time.sleep(LOCK_POLL_S)
+        place = _lock_one(cards, turns, folder)
+    if cards[place] in in_use and (others := _in_use().get(cards[place])):  # what used it then may have ended
+        _print(f"shares GPU {cards[place]} with {others}")
+    return place
+
+
+def _in_use() -> dict[str, str]:
+    """Returns the cards on which programs compute, and which ones; only nvidia-smi knows those that take no lock."""
+    return {card.bus: ", ".join(each.told for each in card.processes) for card in machine.cards() if card.processes}
+
+
+def _lock_one(cards: Sequence[str], turns: Sequence[int], folder: Path | None) -> int | None:
+    """Locks the first free card in this order and returns its place; None if other jobs hold all."""
+    reasons = {}
+    for place in turns:
+        path = machine.gpu_lock(cards[place], folder)
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
+        except OSError as error:
+            reasons[place] = f"{path}: {error.strerror}"
             continue
         if try_lock(lock):
-            return place  # the descriptor stays open, so the lock is held until the process ends
+            HELD[path] = lock  # it stays open, so the lock is held until the process ends
+            return place
         os.close(lock)
-    return 0
+    if len(reasons) < len(turns):
+        return None
+    _print(f"takes GPU {cards[turns[0]]} without a lock, so another job may share it ({reasons[turns[0]]})")
+    return turns[0]
+
+
+def _print(line: str) -> None:
+    print(f"softtok: {line}", file=sys.stderr, flush=True)

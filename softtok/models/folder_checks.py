@@ -137,7 +137,7 @@ def _refuse_headers(name: str, files: Iterable[Path]) -> None:
 
 
 def refuse_weights(name: str, model: PreTrainedModel, seen: Mapping[str, Any]) -> None:
-    """Raises UserError if a model's weights are not exactly those that its config.json asks for.
+    """Raises UserError if a model's weights are not exactly those that its config.json asks for, by name and shape.
 
     `seen` is transformers' loading information. A head that is absent because it is E is not among its missing keys.
     """
@@ -155,6 +155,10 @@ def refuse_weights(name: str, model: PreTrainedModel, seen: Mapping[str, Any]) -
     if unexpected:
         looks = _looks_like(missing, unexpected, model)
         raise UserError(f"model {name}: its files hold {_some(unexpected)}, which would be left out; {looks}")
+
+
+def refuse_values(name: str, model: PreTrainedModel) -> None:
+    """Raises UserError if the values of a model's weights cannot be right."""
     if model.config.get_text_config().tie_word_embeddings and _has_own_head(model):
         raise UserError(
             f"model {name}: config.json says tie_word_embeddings: true, but the files hold a head that differs from E;"

@@ -15,7 +15,7 @@ from softtok.config.settings import DeviceSettings
 from softtok.errors import UserError
 from softtok.models.decoding import Decoder
 from softtok.models.devices import auto_precision, choose_device
-from softtok.models.folder_checks import refuse_folder, refuse_weights
+from softtok.models.folder_checks import refuse_folder, refuse_values, refuse_weights
 from softtok.models.language_model import LanguageModel, causal_mask, left_pad, logits_fp32, prefill
 from softtok.models.references import located
 from softtok.models.tokenizer_checks import refuse_tokenizer
@@ -34,6 +34,26 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     precision = settings.precision if settings.precision != "auto" else auto_precision(device)
     if device.type == "cuda":
         _prepare_gpu()
+    lm = _read(folder, device, torch.float32 if precision == "fp32" else torch.bfloat16, settings.cuda_graphs)
+    refuse_values(lm.name, lm.model)
+    probe(lm)
+    return lm
+
+
+def outline(folder: Path) -> LanguageModel:
+    """Returns a model without the values of its weights, which takes no memory and no time.
+
+    Raises UserError as `load` does for all that tokenizer, settings, and the names, types and shapes of the weights
+    tell. What the values tell is left to the first job that loads them.
+    """
+    lm = _read(folder, torch.device("meta"), torch.bfloat16)
+    with _refusing(lm):
+        _refuse_structure(lm)
+    return lm
+
+
+def _read(folder: Path, device: torch.device, dtype: torch.dtype, cuda_graphs: bool = False) -> LanguageModel:
+    """Returns tokenizer and weights of a folder, without dropout."""
     name, files = located(folder)
     refuse_folder(name, files)
     try:
@@ -42,7 +62,7 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(  # its type knows no loading information
                 files,
-                dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+                dtype=dtype,
                 attn_implementation="sdpa",
                 device_map={"": device},
                 trust_remote_code=False,
@@ -57,9 +77,7 @@ def load(folder: Path, settings: DeviceSettings) -> LanguageModel:
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     if embedding is not None:  # else `probe` refuses the family
         refuse_tokenizer(name, tokenizer, model.generation_config, len(embedding))
-    lm = LanguageModel(model.eval(), tokenizer, name, settings.cuda_graphs)
-    probe(lm)
-    return lm
+    return LanguageModel(model.eval(), tokenizer, name, cuda_graphs)
 
 
 @contextlib.contextmanager
@@ -117,8 +135,16 @@ def probe(lm: LanguageModel) -> None:
     2. Logits are head @ hidden (some families scale or cap them).
     3. Cached, uncached and left-padded passes agree, so that rollout and training see the same states.
     """
-    try:
+    with _refusing(lm):
+        _refuse_structure(lm)
         _probe(lm)
+
+
+@contextlib.contextmanager
+def _refusing(lm: LanguageModel) -> Iterator[None]:
+    """Turns whatever goes wrong in a block into a UserError about the model's family."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # families without keys and values to share fail in many ways
@@ -129,26 +155,30 @@ def probe(lm: LanguageModel) -> None:
         ) from error
 
 
+def _refuse_structure(lm: LanguageModel) -> None:
+    """Raises UserError for a family that is not supported, as far as it shows without a pass through the body."""
+    if lm.model.get_output_embeddings() is None or lm.model.base_model is lm.model:
+        raise UserError(f"model {lm.name}: has no separate body and output head; softtok needs a causal language model")
+    ids = torch.arange(8, device=lm.device) * 7 % lm.embedding_VD.shape[0]
+    if lm.device.type != "meta" and not torch.equal(lm.model.get_input_embeddings()(ids), lm.embed(ids)):
+        raise UserError(
+            f"model {lm.name}: its embedding layer does more than look up rows of E; this family is not supported"
+        )
+    if getattr(lm.model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError(f"model {lm.name}: its output head has a bias; this family is not supported")
+    window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
+    if window is not None:
+        raise UserError(
+            f"model {lm.name}: attends to a sliding window of {window} tokens; this family is not supported"
+        )
+
+
 def _probe(lm: LanguageModel) -> None:
     # A real mistake is as large as the logits' spread; rounding in bf16 is a few percent of it. Differences are root
     # mean squares, because the largest of a million differences depends mostly on how many there are.
     tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
     vocabulary = lm.embedding_VD.shape[0]
     ids = torch.arange(8, device=lm.device) * 7 % vocabulary
-    if lm.model.get_output_embeddings() is None or lm.model.base_model is lm.model:
-        raise UserError(f"model {lm.name}: has no separate body and output head; softtok needs a causal language model")
-    if not torch.equal(lm.model.get_input_embeddings()(ids), lm.embed(ids)):
-        raise UserError(
-            f"model {lm.name}: its embedding layer does more than look up rows of E; this family is not supported"
-        )
-    if getattr(lm.model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError(f"model {lm.name}: its output head has a bias; this family is not supported")
-
-    window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
-    if window is not None:
-        raise UserError(
-            f"model {lm.name}: attends to a sliding window of {window} tokens; this family is not supported"
-        )
 
     def check(got: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
         gap = ((got - wanted).square().mean().sqrt() / wanted.std().clamp(min=1e-6)).item()

@@ -70,7 +70,7 @@ def arithmetic(
         if job.of is None:
             assert job.run.spec.training is not None
             cost = costs.trainings[job.cost]
-            counts = training_counts(job.run.spec.training, runtimes[job.run.model.name].save_every)
+            counts = training_counts(job.run.spec.training, job.machine(runtimes).save_every)
             each = (cost.step_s, cost.measured_step_s, cost.validation_s, cost.save_s, cost.weights_s)
             parts = [f"{n} {what} x {s:.3g} s" for n, what, s in zip(counts, PARTS, each, strict=True) if n * s]
             ready = cost.ready_s

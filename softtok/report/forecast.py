@@ -73,7 +73,7 @@ class Forecast:
             alike.setdefault(job.cost, []).append(job)
         for jobs in alike.values():
             job, problems = jobs[0], problems_of(jobs[0].data, self.results)
-            runtime = self.runtimes[job.run.model.name]
+            runtime = job.machine(self.runtimes)
             took = [s for one in jobs if one.finished(self.results) and (s := took_s(one, self.results)) is not None]
             if took and self.of_this_machine:
                 yield Kind(job, len(jobs), sum(took) / len(took), "finished", runtime)
@@ -142,16 +142,17 @@ class Forecast:
         return row if len(row) <= width else f"{row[: width - 3]}..."
 
     def too_long(self) -> Iterator[str]:
-        """Yields a line for each model some of whose jobs may exceed the time that they ask a scheduler for."""
-        over: dict[str, list[Kind]] = {}
+        """Yields a line for the trainings and one for the tests of a model that may exceed the time they ask for."""
+        over: dict[tuple[str, str], list[Kind]] = {}
         for kind in self.kinds:
             if kind.longest > kind.limit:
-                over.setdefault(kind.job.run.model.name, []).append(kind)
-        for name, kinds in over.items():
+                setting = "runtime_min" if kind.job.of is None else "evaluation_runtime_min"
+                over.setdefault((kind.job.run.model.name, setting), []).append(kind)
+        for (name, setting), kinds in over.items():
             surely = sum(kind.count for kind in kinds if kind.seconds > kind.limit)
             most, limit = max(kind.longest for kind in kinds), kinds[0].runtime.runtime_min
             yield (
-                f"! {sum(kind.count for kind in kinds)} jobs of {name} may exceed runtime_min: {limit} ({surely} are"
+                f"! {sum(kind.count for kind in kinds)} jobs of {name} may exceed {setting}: {limit} ({surely} are"
                 f" expected to); they take up to {most / 60:.0f} min. A further attempt goes on; or raise it"
             )
 

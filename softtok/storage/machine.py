@@ -6,14 +6,14 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from softtok.storage.locks import is_locked
 
 SMI_S = 20.0
-CARD = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "compute_cap")
+CARD = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "compute_cap", "pci.bus_id")
 PROCESS = ("gpu_uuid", "pid", "process_name", "used_memory")
 LEAST_DRIVER = {13: (580, 65), 12: (525, 60), 11: (450, 80)}
 """The oldest driver on Linux with which programs that were built for a major version of CUDA run."""
@@ -45,6 +45,7 @@ class Card:
     free_mb: float | None
     capability: float | None
     processes: tuple[Process, ...] = ()
+    bus: str = ""  # its address, as `pci_address` writes it
 
     @property
     def bf16(self) -> bool | None:
@@ -77,10 +78,24 @@ def cards() -> list[Card]:
     found = []
     for row in rows:
         if len(row) == len(CARD) and row[0].isdigit():
-            index, uuid, name, driver, total, free, capability = row
+            index, uuid, name, driver, total, free, capability, bus = row
             numbers = (_number(total), _number(free), _number(capability))
-            found.append(Card(int(index), name, driver, *numbers, tuple(on.get(uuid, ()))))
+            found.append(Card(int(index), name, driver, *numbers, tuple(on.get(uuid, ())), _address(bus)))
     return found
+
+
+def pci_address(domain: int, bus: int, device: int) -> str:
+    """Returns a card's PCI address, by which it is the same for all jobs, such as "0000:65:00"."""
+    return f"{domain:04x}:{bus:02x}:{device:02x}"
+
+
+def _address(told: str) -> str:
+    """Returns the address that nvidia-smi writes as "00000000:65:00.0"; "" for "[N/A]"."""
+    try:
+        domain, bus, device = (int(part, 16) for part in told.partition(".")[0].split(":"))
+    except ValueError:
+        return ""
+    return pci_address(domain, bus, device)
 
 
 def _number(cell: str) -> float | None:
@@ -126,6 +141,42 @@ def memory_bytes() -> tuple[int, int]:
         return total, total
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+GROUP_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where control groups of version 2 and 1 tell their limit, what is used, and how much of that only caches files."""
+
+
+def room_bytes() -> int:
+    """Returns how much more memory this process may take: of the host's, and of what Slurm or a container grants it."""
+    return max(0, min([memory_bytes()[1], *_left_in_groups()]))
+
+
+def _left_in_groups(own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Yields what the process's control groups have left, those around them included."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        return
+    groups = {kind: place for _, kind, place in (line.split(":", 2) for line in lines if line.count(":") >= 2)}
+    for kind, limit, used, cached in GROUP_FILES:
+        if kind not in groups:
+            continue
+        top = CGROUPS / kind
+        folder = top / groups[kind].lstrip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(top):
+                break
+            try:
+                most, held = (int((group / name).read_text()) for name in (limit, used))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such file, or no limit ("max")
+                continue
+            yield most - held + int(stat.get(cached, 0))
+
+
 def free_bytes(folder: Path) -> int:
     """Returns the room on the disk of a folder, or of the nearest parent that exists."""
     place = folder.absolute()
@@ -134,8 +185,19 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def gpu_lock(card: str, folder: Path | None = None) -> Path:
+    """Returns the lock file of a card, which the job that computes on it holds.
+
+    Its name has the user's id: a file of another user cannot be opened.
+    """
+    name = card.replace("/", "-")
+    return Path(folder or tempfile.gettempdir()) / f"softtok-gpu-{os.getuid()}-{name}.lock"
+
+
 def locked_gpus(folder: Path | None = None) -> list[str]:
-    """Returns the names of the GPUs that jobs of this user hold now."""
-    stem = f"softtok-gpu-{os.getuid()}-"
-    found: Sequence[Path] = sorted(Path(folder or tempfile.gettempdir()).glob(f"{stem}*.lock"))
-    return [path.stem.removeprefix(stem) for path in found if is_locked(path)]
+    """Returns the GPUs that jobs of this user hold now: nvidia-smi's indices where it lists them, else addresses."""
+    every = gpu_lock("*", folder)
+    start, end = every.name.split("*")
+    held = [path.name[len(start) : -len(end)] for path in sorted(every.parent.glob(every.name)) if is_locked(path)]
+    indices = {card.bus: str(card.index) for card in cards()} if held else {}
+    return [indices.get(card, card) for card in held]

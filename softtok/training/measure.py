@@ -31,7 +31,8 @@ def measure_training(
         of_interest = trainer.settings.validate_every
         measured_step_s = seconds(lambda: trainer.take_step(of_interest)) if counts.measured_steps else step_s
     weights_s = seconds(trainer.save_weights)
-    save_s = seconds(trainer.save) if counts.saves else 0.0
+    save_s = seconds(trainer.save) if counts.saves else 0.0  # what training waits; a thread writes the save
+    trainer.settle(wait=True)
     return TrainingCost(
         ready_s=ready_s,
         step_s=step_s,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -62,6 +63,7 @@ from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.storage.retries import state_of, training_notes
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
+from softtok.training.saving import Writing, copy_if_it_fits
 
 VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
 MOST_RESIDUAL = 0.05  # of the adjoint of `estimator: pathwise`, beyond which a training warns
@@ -156,6 +158,7 @@ class Trainer:
         self.step = 0
         self.best = Best()
         self.saved_best: Path | None = None  # folder of the best weights according to `progress.pt`
+        self.writing, self.last_save = Writing(), self.started
         self.lines: list[Metrics] = []
         self.diverged: Divergence | None = None
 
@@ -303,13 +306,17 @@ class Trainer:
         self.resume()
         try:
             self.take_steps(interruption)
+            self.settle(wait=True)
         except (Stopped, BrokenWorkersError):
             if interruption.signal is None:
                 raise
             # Weights and lines are those after the last step: no step ends early once it has changed them.
             if self.lines:
                 self.save()
+            self.settle(wait=True)
             interruption.exit_if_asked()
+        finally:
+            self.writing.join()  # else a further job of this run could start while this one still writes
 
     def take_steps(self, interruption: Interruption) -> None:
         """Takes the remaining steps, with their validations and saves."""
@@ -326,11 +333,18 @@ class Trainer:
                 self.warn_of_residual()
                 self.validate_if_due()
                 self.show(shown, line)
-                # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
-                last = self.step == self.settings.steps
-                if self.step % self.runtime.save_every == 0 and not last:
+                self.settle()
+                # `finish` saves the end.
+                if self.step != self.settings.steps and self.save_is_due:
                     self.save()
                 interruption.exit_if_asked()
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether it is time for a resumable save, by steps or by minutes."""
+        every, minutes = self.runtime.save_every, (time.monotonic() - self.last_save) / 60
+        by_time = minutes >= self.runtime.save_every_min and not self.writing.busy
+        return by_time or (every is not None and self.step % every == 0)
 
     def show(self, shown: Progress, line: Metrics) -> None:
         """Shows a step that is done."""
@@ -383,29 +397,49 @@ class Trainer:
     def save_weights(self) -> None:
         """Saves the current weights as the best."""
         self.best = self.best._replace(files=write_weights(self.best_folder, self.lm))
-        self.delete_stale(self.best_folder, self.saved_best)
+        self.delete_stale(self.best_folder, self.saved_best, self.writing.best)
 
     def save(self, done: bool = False) -> None:
-        """Saves everything that `resume` needs in one file, without the optimizer's state if all steps are done."""
+        """Saves everything that `resume` needs in one file, without the optimizer's state if all steps are done.
+
+        A thread writes it from a copy, if there is room for one, and training goes on (`settle`).
+        """
+        self.settle(wait=True)
+        self.last_save = time.monotonic()
         progress_now = {
             "key": self.key,
             "step": self.step,
             "best": self.best._asdict() | {"files": dict(self.best.files)},
-            "lines": self.lines,
+            "lines": [dict(line) for line in self.lines],
             "diverged": self.diverged and self.diverged.model_dump(),
             "wall_s": self.wall_s,
         }
-        state, needed = (None, 0) if done else (self.optimizer.state(), 12 * self.lm.model.num_parameters())
-        write_progress(self.state / "progress.pt", progress_now | {"optimizer": state}, needed)
-        self.saved_best = self.best_folder
-        self.delete_stale(self.best_folder)
+        path, state, needed = self.state / "progress.pt", None, 0
+        if not done:
+            state, needed = self.optimizer.state(), 12 * self.lm.model.num_parameters()
+            if (copy := copy_if_it_fits(state)) is not None:
+                write = partial(write_progress, path, progress_now | {"optimizer": copy}, needed)
+                self.writing.start(write, self.best_folder)
+                return
+        write_progress(path, progress_now | {"optimizer": state}, needed)
+        self.now_saved(self.best_folder)
+
+    def settle(self, wait: bool = False) -> None:
+        """Notes that a save has been written, and deletes what it replaced. Raises what writing it raised."""
+        if (best := self.writing.settled(wait)) is not None:
+            self.now_saved(best)
+
+    def now_saved(self, best: Path) -> None:
+        """Notes that `progress.pt` names these best weights, and deletes the others, but for better ones since then."""
+        self.saved_best = best
+        self.delete_stale(best, self.best_folder)
 
     def delete_stale(self, *keep: Path | None) -> None:
         """Deletes best-* folders, except those to keep, and temporary files of killed jobs."""
         for path in self.state.iterdir():
             if path.name.startswith("best-") and path not in keep:
                 shutil.rmtree(path)
-            elif path.suffix == ".tmp":
+            elif path.suffix == ".tmp" and not self.writing.busy:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property

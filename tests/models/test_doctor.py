@@ -25,8 +25,8 @@ from softtok.storage import hub, machine
 from tests.support import nvidia
 from tests.support.project import Project, shipped
 
-H100 = "0, GPU-11, NVIDIA H100 80GB HBM3, {driver}, 81559, {free}, 9.0"
-V100 = "0, GPU-11, Tesla V100-SXM2-16GB, {driver}, 16384, 16000, 7.0"
+H100 = "0, GPU-11, NVIDIA H100 80GB HBM3, {driver}, 81559, {free}, 9.0, 00000000:65:00.0"
+V100 = "0, GPU-11, Tesla V100-SXM2-16GB, {driver}, 16384, 16000, 7.0, 00000000:65:00.0"
 NEW, OLD = "580.95.05", "550.54.15"
 TINY = Size(64, 3, 4, 2, 96, 256)
 

@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from softtok.__main__ import main
 from softtok.config.settings import RuntimeSettings
 from softtok.errors import UserError
+from softtok.models import loading
 from softtok.models.base_model import make_model
+from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
 from softtok.storage.files import read_json
 from tests.support.model_folders import (
@@ -38,7 +40,7 @@ from tests.support.model_folders import (
     write_index,
 )
 from tests.support.project import ROOT
-from tests.support.specs import folder_model
+from tests.support.specs import folder_model, hub_model
 from tests.support.tiny_models import tiny_model
 
 CPU = RuntimeSettings(device="cpu")
@@ -338,6 +340,41 @@ def test_a_wrong_model_is_refused_in_one_line(
     assert not printed.out and not printed.err and not logged
 
 
+OF_VALUES = {"NaN", "infinity", "NaN in a norm", "-infinity in a head", "zeros", "tied, another head stored"}
+
+
+@pytest.mark.parametrize("case", [case for case in REFUSED if case != "a link to nothing"])
+def test_a_wrong_model_of_the_hub_is_refused_without_its_body(
+    case: str,
+    saved: dict[bool, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    logged: list[str],
+) -> None:
+    """In the same line as by a job that loads it; what only values tell is left to that job."""
+    tied, edit, words = REFUSED[case]
+    folder = copied(saved[tied], tmp_path / "snapshots" / ("0" * 40), edit)
+    for place in ("softtok.models.base_model", "softtok.models.references"):
+        monkeypatch.setattr(f"{place}.locked", lambda name, commit: folder)
+    monkeypatch.setattr("softtok.models.base_model.fetch", lambda name, revision: folder)
+    spec = hub_model("org/model")
+    if case in OF_VALUES:
+        make_model(spec, CPU, tmp_path / "out/made", None)
+        with pytest.raises(UserError) as refusal:
+            load(tmp_path / "out/made", CPU)
+    else:
+        monkeypatch.setattr(loading, "load", pytest.fail)
+        with pytest.raises(UserError) as refusal:
+            make_model(spec, CPU, tmp_path / "out/made", None)
+        assert not list(tmp_path.glob("out/*"))
+    message = str(refusal.value)
+    assert message.startswith("model org/model: ") and "\n" not in message and len(message) < 450
+    assert words in message
+    printed = capfd.readouterr()
+    assert not printed.out and not printed.err and not logged
+
+
 def test_the_command_prints_one_line_and_fails(
     saved: dict[bool, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,6 +450,31 @@ def test_a_right_model_holds_what_was_saved(case: str, accepted: dict[str, Path]
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
     text = json.dumps(digests, sort_keys=True, separators=(",", ":"))
     assert read_json(tmp_path / "made/model.json")["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("case", [*ACCEPTED, "V beyond the tokenizer"])
+def test_a_right_model_of_the_hub_is_accepted_without_its_body(
+    case: str, accepted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = accepted[case]
+    for place in ("softtok.models.base_model", "softtok.models.references"):
+        monkeypatch.setattr(f"{place}.locked", lambda name, commit: folder)
+    monkeypatch.setattr("softtok.models.base_model.fetch", lambda name, revision: folder)
+    outlined, devices = loading.outline, set()
+
+    def watched(folder: Path) -> LanguageModel:
+        lm = outlined(folder)
+        devices.update(parameter.device.type for parameter in lm.model.parameters())
+        return lm
+
+    monkeypatch.setattr(loading, "outline", watched)
+    if case == "V beyond the tokenizer":
+        window = copied(folder, tmp_path / "window", lambda folder: configure(folder, sliding_window=4096))
+        with pytest.raises(UserError, match="sliding window of 4096 tokens; this family is not supported"):
+            outlined(window)
+    make_model(hub_model("org/model"), CPU, tmp_path / "made", None)
+    assert devices == {"meta"}, "no weight takes memory"
+    assert load(tmp_path / "made", CPU).name == "org/model"
 
 
 LOADS = """

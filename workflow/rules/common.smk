@@ -185,16 +185,19 @@ def notes(wildcards):
     return training_notes(state)
 
 
-def memory_mb(wildcards, attempt):
+def grown(asked, wildcards, attempt):
     """Returns the memory of a job with a model: a quarter more for each attempt that was short of it.
 
     A job that will be refused needs next to nothing, and does not wait long.
     """
     if hopeless(notes(wildcards), attempt):
         return 1000
-    return (
-        machine(wildcards).memory_mb * (4 + shortages(notes(wildcards), attempt)) // 4
-    )
+    return asked * (4 + shortages(notes(wildcards), attempt)) // 4
+
+
+def memory_mb(wildcards, attempt):
+    """Returns the memory of a job that makes or trains a model."""
+    return grown(machine(wildcards).memory_mb, wildcards, attempt)
 
 
 def gpus(wildcards, attempt):
@@ -217,3 +220,13 @@ def training_priority(wildcards):
 def evaluation_priority(wildcards):
     """Returns a number above that of all trainings, lower for a later run."""
     return len(TURNS) + training_priority(wildcards)
+
+
+def evaluation_machine(wildcards):
+    """Returns the machine settings of a job that tests the model."""
+    return machine(wildcards).for_evaluation
+
+
+def evaluation_memory_mb(wildcards, attempt):
+    """Returns the memory of a job that tests a model."""
+    return grown(evaluation_machine(wildcards).memory_mb, wildcards, attempt)

@@ -19,16 +19,18 @@ rule evaluate:
     priority: evaluation_priority
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: machine(wildcards).threads
+    threads: lambda wildcards: evaluation_machine(wildcards).threads
     resources:
-        mem_mb=memory_mb,
-        runtime=lambda wildcards: machine(wildcards).runtime_min,
+        mem_mb=evaluation_memory_mb,
+        runtime=lambda wildcards: evaluation_machine(wildcards).runtime_min,
         gpu=gpus,
         attempt=lambda wildcards, attempt: attempt,
     params:
         command="evaluate",
         spec=lambda wildcards: evaluation_of(wildcards).json,
-        runtime=lambda wildcards, threads: machine(wildcards).model_dump_json(),
+        runtime=lambda wildcards, threads: evaluation_machine(
+            wildcards
+        ).model_dump_json(),
         run=lambda wildcards, input: str(Path(input.checkpoint).parent),
         shots=shots_option,
     shell:
