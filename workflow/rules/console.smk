@@ -37,8 +37,7 @@ class Console(logging.Handler):
         if event == LogEvent.JOB_INFO:
             self.begins(record)
         elif event == LogEvent.SHELLCMD and self.settings.printshellcmds:
-            command = getattr(record, "shellcmd", None) or getattr(record, "cmd", "")
-            self.tell(f"    {command}")
+            self.tell(f"    {getattr(record, 'cmd', None) or record.msg}")
         elif event == LogEvent.JOB_FINISHED:
             self.failed.pop(record.job_id, None)
             self.finished += filter(None, [self.names.get(record.job_id)])
