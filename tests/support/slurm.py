@@ -56,16 +56,22 @@ class UnavailableError(Exception):
 
 
 class Slurm:
-    """A Slurm that runs; commands and jobs need its `environment`."""
+    """A Slurm that runs; commands and jobs need its `environment`.
+
+    Commands are scripts that name the configuration: Snakemake's plugin hides SLURM_CONF from the `srun` within a job.
+    """
 
     def __init__(self, folder: Path, root: Path) -> None:
         libraries = sorted({str(path.parent) for path in root.rglob("*.so*")}, key=len)
         self.folder, self.root = folder, root
-        self.environment = {
-            "PATH": f"{root}/usr/bin:/usr/bin:/bin",
-            "LD_LIBRARY_PATH": ":".join(libraries),
-            "SLURM_CONF": str(folder / "slurm.conf"),
-        }
+        self.environment = {"PATH": f"{folder}/bin:/usr/bin:/bin"}
+        self.daemons = {"LD_LIBRARY_PATH": ":".join(libraries), "SLURM_CONF": str(folder / "slurm.conf")}
+        (folder / "bin").mkdir()
+        for program in (root / "usr/bin").iterdir():
+            script = folder / "bin" / program.name
+            settings = " ".join(f"{name}='{value}'" for name, value in self.daemons.items())
+            script.write_text(f'#!/bin/sh\n{settings} exec {program} "$@"\n')
+            script.chmod(0o755)
 
     def run(self, *words: str) -> str:
         """Runs a command of Slurm; returns what it prints, and nothing if it fails."""
@@ -77,7 +83,7 @@ class Slurm:
         """Starts a daemon in the foreground."""
         program = next(path for end in ("-wlm", "") if (path := self.root / f"usr/sbin/{name}{end}").exists())
         with open(self.folder / f"{name}.out", "wb") as out:
-            environment = {**os.environ, **self.environment}
+            environment = {**os.environ, **self.environment, **self.daemons}
             return subprocess.Popen([program, *options], env=environment, stdout=out, stderr=out, cwd=self.folder)
 
     def wait_for(self, state: str) -> None:
