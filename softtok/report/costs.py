@@ -67,10 +67,10 @@ def add_run(costs: Costs, entry: ReportRun, run: Path, manifest: RunManifest) ->
             costs.unknown += 1
             continue
         costs.spent.append(Spent(row_of(entry), "evaluation", cost.made_on, cost.ready_s))
+        of_others = set(seen)  # a mode of two inference sets is made once
         for part in cost.parts:
-            # A mode of two inference sets is made once.
-            if part.wall_s is not None and (test_set, part.inference_mode) not in seen:
-                seen.add((test_set, part.inference_mode))
+            seen.add((test_set, part.inference_mode))
+            if part.wall_s is not None and (test_set, part.inference_mode) not in of_others:
                 costs.spent.append(
                     Spent(
                         row=row_of(entry),

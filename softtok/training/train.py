@@ -221,12 +221,12 @@ class Trainer:
         `wall_s` is the time of the run up to here, in all its attempts, with its validations and saves.
         """
         rollout_s, reward_s, update_s = np.diff(times).tolist()
-        tokens = int(out.cot_lengths.sum()) + sum(map(len, out.answers))
+        tokens, seconds = int(out.cot_lengths.sum()) + sum(map(len, out.answers)), times[-1] - times[0]
         return {
             "rollout_s": rollout_s,
             "reward_s": reward_s,
             "update_s": update_s,
-            "tokens_per_s": tokens / (times[-1] - times[0]),
+            "tokens_per_s": tokens / seconds if seconds else None,
             "wall_s": self.wall_s,
             "peak_memory_mb": peak_memory_mb(self.lm.device),
             "made_on": self.made_on,
