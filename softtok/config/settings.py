@@ -411,6 +411,9 @@ class SizeSettings(Settings):
     )
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
+
+
 class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
     """The settings of the machine; they are never part of a result's identity."""
 
@@ -429,6 +432,9 @@ class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
         default=None,
         ge=1,
         description="minutes of an evaluation; null: a quarter of `runtime_min`, or 60 if that is more",
+    )
+    trackers: list[Tracker] = Field(
+        default_factory=list, description="experiment trackers to which trainings log live, through accelerate"
     )
 
     @property

@@ -79,6 +79,7 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
         [
             f"runs/other/{run}/choices/largest"
             for run in ("mine/hard/seed0", "mine/hard/seed1", "mine/hard/seed2", "none/base/seed0")
+            for _ in ("its rows", "its cost")
         ],
     ),
 }
