@@ -46,8 +46,9 @@ include: "workflow/rules/report.smk"
 
 
 onerror:
+    report_what_has_finished()
     print(
-        "softtok: finished jobs stay finished. `snakemake` continues; `softtok tables STUDY --partial` shows the results so far.",
+        "softtok: finished jobs stay finished. `snakemake` continues; `softtok report STUDY --partial` shows the results so far.",
         file=sys.stderr,
     )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product, zip_longest
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
 import pandas as pd
@@ -155,13 +155,16 @@ def short(name: str) -> str:
 
 
 def save(plot: Plot, folder: Path) -> str:
-    """Writes `folder`/name.svg and .png; returns the text of the svg."""
+    """Writes `folder`/name.svg, .png and .pdf; returns the text of the svg."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
         buffer = io.StringIO()
         plot.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": plot.title})
         with atomic(folder / f"{plot.name}.png") as temporary:
             fast = {"compress_level": 3}  # a tenth larger than at PIL's default, in two thirds of the time
             plot.figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None}, pil_kwargs=fast)
+        with atomic(folder / f"{plot.name}.pdf") as temporary:
+            dateless: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None, "Title": plot.title}
+            plot.figure.savefig(temporary, format="pdf", metadata=dateless)
     # Verdana has the widths of DejaVu Sans, where a viewer lacks that.
     text = buffer.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     write_text(folder / f"{plot.name}.svg", text)
