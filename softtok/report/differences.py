@@ -26,7 +26,7 @@ Key = tuple[Row, str, str, str, int]  # row, test set, inference mode, metric, k
 
 def with_differences(tables: Mapping[str, Table], study: Study, metrics: pd.DataFrame) -> dict[str, Table]:
     """Returns the tables with the value of each seed, and with the differences to `OTHERS`."""
-    values, problems = seed_values(metrics), _problems(metrics)
+    values, problems = seed_values(metrics), problem_counts(metrics)
     return {name: _with_differences(table, study, values, problems) for name, table in tables.items()}
 
 
@@ -94,6 +94,7 @@ def seed_values(metrics: pd.DataFrame) -> dict[Key, dict[int, float]]:
     return found
 
 
-def _problems(metrics: pd.DataFrame) -> dict[str, int]:
+def problem_counts(metrics: pd.DataFrame) -> dict[str, int]:
+    """Returns how many problems each test or choice set has."""
     counts = metrics.drop_duplicates("test_set").set_index("test_set")["n_problems"]
     return {str(name): int(count) for name, count in counts.items()}

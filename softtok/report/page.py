@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from softtok.report.claim_lines import ClaimLine
     from softtok.report.claims import Verdict
     from softtok.report.collect import Absent, Results, Run
+    from softtok.report.questions import Question
     from softtok.report.study import Study
     from softtok.report.tables import Table
     from softtok.report.viewer import Viewer
@@ -125,7 +126,7 @@ class Content:
 
 def _write_tables(tables: Mapping[str, Table], study: str, folder: Path) -> set[str]:
     """Writes each table in each format, and the headline for a terminal; returns the names of the files."""
-    from softtok.report.tables import FORMATS
+    from softtok.report.latex import FORMATS
     from softtok.report.terminal import HEADLINE, headline
 
     texts = {f"{table.name}.{end}": render(table) for table in tables.values() for end, render in FORMATS.items()}
@@ -173,7 +174,8 @@ def _page(content: Content) -> str:
         provenance=provenance(results.runs),
         config=yaml.safe_dump(study.spec.config, sort_keys=False, allow_unicode=True, width=100),
         scripts=[(Path(__file__).parent / name).read_text(encoding="utf-8") for name in SCRIPTS],
-        questions=[],
+        questions=_questions(content),
+        shared_colours=palette.shared_colours(row.training_mode for row in study.rows),
         viewer=content.viewer,
     )
 
@@ -196,6 +198,14 @@ def _claim_lines(content: Content, looks: Mapping[str, palette.Look]) -> list[Cl
     remarks = {name: remark(tests) for name, tests in content.controls.items()}
     names = {paper: own for own, paper in content.study.paper.get("training_modes", {}).items()}
     return claim_lines(content.verdicts, remarks, looks, names)
+
+
+def _questions(content: Content) -> list[Question]:
+    """Returns the controls by question, in a study with hard inference."""
+    from softtok.report.questions import questions
+
+    headline = content.tables.get("hard-inference")
+    return questions(content.study, headline, content.results.metrics) if headline else []
 
 
 def _by_section(tables: Mapping[str, Table]) -> dict[str, list[Table]]:

@@ -17,10 +17,11 @@ from softtok.config.work import study_of
 from softtok.errors import UserError
 from softtok.report.collect import Absent, Run, collect
 from softtok.report.differences import with_differences
+from softtok.report.latex import FORMATS
 from softtok.report.missing import from_attempts, marked_partial, missing_lines
 from softtok.report.page import make_report, mixture, notes
 from softtok.report.study import Study
-from softtok.report.tables import FORMATS, Table, make_tables
+from softtok.report.tables import Table, make_tables
 from softtok.storage.files import write_text
 
 

@@ -1,4 +1,4 @@
-"""Tables over seeds from tidy metrics, as markdown, csv and LaTeX (booktabs).
+"""Tables over seeds from tidy metrics, as markdown and csv; `latex.py` writes them for an article.
 
 A `Table` has rows (model, train set, training mode) and columns (what is measured, on what); every cell is a `Summary`
 over seeds. Markdown and LaTeX show it rounded; the csv has one line per cell, with 6 decimals, n and the t interval. If
@@ -7,7 +7,7 @@ the paper prints a cell too, its value and the difference are shown below the ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, product
@@ -18,7 +18,7 @@ import pandas as pd
 from softtok.report.metrics import Summary, summarise
 from softtok.report.palette import DIVERGED_MARK
 from softtok.report.paper import CSV_COLUMNS as PAPER_COLUMNS
-from softtok.report.paper import OUTSIDE_MARK, Comparison, Key, caption_of, csv_values, join, key_of
+from softtok.report.paper import Comparison, Key, caption_of, csv_values, join, key_of
 from softtok.report.study import Row, Study
 from softtok.storage.files import csv_text
 
@@ -54,7 +54,7 @@ Cell = tuple[Row, Column]
 
 @dataclass(frozen=True)
 class Table:
-    """A table as data; `to_markdown`, `to_csv` and `to_latex` write it."""
+    """A table as data; `to_markdown`, `to_csv` and `latex.to_latex` write it."""
 
     name: str
     title: str
@@ -333,55 +333,3 @@ def to_markdown(table: Table) -> str:
         for label, texts in table.paper_lines(row):
             lines.append(line([*[""] * (len(table.labels) - 1), f"↳ {label}", "", *texts]))
     return "\n".join([f"**{table.title}.** {table.caption}", "", *lines, ""])
-
-
-_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "−": "$-$",
-    DIVERGED_MARK: r"\textsuperscript{$\dagger$}",
-    OUTSIDE_MARK: r"\textsuperscript{$\ddagger$}",
-}
-
-
-def escape_tex(text: str) -> str:
-    """Escapes `text`, so that LaTeX prints it literally."""
-    return "".join(_TEX.get(character, character) for character in text)
-
-
-def to_latex(table: Table) -> str:
-    r"""Returns a `tabular` for `\input`, with the caption above it as a comment."""
-    left = len(table.labels) + 1
-    groups, rules, start = [], [], left + 1
-    for group, width in table.groups():
-        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(group)}}}")
-        rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
-        start += width
-    head = [*(label.replace("_", " ") for label in table.labels), "n", *(column.label for column in table.columns)]
-    lines = [
-        f"% {table.title}. {table.caption}",
-        r"% Needs \usepackage{booktabs}.",
-        rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * (1 + len(table.columns))}}}",
-        r"\toprule",
-        f"{'& ' * left}{' & '.join(groups)} \\\\",
-        " ".join(rules),
-        f"{' & '.join(escape_tex(text) for text in head)} \\\\",
-        r"\midrule",
-    ]
-    for row in table.rows:
-        values = [rf"${mean} \pm {std}$" if std else escape_tex(mean) for mean, std in table.texts(row)]
-        labels = [escape_tex(label) for label in [*table.marked_labels(row), table.n_text(row)]]
-        lines.append(f"{' & '.join([*labels, *values])} \\\\")
-        for label, texts in table.paper_lines(row):
-            beside = [*[""] * (len(table.labels) - 1), rf"\quad {escape_tex(label)}", "", *map(escape_tex, texts)]
-            lines.append(f"{' & '.join(beside)} \\\\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-FORMATS: Mapping[str, Callable[[Table], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}

@@ -156,8 +156,8 @@ def test_samples_and_thoughts_can_be_looked_at(page: Path, study: tuple[Path, di
         for (const name of ["wrong", "unboxed", "cut off", "refused", "gave up"]) box(name).click();
         await choose("viewer-mode", "hard-greedy");
         await choose("viewer-problems", "+hard");
-        const ids = all('select[name="viewer-problem"] option').map((option) => option.textContent.match(/sums-[0-9]+/)[0]);
-        found.contrast = ids;
+        const id = (option) => option.textContent.match(/sums-[0-9]+/)[0];
+        found.contrast = all('select[name="viewer-problem"] option').map(id);
         await choose("viewer-problems", "all");
         const search = one('input[name="viewer-search"]');
         search.value = "What is 7 +";

@@ -1,6 +1,6 @@
 """Figures of studies of every shape: what they explain lies within them and is what they draw."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from softtok.report import figures, palette, panels
+from softtok.report import figures, palette
 from softtok.report.collect import collect
 from softtok.report.panels import Plot
 from tests.support.figures import left_title, points_of
@@ -92,41 +91,57 @@ def test_captions_and_legends_explain_what_is_drawn_and_nothing_else(
         assert ("D" in marks) == ("Diamonds" in words)
 
 
-def panels_with(*ranges: tuple[float, float]) -> np.ndarray:
-    """One line of panels with points at both ends of each range of percents."""
-    axes = Figure().subplots(1, len(ranges), squeeze=False)
-    for panel, values in zip(axes.flat, ranges, strict=True):
-        panel.plot([1, 2], values)
-        panels.percent_limits(panel)
-    panels.share_percents(list(axes.flat))
-    return axes
+def test_every_panel_of_pass_at_k_has_the_whole_axis(tmp_path: Path) -> None:
+    for plot in drawn(tmp_path, modes=("hard", "soft"), test_sets=("sums", "long-sums")).values():
+        if plot.name.startswith(("pass-at-k", "ablation")):
+            for axes in plot.figure.axes:
+                low, high = axes.get_ylim()
+                assert (-5 < low <= 0, 100 <= high < 105) == (True, True), plot.name
+                assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [0, 20, 40, 60, 80, 100]
 
 
-@pytest.mark.parametrize(
-    ("ranges", "shared", "zero", "phrase"),
-    [
-        ([(50, 100), (20, 95)], True, True, "Panels side by side share their vertical axis."),
-        (
-            [(60, 95), (45, 90)], True, False,
-            "Panels side by side share their vertical axis. No vertical axis starts at 0.",
-        ),
-        (
-            [(60, 95), (35, 75), (5, 30)], False, False,
-            "The panels' vertical axes differ. Not every vertical axis starts at 0.",
-        ),
-        ([(60, 95)], True, False, "The vertical axis does not start at 0."),
-        ([(5, 95)], True, True, ""),
-    ],
-)  # fmt: skip
-def test_panels_share_an_axis_where_none_is_flattened_and_captions_say_which(
-    ranges: list[tuple[float, float]], shared: bool, zero: bool, phrase: str
-) -> None:
-    axes = panels_with(*ranges)
-    limits = [panel.get_ylim() for panel in axes.flat]
-    assert (len(set(limits)) == 1) == shared
-    assert all(low <= 0 for low, _ in limits) == zero
-    assert all(-4 < low < values[0] and values[1] <= high for (low, high), values in zip(limits, ranges, strict=True))
-    assert panels.axes_phrase(axes) == phrase
+def test_the_papers_modes_differ_in_grey_too() -> None:
+    looks = palette.looks(["base", "hard", "soft", "fuzzy", "a", "b", "c", "d", "e"])
+    for one, other in combinations(looks.values(), 2):
+        assert (one.dashes, one.marker, one.fill) != (
+            other.dashes,
+            other.marker,
+            other.fill,
+        ) or one.colour != other.colour
+    paper = [looks[mode] for mode in ("hard", "soft", "fuzzy")]
+    assert len({str(look.dashes) for look in paper}) == len({look.marker for look in paper}) == 3
+    assert not palette.shared_colours(["base", "hard", "soft", "fuzzy", "a", "b", "c"])
+    assert palette.shared_colours(["base", "hard", "soft", "fuzzy", "a", "b", "c", "d"])
+
+
+def test_entropy_against_the_base_is_the_difference_at_each_position(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard", "soft"), seeds=2, problems=12, steps=4, cot=12)
+    results = collect(study_of(spec), tmp_path)
+    plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), results.metrics, results.training)}
+    plot = plots["entropy-change--toy--sums"]
+    titles = [left_title(axes).get_text() for axes in plot.figure.axes]
+    assert titles == [f"{name}, hard-{way}" for name in ("sums", "long-sums") for way in ("sample", "greedy")]
+    entropy = results.metrics[(results.metrics["metric"] == "entropy") & (results.metrics["test_set"] == "sums")]
+    cell = entropy[entropy["inference_mode"] == "hard-sample"].assign(index=lambda rows: rows["index"].astype(int))
+    base = cell[cell["training_mode"] == "base"].set_index("index")
+    hard = [of.set_index("index") for _, of in cell[cell["training_mode"] == "hard"].groupby("seed")]
+    weights = [np.minimum(of.loc[0, "n_samples"], base.loc[0, "n_samples"]) for of in hard]
+    first = sum(w * (of.loc[0, "value"] - base.loc[0, "value"]) for w, of in zip(weights, hard, strict=True))
+    colour = palette.looks([])["hard"].colour
+    line = next(line for line in plot.figure.axes[0].lines if line.get_color() == colour and line.get_label() == "hard")
+    assert points_of(line)[0].tolist() == pytest.approx([0, first / sum(weights)])
+
+
+def test_a_training_curve_is_smoothed_and_its_seeds_stay_as_they_are(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), seeds=2, problems=4, steps=30, test_sets=("sums",), choice_sets=())
+    results = collect(study_of(spec), tmp_path)
+    plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), results.metrics, results.training)}
+    reward = plots["training--toy--sums"].figure.axes[0]
+    raw = results.training[results.training["step"] > 0].pivot_table(index="step", columns="seed", values="reward")
+    (thick,) = [line for line in reward.lines if line.get_linewidth() == 2]
+    thin = [points_of(line)[:, 1] for line in reward.lines if line.get_linewidth() == 0.7]
+    np.testing.assert_allclose(points_of(thick)[10, 1], raw.mean(axis=1).iloc[8:13].mean())
+    np.testing.assert_allclose(sorted(map(tuple, thin)), sorted(map(tuple, raw.to_numpy().T)))
 
 
 def test_the_headlines_caption_speaks_of_its_axes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from softtok.report.differences import difference, with_differences
 from softtok.report.metrics import t_interval_of
 from softtok.report.page import make_report
 from softtok.report.palette import looks
+from softtok.report.questions import QUESTIONS, questions
 from softtok.report.study import Row, Study
 from softtok.report.tables import Table, make_tables, to_csv
 from tests.support.report_specs import report_spec, study_of
@@ -130,6 +131,34 @@ def test_hard_training_takes_the_test_of_staying_near(made: Made) -> None:
     tame.loc[nll, "value"] = 1.1 + 0.001 * tame.loc[nll, "seed"].astype(float)
     told = remark(controlled(study, tame)["C5"])
     assert told.startswith("hard would pass as well (+0.001") and "soft − hard +0.000" in told
+
+
+def test_controls_stand_below_the_question_that_they_answer(tmp_path: Path) -> None:
+    modes = ("hard", "soft", "soft-answer", "hard-g8", "soft-cold", "odd")
+    sketch = write_study(tmp_path, modes=modes, problems=12, steps=4, seeds=2)
+    soft = {"tokens": "soft", "temperature": 0.5, "noise_scale": 0.33}
+    sketch["settings"] = {
+        "soft-answer": soft | {"training": {"cot_term": False}},
+        "hard-g8": {"tokens": "hard", "training": {"samples_per_prompt": 8}},
+        "soft-cold": soft | {"temperature": 0.1},
+        "odd": soft | {"training": {"gradient_clip": 2.0}},
+    }
+    study, metrics = study_of(sketch), collect(study_of(sketch), tmp_path).metrics
+    table = make_tables(study, metrics)["hard-inference"]
+    found = questions(study, table, metrics)
+    assert [(one.text, [(answer.row.training_mode, answer.reference) for answer in one.answers]) for one in found] == [
+        (QUESTIONS["cot_term"], [("soft-answer", "soft")]),
+        (QUESTIONS["samples_per_prompt"], [("hard-g8", "hard")]),
+        (QUESTIONS["temperature"], [("soft-cold", "soft")]),
+        ("What does gradient clip change?", [("odd", "soft")]),
+    ]
+    values = metrics[(metrics["inference_mode"] == "hard-greedy") & (metrics["metric"] == "pass@k")]
+    values = values[values["test_set"] == "sums"].set_index(["training_mode", "seed"])["value"]
+    apart = (values["soft-answer"] - values["soft"]).mean()
+    assert found[0].answers[0].texts[0][0] == f"{apart:+.1f}".replace("-", "−")
+    make_report(report_spec(sketch), tmp_path / "out", tmp_path)
+    text = (tmp_path / "out/report.html").read_text()
+    assert text.index(QUESTIONS["cot_term"]) < text.index(QUESTIONS["samples_per_prompt"])
 
 
 def test_the_page_has_claims_and_differences_before_everything_else(made: Made, tmp_path: Path) -> None:
