@@ -47,7 +47,7 @@ Pair = tuple[str, str]  # model, train set
 Plans = Iterator[Callable[[], Plot]]
 ACROSS = 3  # inference families side by side; more go on in the next line
 GUTTER = 1.6  # doublings of k that the greedy markers share, side by side left of k = 1
-NARROWEST, DIGIT = 105, 5.5  # points: a panel's width, at the least, and a digit's below it
+NARROWEST, DIGIT = 112, 5.5  # points: a panel's width, at the least, and a digit's below it
 TRAINING_POINTS = 40  # of a training curve: single steps are too noisy to read
 SMOOTH = 5  # points of a training curve that its mean is averaged over
 ENTROPY_POINTS = 128

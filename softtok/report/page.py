@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from softtok.report.claim_lines import ClaimLine
     from softtok.report.claims import Verdict
     from softtok.report.collect import Absent, Results, Run
+    from softtok.report.panels import Plot
     from softtok.report.questions import Question
     from softtok.report.study import Study
     from softtok.report.tables import Table
@@ -90,21 +92,15 @@ def make_report(
     collect.write_metrics(results.metrics, out / "metrics.csv")
     write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = _write_tables(tables, spec.study, out / "tables")
-    plots = []
-    for plot in (*own, *figures.draw_all(study, results.metrics, results.training)):
-        svg = palette.inline_svg(figures.save(plot, out / "figures"), plot.name)
-        plots.append(
-            {"name": plot.name, "section": plot.section, "title": plot.title, "caption": plot.caption, "svg": svg}
-        )
-        made |= {f"{plot.name}.{end}" for end in FIGURE_ENDS}
+    drawn = chain(own, figures.draw_all(study, results.metrics, results.training))  # one in memory at a time
+    plots = _write_plots(drawn, out / "figures")
+    made |= {f"{plot['name']}.{end}" for plot in plots for end in FIGURE_ENDS}
     for path in [*out.glob("tables/*"), *out.glob("figures/*")]:
         if path.name not in made:
             path.unlink()
-    controls = controlled(study, results.metrics)
-    write_text(
-        out / "report.html",
-        _page(Content(study, results, tables, plots, verdicts, controls, missing, make_viewer(study, root))),
-    )
+    controls, viewer = controlled(study, results.metrics), make_viewer(study, root)
+    content = Content(study, results, tables, plots, verdicts, controls, missing, viewer)
+    write_text(out / "report.html", _page(content))
     if not missing:
         shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return missing
@@ -122,6 +118,18 @@ class Content:
     controls: Mapping[str, list[Verdict]]
     missing: Sequence[str]
     viewer: Viewer | None
+
+
+def _write_plots(drawn: Iterable[Plot], folder: Path) -> list[dict[str, str]]:
+    """Writes each figure in each format; returns what the page shows of them."""
+    from softtok.report.figures import save
+
+    shown = []
+    for plot in drawn:
+        svg = palette.inline_svg(save(plot, folder), plot.name)
+        words = {"name": plot.name, "section": plot.section, "title": plot.title, "caption": plot.caption}
+        shown.append({**words, "svg": svg})
+    return shown
 
 
 def _write_tables(tables: Mapping[str, Table], study: str, folder: Path) -> set[str]:

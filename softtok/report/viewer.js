@@ -166,7 +166,7 @@
     const legend = Object.keys(steps).length ? [make("p", { className: "caption", textContent: "Shaded: the entropy of the next-token distribution, up to 3 nats. Point at a step, or go along with the arrow keys, to see the mixture that was fed." })] : [];
     shown.replaceChildren(
       make("p", { className: "question", textContent: question || `Problem ${id}; its text is not with these results.` }),
-      make("p", { className: "gold" }, gold ? `Gold: ${gold}` : "", ` (${id})`), ...legend, make("ol", { start: 0 }, ...items));
+      make("p", { className: "gold" }, gold ? `Gold: ${gold}` : "", ` (${id})`), ...legend, make("ol", { start: 0, tabIndex: 0, ariaLabel: "Samples" }, ...items));
   };
 
   fill(setBox, Object.keys(index.sets).map((name) => [name, name]));

@@ -71,7 +71,8 @@ def test_a_partial_report_names_what_is_missing_running_failed_or_damaged(
         assert line in banner and line in told, line
     assert "is not a readable parquet file" in banner
     claims = pd.read_csv(project.page.parent / "claims.csv", keep_default_na=False)
-    assert set(claims["verdict"]) == {"not run"}, "nothing is decided by what finished first"
+    of_tests = claims["claim"].isin(["C1", "C2", "C3"])
+    assert set(claims[of_tests]["verdict"]) == {"not run"}, "nothing is decided by what finished first"
     cells = pd.read_csv(project.page.parent / "tables/hard-inference.csv")
     assert dict(zip(cells["training_mode"], cells["n"], strict=True)) == {"base": 1, "hard": 1, "soft": 1}
     assert "n is what has finished of 2 planned runs per row" in text
