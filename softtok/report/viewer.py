@@ -151,7 +151,7 @@ def _add_set(
 
 def read_samples(study: Study, root: Path, run: ReportRun, test_set: str) -> pd.DataFrame | None:
     """Returns the samples of a run on a test set, in the order of inference mode, problem and sample; None if none."""
-    found = []
+    found: list[pd.DataFrame] = []
     for path in _sample_files(root, run, test_set):
         try:
             found.append(read_columns(path, COLUMNS).to_pandas())
@@ -161,7 +161,8 @@ def read_samples(study: Study, root: Path, run: ReportRun, test_set: str) -> pd.
         return None
     rows = pd.concat(found).drop_duplicates(["inference_mode", "problem_id", "sample"])
     place = {mode: number for number, mode in enumerate(study.inference_modes)}
-    return rows.assign(place=rows["inference_mode"].map(place)).sort_values(["place", "problem_id", "sample"])
+    placed: pd.DataFrame = rows.assign(place=rows["inference_mode"].map(place))
+    return placed.sort_values(["place", "problem_id", "sample"])
 
 
 def _sample_files(root: Path, run: ReportRun, test_set: str) -> Iterator[Path]:
@@ -171,7 +172,7 @@ def _sample_files(root: Path, run: ReportRun, test_set: str) -> Iterator[Path]:
 
 def read_thoughts(root: Path, run: ReportRun, test_set: str, columns: Sequence[str] = THOUGHTS) -> pd.DataFrame | None:
     """Returns the recorded steps of thinking of a run on a test set; None if none were recorded."""
-    found = []
+    found: list[pd.DataFrame] = []
     for path in _sample_files(root, run, test_set):
         beside = path.with_suffix(".thoughts.parquet")
         if beside.exists():

@@ -53,8 +53,8 @@ def test_differences_are_paired_by_seed_and_the_base_is_one_checkpoint(made: Mad
         found = table.differences[other][Row("a", "sums", "soft"), column]
         std = max(statistics.stdev(expected), 100 / 40)  # seeds that agree are one problem of 40 apart
         low, high = t_interval_of(statistics.mean(expected), std, 3)
-        assert (found.n, found.mean) == (3, pytest.approx(sum(expected) / 3))
-        assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+        assert found.n == 3
+        assert [found.mean, found.low, found.high] == pytest.approx([statistics.mean(expected), low, high])
     assert (Row("a", "sums", "hard"), column) not in table.differences["hard"]
     assert not any(row.training_mode == "base" for of in table.differences.values() for row, _ in of)
     line = next(line for line in to_csv(table).splitlines() if line.startswith("a,sums,soft,sums,hard-sample,pass@32"))
@@ -152,8 +152,8 @@ def test_controls_stand_below_the_question_that_they_answer(tmp_path: Path) -> N
         (QUESTIONS["temperature"], [("soft-cold", "soft")]),
         ("What does gradient clip change?", [("odd", "soft")]),
     ]
-    values = metrics[(metrics["inference_mode"] == "hard-greedy") & (metrics["metric"] == "pass@k")]
-    values = values[values["test_set"] == "sums"].set_index(["training_mode", "seed"])["value"]
+    greedy = metrics[(metrics["inference_mode"] == "hard-greedy") & (metrics["metric"] == "pass@k")]
+    values = greedy[greedy["test_set"] == "sums"].set_index(["training_mode", "seed"])["value"]
     apart = (values["soft-answer"] - values["soft"]).mean()
     assert found[0].answers[0].texts[0][0] == f"{apart:+.1f}".replace("-", "−")
     make_report(report_spec(sketch), tmp_path / "out", tmp_path)

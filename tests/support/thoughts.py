@@ -39,9 +39,9 @@ def write_thoughts(root: Path, sketch: dict[str, Any], problems: int = 4, name: 
             thinks = rows["problem_id"].isin(shown) & (rows["sample"] < LONGEST)
             thinks &= ~rows["inference_mode"].str.startswith("hard")
             steps: list[dict[str, Any]] = []
-            for at in rows.index[thinks]:
-                length, where = int(rows.at[at, "cot_tokens"]), rows.loc[at, ["inference_mode", "problem_id", "sample"]]
-                made = [_step(rng, dict(where), step) for step in range(length)]
+            for at, row in zip(rows.index[thinks], rows[thinks].to_dict("records"), strict=True):
+                where = {name: row[name] for name in ("inference_mode", "problem_id", "sample")}
+                made = [_step(rng, where, step) for step in range(row["cot_tokens"])]
                 rows.at[at, "cot"] = "".join(step["token"] for step in made)
                 steps += made
             rows.to_parquet(path, index=False)
