@@ -48,8 +48,9 @@ include: "workflow/rules/report.smk"
 
 onerror:
     console.tell_unexplained()
+    report_what_has_finished()
     print(
-        "softtok: finished jobs stay finished. `snakemake` continues; `softtok tables STUDY --partial` shows the results so far.",
+        "softtok: finished jobs stay finished. `snakemake` continues; `softtok report STUDY --partial` shows the results so far.",
         file=sys.stderr,
     )
 

@@ -14,7 +14,6 @@ from softtok.commands.parser import (
     CommandLine,
     config_options,
     importing,
-    path_option,
     results_option,
     runtime_of,
 )
@@ -78,15 +77,20 @@ def _add_report_and_records(line: CommandLine) -> None:
         "report",
         _report,
         "tables, figures and report of a study, from results or from records",
-        ["softtok report --records docs/results/smollm2/records --out report"],
+        ["softtok report demo --partial", "softtok report --records docs/results/smollm2/records --out report"],
     )
-    report.add_argument("study", nargs="?", help="with --records: as the configuration has it now, not as recorded")
-    source = report.add_mutually_exclusive_group(required=True)
+    report.add_argument("study", nargs="?", help="for --partial; with --records: as the configuration has it now")
+    report.add_argument(
+        "--partial", action="store_true", help="from what has finished, at any time; names what has not"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="PATH", help="default with --partial: results/reports/STUDY/partial"
+    )
+    source = report.add_mutually_exclusive_group()
     source.add_argument("--spec", metavar="FILE|JSON", help="a file of JSON, or the JSON itself")
     source.add_argument("--records", type=Path, metavar="FOLDER", help="what `softtok records` wrote; needs no results")
-    path_option(report, "out")
     report.add_argument("--root", type=Path, metavar="PATH", help="folder that the spec's paths start from")
-    config_options(report, results=False)
+    config_options(report)
     records = line.command(
         PEOPLE,
         "records",
@@ -146,15 +150,40 @@ def _report(options: argparse.Namespace) -> None:
     from softtok.report.page import make_report
     from softtok.storage.files import text_hash
 
+    if options.partial:
+        return _partial_report(options)
+    if options.out is None or not (options.records or options.spec):
+        raise UserError("give --out, and --spec or --records; or STUDY --partial, for a report of what has finished")
     if options.records is not None:
         return _report_from_records(options)
     if options.study is not None:
-        raise UserError("STUDY goes with --records; --spec names the study itself")
+        raise UserError("STUDY goes with --records or --partial; --spec names the study itself")
     spec = parse(ReportSpec, options.spec)
     named = re.fullmatch(r".+-([0-9a-f]{8})\.json", Path(options.spec).name)  # as `REPORT_SPEC` in config/jobs.py
     if named and named[1] != text_hash(spec.as_json()):
         raise UserError(f"{options.spec} is damaged: its name is of another spec; remove it and run snakemake again")
     make_report(spec, options.out, options.root or Path())
+
+
+def _partial_report(options: argparse.Namespace) -> None:
+    from softtok.config.specs import ReportSpec, parse
+    from softtok.report.page import PARTIAL
+    from softtok.report.partial import partial_report, report_spec
+
+    if options.records is not None or (options.study is None) == (options.spec is None):
+        raise UserError(
+            "--partial needs STUDY or --spec, and is not for --records, which say themselves what is missing"
+        )
+    spec = (
+        parse(ReportSpec, options.spec)
+        if options.study is None
+        else report_spec(options.config, options.study, options.results, options.data_root)
+    )
+    out = options.out or options.results / "reports" / spec.study / PARTIAL
+    missing = partial_report(spec, out, options.root or Path())
+    for line in missing:
+        print(f"missing: {line}")
+    print(f"{'partial report' if missing else 'report'}: {out / 'report.html'}")
 
 
 def _report_from_records(options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ HASHED = re.compile(
 # The folders that jobs write into, and the temporary names of `storage.files.atomic` and of a model's trial.
 FOLDER = re.compile(
     rf"data/(train|test|choice)|models(/{MADE})?|specs"
-    rf"|{RUN}(/checkpoint|/\.state(/shards|/best-\d+)?|/eval/{NAME}|/choices)?|reports/{NAME}(/tables|/figures)?"
+    rf"|{RUN}(/checkpoint|/\.state(/shards|/best-\d+)?|/eval/{NAME}|/choices)?|reports/{NAME}(/partial)?(/tables|/figures)?"
 )
 LEFTOVER = re.compile(rf"\.({NAME}\.[0-9a-f]{{8}}|{MADE}\.[a-z0-9_]{{8}})\.tmp")
 

@@ -141,7 +141,7 @@ def _figure(
     def draw_panel(axes: Axes, panel: Panel) -> None:
         _panel(axes, study, panel, varied[panel[:2]], panel.cells(passes))
 
-    figure, grid = panels.pass_panels(lines, (width, 2.9), names, xlabel, draw_panel)
+    figure, _ = panels.pass_panels(lines, (width, 2.6), names, xlabel, draw_panel)
     based, spread = any(row.training_mode == "base" for row in study.rows), any(seed_counts(passes) > 1)
     bar = key(str(BAND.get_label()), marker="|", markersize=9, markeredgewidth=1.3, linestyle="none")
     panels.explain(
@@ -157,7 +157,6 @@ def _figure(
         "Colours are measures here, not modes.",
         f"Lines over k are drawn for up to {MOST_LINES} training modes." if most > MOST_LINES else "",
         runs_phrase(seed_counts(passes)),
-        panels.axes_phrase(grid),
     ]
     return figure, " ".join(filter(None, words))
 

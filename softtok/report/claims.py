@@ -231,6 +231,11 @@ class Verdict:
         digits = 1 if self.contrast.measure.unit == "points" else 3
         return "–" if value is None else f"{value:+z.{digits}f}".replace("-", "−")
 
+    @property
+    def interval_text(self) -> str:
+        """The 95 % interval, as the report prints it."""
+        return f"{self.shown(self.low)} to {self.shown(self.high)}"
+
 
 def by_claim(found: Iterable[Verdict]) -> list[tuple[str, Claim, list[Verdict], str]]:
     """Groups verdicts for the report: (name, claim, verdicts, the reasons if no test was run, else "")."""
@@ -253,7 +258,7 @@ def verdicts(study: Study, metrics: pd.DataFrame) -> list[Verdict]:
 
     The study says which runs a test needs, so that what is missing in `metrics` is noticed.
     """
-    design, values = Design(study), _values(metrics)
+    design, values = Design(study), values_of(metrics)
     ablation = any(design.entries("training_modes", name) for name in NOISE_THAT_FAILS)
     decided: dict[Contrast, Verdict] = {}
     tested = contrasts(beside_the_paper(study))
@@ -413,7 +418,8 @@ def _value(values: Values, run: RunKey, tested: str, inference: str, measure: Me
         raise NotRunError(f"{names}: no {metric} {f'of {inference} ' if inference else ''}on {tested}") from None
 
 
-def _values(metrics: pd.DataFrame) -> Values:
+def values_of(metrics: pd.DataFrame) -> Values:
+    """Returns the values of tidy metrics that tests are about."""
     used = metrics[metrics["metric"].isin({contrast.measure.metric for contrast in contrasts()})]
     used = used.assign(inference_mode=used["inference_mode"].fillna(""), k=used["k"].fillna(0).astype(int))
     key = ["model", "train_set", "training_mode", "seed", "test_set", "inference_mode", "metric", "k"]

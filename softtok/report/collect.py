@@ -26,6 +26,7 @@ from softtok.report.metrics import bootstrap_interval, ks, pass_at_k
 from softtok.report.run_files import (
     CELL_COLUMNS,
     CHOICE_COLUMNS,
+    MEASURES,
     bad,
     cells_of,
     disagreements,
@@ -45,6 +46,7 @@ METRIC_COLUMNS = (
     *("metric", "k", "index", "value", "n_problems", "n_samples"),
 )
 WHOLE_NUMBERS = dict.fromkeys(("seed", "k", "index", "n_problems", "n_samples"), "Int64")
+NO_TRAINING = ("model", "train_set", "training_mode", "seed", "step", "validation", *MEASURES)
 TOLD_FROM = 0.05  # the share of flagged problems from which a report names a set
 
 
@@ -186,7 +188,9 @@ class _Reader:
         return Results(
             runs=self.runs,
             metrics=tidy.astype({**WHOLE_NUMBERS, "value": float}),
-            training=pd.concat(self.training, ignore_index=True) if self.training else pd.DataFrame(),
+            training=pd.concat(self.training, ignore_index=True)
+            if self.training
+            else pd.DataFrame(columns=NO_TRAINING),
             problem_noise={test_set: float(np.median(points)) for test_set, points in self.noise.items()},
             answers=self.statuses.total(),
             unjudged=sum(self.statuses[status] for status in UNJUDGED),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product, zip_longest
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
 import pandas as pd
@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from softtok.report import panels
 from softtok.report.ablations import ablation_plans, headline, modes_of, tested_modes, title_by_mode
-from softtok.report.palette import MOST_LINES, MUTED, Look, looks
+from softtok.report.palette import BASE_DASHES, MOST_LINES, MUTED, Look, looks
 from softtok.report.panels import (
     BAND,
     BANDS,
@@ -45,10 +45,11 @@ from softtok.storage.files import atomic, text_hash, write_text
 T = TypeVar("T")
 Pair = tuple[str, str]  # model, train set
 Plans = Iterator[Callable[[], Plot]]
-ACROSS = 4  # inference families side by side; more go on in the next line
+ACROSS = 3  # inference families side by side; more go on in the next line
 GUTTER = 1.6  # doublings of k that the greedy markers share, side by side left of k = 1
-NARROWEST, DIGIT = 160, 5.5  # points: a panel's width, at the least, and a digit's below it
+NARROWEST, DIGIT = 112, 5.5  # points: a panel's width, at the least, and a digit's below it
 TRAINING_POINTS = 40  # of a training curve: single steps are too noisy to read
+SMOOTH = 5  # points of a training curve that its mean is averaged over
 ENTROPY_POINTS = 128
 LEAST_SHARE = 0.1  # of generations still in their CoT, below which an entropy profile is not drawn
 QUANTITIES = {
@@ -109,6 +110,12 @@ def _training_plans(numbers: Numbers) -> Plans:
 
 
 def _entropy_plans(numbers: Numbers) -> Plans:
+    hard = [mode for mode in numbers.study.hard_family() if mode]
+    for pair in numbers.study.pairs():
+        changes = entropy_changes(of_pair(numbers.entropy, *pair))
+        changes = changes[changes["inference_mode"].isin(hard)]
+        for part in _parts(numbers.study, *pair) if len(changes) else []:
+            yield partial(_entropy_change, numbers, pair, part, changes)
     for pair, test_set in product(numbers.study.pairs(), numbers.study.test_sets):
         if test_set in set(of_pair(numbers.entropy, *pair)["test_set"]):
             for part in _parts(numbers.study, *pair):
@@ -155,13 +162,16 @@ def short(name: str) -> str:
 
 
 def save(plot: Plot, folder: Path) -> str:
-    """Writes `folder`/name.svg and .png; returns the text of the svg."""
+    """Writes `folder`/name.svg, .png and .pdf; returns the text of the svg."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
         buffer = io.StringIO()
         plot.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": plot.title})
         with atomic(folder / f"{plot.name}.png") as temporary:
             fast = {"compress_level": 3}  # a tenth larger than at PIL's default, in two thirds of the time
             plot.figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None}, pil_kwargs=fast)
+        with atomic(folder / f"{plot.name}.pdf") as temporary:
+            dateless: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None, "Title": plot.title}
+            plot.figure.savefig(temporary, format="pdf", metadata=dateless)
     # Verdana has the widths of DejaVu Sans, where a viewer lacks that.
     text = buffer.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     write_text(folder / f"{plot.name}.svg", text)
@@ -174,7 +184,7 @@ def _passes_panel(axes: Axes, cells: pd.DataFrame, family: Family, shown: Mappin
     for place, (mode, look) in enumerate(shown.items()):
         curve, diamond = (of_family[of_family["training_mode"] == mode] for of_family in (sampled, greedy))
         x = 2 ** (-GUTTER * (len(shown) - place) / (len(shown) + 1))
-        draw(axes, curve, "k", label=mode, linestyle=look.dashes, linewidth=1.9, **look.mark("o", 3), **BANDS)
+        draw(axes, curve, "k", label=mode, linestyle=look.dashes, linewidth=1.9, **look.mark(look.marker, 3.5), **BANDS)
         draw(axes, diamond.assign(k=x), "k", **look.mark("D", 6.5, halo=True), **BARS)
     ticks = sorted(set(sampled["k"])) or [1]
     axes.set_xscale("log", base=2)
@@ -237,7 +247,6 @@ def _passes(
         "Diamonds: greedy pass@1, side by side." if greedy else "",
         f"Bands{' and bars' if greedy else ''} run from the lowest to the highest seed." if several else "",
         runs_phrase(seed_counts(passes)),
-        panels.axes_phrase(grid),
     ]
     return figure, " ".join(filter(None, words))
 
@@ -247,7 +256,7 @@ def _hard_passes(numbers: Numbers) -> Plot:
     lines = [
         [Panel(*pair, test_set, "hard", study.hard_family()) for test_set in study.test_sets] for pair in study.pairs()
     ]
-    figure, caption = _passes(numbers, lines, (4.4, 3.5), numbers.passes)
+    figure, caption = _passes(numbers, lines, (3.4, 2.6), numbers.passes)
     return Plot("pass-at-k-hard", "headline", "pass@k under hard inference", caption, figure)
 
 
@@ -256,7 +265,7 @@ def _all_passes(numbers: Numbers, pair: Pair, crowded: Sequence[str]) -> Plot:
     families = [item for item in numbers.study.families().items() if item[1].sample and item[0] not in crowded]
     across = product(numbers.study.test_sets, batched(families, ACROSS))
     lines = [[Panel(*pair, test_set, *item) for item in part] for test_set, part in across]
-    figure, caption = _passes(numbers, lines, (3.1, 2.9), of_pair(numbers.passes, *pair))
+    figure, caption = _passes(numbers, lines, (3.1, 2.4), of_pair(numbers.passes, *pair))
     if crowded:
         elsewhere = f"In {', '.join(crowded)} inference, with more than {MOST_LINES} training modes,"
         caption += f" {elsewhere} see “{title_by_mode(numbers.study, *pair)}”."
@@ -273,21 +282,23 @@ def _binned(frame: pd.DataFrame, value: str, width: int) -> pd.DataFrame:
 
 
 def _training_panel(axes: Axes, frame: pd.DataFrame, value: str, shown: Mapping[str, Look]) -> None:
-    """Draws a quantity over steps: a thin line per seed, and their mean as far as all seeds go."""
+    """Draws a quantity over steps: thin lines of seeds, and their mean, smoothed, as far as all seeds go."""
     axes.update_datalim([(0, extreme) for extreme in frame[value].agg(["min", "max"]).dropna()])
     for mode, look in shown.items():
         seeds = frame[frame["training_mode"] == mode]
         # Where a seed ended early, the mean of the others would jump.
         shared = seeds.groupby("step")["seed"].transform("nunique") == seeds["seed"].nunique()
-        marks = look.mark("o", 3) if value == "validation" else {"color": look.colour}
-        thin, thick = {"alpha": 0.3, "linewidth": 0.8}, {"linestyle": look.dashes, "linewidth": 2, **marks}
+        marks = look.mark(look.marker, 3.5) if value == "validation" else {"color": look.colour}
+        thin, thick = {"alpha": 0.3, "linewidth": 0.7}, {"linestyle": look.dashes, "linewidth": 2, **marks}
         draw(axes, seeds, "step", value, units="seed", estimator=None, color=look.colour, **thin)
-        draw(axes, seeds[shared], "step", value, errorbar=None, label=mode, **thick)
+        mean = seeds[shared].groupby("step")[value].mean()
+        smooth = mean if value == "validation" else mean.rolling(SMOOTH, center=True, min_periods=1).mean()
+        draw(axes, smooth.reset_index(), "step", value, errorbar=None, label=mode, **thick)
 
 
 def _training(numbers: Numbers, pair: Pair, part: Part) -> Plot:
     runs = of_pair(numbers.training, *pair)
-    figure, grid = panels.panel_grid((2, 2), (4.4, 2.7), part.modes)
+    figure, grid = panels.panel_grid((2, 2), (3.4, 2.3), part.modes)
     last = max(int(runs["step"].max()), 1)
     width = math.ceil(last / TRAINING_POINTS)
     for axes, (value, title) in zip(grid.flat, QUANTITIES.items(), strict=True):
@@ -302,18 +313,62 @@ def _training(numbers: Numbers, pair: Pair, part: Part) -> Plot:
             panels.percent_limits(axes)
     for axes in grid[-1]:
         axes.set_xlabel("training step")
-    thin = key("one seed", linewidth=0.8, alpha=0.6)
+    thin = key("one seed", linewidth=0.7, alpha=0.6)
     panels.explain(figure, key("mean over seeds", linewidth=2), thin)
     here = runs[runs["training_mode"].isin(part.modes)]
     caption = (
         "Thick: mean over seeds, as far as all of them go; thin: each seed "
         f"(n = {panels.value_range(here.groupby('training_mode')['seed'].nunique())}). "
         f"{f'Training quantities are means over {width} steps. ' if width > 1 else ''}"
+        f"Their thick lines are moving averages over {SMOOTH} points. "
         "Validation is greedy, in the mode's own CoT without noise, on held-out training problems; step 0 is the base. "
         f"{part.caption}"
     )
     title = f"Training: {' on '.join(pair)}{part.words}"
     return Plot(f"training--{'--'.join(pair)}{part.suffix}", "training", title, caption.strip(), figure)
+
+
+def entropy_changes(entropy: pd.DataFrame) -> pd.DataFrame:
+    """Returns the entropy of each run minus that of its base, at each position that both have.
+
+    Generations at a position are the fewer of the two.
+    """
+    at = ["test_set", "inference_mode", "index"]
+    base = entropy.loc[entropy["training_mode"] == "base", [*at, "value", "n_samples"]]
+    both = entropy[entropy["training_mode"] != "base"].merge(base, on=at, suffixes=("", "_base"))
+    apart, fewer = both["value"] - both["value_base"], both[["n_samples", "n_samples_base"]].min(axis=1)
+    return both.assign(value=apart, n_samples=fewer).drop(columns=["value_base", "n_samples_base"])
+
+
+def _entropy_change(numbers: Numbers, pair: Pair, part: Part, changes: pd.DataFrame) -> Plot:
+    """Draws how far training moved the entropy of hard CoTs, which lines on each other would hide."""
+    changes = changes[changes["training_mode"].isin(part.modes)]
+    modes = [mode for mode in reversed(numbers.study.hard_family()) if mode in set(changes["inference_mode"])]
+    sets = [name for name in numbers.study.test_sets if name in set(changes["test_set"])]
+    width = math.ceil((changes["index"].max() + 1) / ENTROPY_POINTS)
+    figure, grid = panels.panel_grid((len(sets), len(modes)), (3.4, 2.1), part.modes, sharex=True, sharey=True)
+    for (test_set, mode), axes in zip(product(sets, modes), grid.flat, strict=True):
+        cells = changes[(changes["test_set"] == test_set) & (changes["inference_mode"] == mode)]
+        axes.axhline(0, color=MUTED, linewidth=1, linestyle=BASE_DASHES)
+        _entropy_panel(axes, profiles(cells, width), numbers.shown(part.modes))
+        axes.set_title(f"{test_set}, {mode}")
+        axes.set_visible(len(cells) > 0)
+    for row in grid:
+        row[0].set_ylabel("entropy − base (nats)")
+    for axes in grid[-1]:
+        axes.set_xlabel("CoT position (tokens)")
+    grid[0, 0].set_xlim(left=0)
+    several = any(seed_counts(changes) > 1)
+    panels.explain(figure, key("the base", linewidth=1, linestyle=BASE_DASHES), *[BAND] * several)
+    caption = (
+        "Entropy of the next-token distribution after training minus that of the untouched base, at each position of "
+        "hard CoTs that both have, weighted by the generations still thinking. Below 0: training made the model surer. "
+        f"{'Bands run from the lowest to the highest seed. ' if several else ''}{runs_phrase(seed_counts(changes))} "
+        f"{part.caption}"
+    )
+    title = f"Entropy against the base: {subject(*pair)}{part.words}"
+    name = short(f"entropy-change--{'--'.join(pair)}{part.suffix}")
+    return Plot(name, "entropy", title, caption.strip(), figure)
 
 
 def _entropy(numbers: Numbers, pair: Pair, test_set: str, part: Part) -> Plot:
@@ -341,7 +396,7 @@ def _entropy_panels(numbers: Numbers, pair: Pair, part: Part, curves: pd.DataFra
     # base, tested in everything, comes along.
     lines = _entropy_lines(numbers.study, set(curves["inference_mode"][of_part]) or set(curves["inference_mode"]))
     shape = (len(lines), max(map(len, lines)))
-    figure, grid = panels.panel_grid(shape, (3.1, 2.5), names, sharex=True, sharey=True)
+    figure, grid = panels.panel_grid(shape, (3.1, 2.3), names, sharex=True, sharey=True)
     grid[0, 0].update_datalim([(0, 0), (curves["position"].max(), curves["high"].max())])  # the same in all parts
     shown = numbers.shown(row.training_mode for row in numbers.study.rows_of(*pair) if row.training_mode in names)
     for row, modes, below in zip(grid, lines, [*lines[1:], ()], strict=True):

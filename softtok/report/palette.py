@@ -20,8 +20,10 @@ VARIABLES |= {colour: f"--series-{place}" for place, colour in enumerate(SERIES)
 """The CSS variable for each colour."""
 DIVERGED_MARK = "†"  # beside a row whose seeds include a diverged run
 MOST_LINES = len(SERIES)  # training modes that one panel shows as lines; with more, colours would repeat
-PAPER_MODES = ("hard", "soft", "fuzzy")  # keep their colours in every study, and have the solid lines
-BASE_DASHES = (0, (3, 2))
+PAPER_MODES = ("hard", "soft", "fuzzy")  # keep their looks in every study; in grey, their colours are alike
+PAPER_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.4, 1.2, 1.4)))
+PAPER_MARKS, MARKS = ("o", "s", "^"), ("v", "P", "X", "<", ">", "p")  # of sampled modes; greedy ones are diamonds
+BASE_DASHES = (0, (1.2, 1.4))
 FILLS = ("full", "none", "bottom", "left", "top", "right")  # of marks, as matplotlib's `fillstyle`
 DASHES: tuple[Any, ...] = ((0, (7, 1.2)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 
@@ -31,6 +33,7 @@ class Look:
     colour: str
     dashes: Any  # as matplotlib's `linestyle`
     fill: str = FILLS[0]  # of marks; distinguishes modes of one colour
+    marker: str = "o"
 
     def mark(self, shape: str, size: float, halo: bool = False) -> dict[str, Any]:
         """Returns matplotlib's settings for marks of that shape; with `halo`, full marks have a light edge."""
@@ -61,20 +64,28 @@ class Look:
 
 
 def looks(training_modes: Iterable[str]) -> dict[str, Look]:
-    """Returns colour, dashes and fill of marks per training mode.
+    """Returns colour, dashes, marks and their fill per training mode.
 
     Modes that are not the paper's take the colours that those leave, then all colours again with other dashes and
     another fill, and so on.
     """
     names = dict.fromkeys(training_modes)
     found = {"base": Look(BASE, BASE_DASHES)}
-    found |= {mode: Look(colour, "-") for mode, colour in zip(PAPER_MODES, SERIES, strict=False)}
+    of_paper = zip(PAPER_MODES, SERIES, PAPER_DASHES, PAPER_MARKS, strict=False)
+    found |= {mode: Look(colour, dashes, marker=marker) for mode, colour, dashes, marker in of_paper}
     left = [*SERIES[len(PAPER_MODES) :], *(found[mode].colour for mode in PAPER_MODES if mode not in names)]
     others = [mode for mode in names if mode not in found]
     for place, (mode, colour) in enumerate(zip(others, chain(left, cycle(SERIES)), strict=False)):
         turn = (place - len(left)) // len(SERIES) + 1
-        found[mode] = Look(colour, DASHES[turn % len(DASHES)], FILLS[turn % len(FILLS)])
+        found[mode] = Look(colour, DASHES[turn % len(DASHES)], FILLS[turn % len(FILLS)], MARKS[place % len(MARKS)])
     return found
+
+
+def shared_colours(training_modes: Iterable[str]) -> bool:
+    """Whether two of these modes have one colour, which a page then has to say."""
+    names = set(training_modes)
+    colours = [look.colour for mode, look in looks(names).items() if mode in names]
+    return len(set(colours)) < len(colours)
 
 
 def themes() -> dict[str, dict[str, str]]:

@@ -29,7 +29,7 @@ from softtok.report.palette import GRID, INK, MUTED, PAPER
 from softtok.report.study import Family, Row
 
 NEAR_ZERO = 0.25  # share of its end below which the start of a percent axis is moved to 0
-FLATTEST = 2  # times its own range; a panel may not get a longer axis from its neighbours
+PAGE_WIDTH, LEAST_WIDTH = 7.4, 1.7  # inches of a figure, so that text is legible at an article's width; of a panel
 LABEL_GAP = 11.5  # points between the names at the ends of lines
 NAMES: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "verticalalignment": "center"}
 # Any: matplotlib's stubs list every setting by name.
@@ -84,11 +84,13 @@ def panel_grid(
 ) -> tuple[Figure, Any]:
     """Returns a figure of lines x columns panels and its axes (two-dimensional).
 
-    Each panel has the given width and height in inches (or is higher) and room for `names` at its right.
+    Each panel has the given width and height in inches (or is narrower, to fit `PAGE_WIDTH`, or higher) and room for
+    `names` at its right.
     """
     (rows, columns), (width, height), names = shape, size, list(names)
     height = max(height, 0.9 + LABEL_GAP / 72 * len(names))
-    width += 0.09 * max(len(name) for name in names)
+    room = 0.09 * max(len(name) for name in names)
+    width = min(width, max(LEAST_WIDTH, PAGE_WIDTH / columns - room)) + room
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.04, hspace=0.05)
     figure = Figure(figsize=(columns * width, rows * height + 0.3), layout=layout)
     FigureCanvasAgg(figure)
@@ -114,20 +116,18 @@ def pass_panels(
     draw_panel: Callable[[Axes, Panel], None],
 ) -> tuple[Figure, Any]:
     """Returns a figure of pass@k, each panel drawn by `draw_panel`, with titles and axes; and its axes."""
-    one_set = all(len({panel.test_set for panel in line}) == 1 for line in lines)
     shape = (len(lines), max(map(len, lines)))
-    figure, grid = panel_grid(shape, size, names, sharey="row" if one_set else False)
+    figure, grid = panel_grid(shape, size, names, sharey=True)
     several = len({panel[:2] for line in lines for panel in line}) > 1
     for row, line in zip(grid, lines, strict=True):
         for axes, panel in zip(row, line, strict=False):
             draw_panel(axes, panel)
-            where = f"\n{subject(panel.model, panel.train_set)}" if several else ""
-            axes.set_title(f"{panel.test_set}, {panel.inference} inference{where}")
+            where = f"\n{panel.model}" + f", {panel.train_set}" * (panel.train_set != "none") if several else ""
+            axes.set_title(f"{panel.test_set}\n{panel.inference} inference{where}", fontsize=9)
         for axes in row:
             axes.set_visible(axes.has_data())  # grid blocks may give runs different test sets
-            percent_limits(axes)
-        share_percents(row)
         row[0].set_ylabel("problems solved (%)")
+    grid[0, 0].set(ylim=(-3, 103), yticks=range(0, 101, 20))  # one axis, so that panels can be compared at a glance
     for axes in grid[-1]:
         axes.set_xlabel(xlabel)
     return figure, grid
@@ -209,30 +209,6 @@ def percent_limits(axes: Axes) -> None:
     high = min(high + pad, 102)
     axes.set_ylim(max(low - pad, -0.03 * high) if low >= NEAR_ZERO * high else -0.03 * high, high)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-
-
-def share_percents(line: Sequence[Axes]) -> None:
-    """Gives panels that stand side by side one vertical axis, unless that would flatten what one of them shows."""
-    limits = [axes.get_ylim() for axes in line if axes.get_visible()]
-    low, high = min((low for low, _ in limits), default=0), max((high for _, high in limits), default=1)
-    if all(high - low <= FLATTEST * (top - bottom) for bottom, top in limits):
-        for axes in line:
-            axes.set_ylim(low, high)
-
-
-def axes_phrase(panels: Any) -> str:
-    """Returns what a caption says about the vertical axes of a grid of panels: which are equal, which start at 0."""
-    lines = [[axes.get_ylim() for axes in line if axes.get_visible()] for line in panels]
-    above = [low > 0 for line in lines for low, _ in line]
-    if len(above) == 1:
-        return "The vertical axis does not start at 0." if above[0] else ""
-    words = []
-    if any(len(line) > 1 for line in lines):
-        same = all(len(set(line)) <= 1 for line in lines)
-        words.append("Panels side by side share their vertical axis." if same else "The panels' vertical axes differ.")
-    if any(above):
-        words.append(f"{'No' if all(above) else 'Not every'} vertical axis starts at 0.")
-    return " ".join(words)
 
 
 def of_pair(frame: pd.DataFrame, model: str, train_set: str) -> pd.DataFrame:

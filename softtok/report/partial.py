@@ -16,10 +16,12 @@ from softtok.config.specs import ReportSpec
 from softtok.config.work import study_of
 from softtok.errors import UserError
 from softtok.report.collect import Absent, Run, collect
+from softtok.report.differences import with_differences
+from softtok.report.latex import FORMATS
 from softtok.report.missing import from_attempts, marked_partial, missing_lines
-from softtok.report.page import mixture, notes
+from softtok.report.page import make_report, mixture, notes
 from softtok.report.study import Study
-from softtok.report.tables import FORMATS, Table, make_tables
+from softtok.report.tables import Table, make_tables
 from softtok.storage.files import write_text
 
 
@@ -58,7 +60,7 @@ def study_tables(spec: ReportSpec, partial: bool) -> PartialTables:
         what = f"study '{spec.study}' is not complete: {missing[0]}{more}"
         raise UserError(f"{what}; `--partial` makes tables of what has finished")
     diverged = [run.row for run in results.runs if run.manifest.diverged]
-    tables = make_tables(study, results.metrics, diverged)
+    tables = with_differences(make_tables(study, results.metrics, diverged), study, results.metrics)
     if absent:
         tables = marked_partial(tables, study)
     for name, table in tables.items():
@@ -79,6 +81,16 @@ def _complete(made: Sequence[Run], absent: Sequence[Absent], planned: int) -> st
     part = sum((run.row, run.seed) in lacking for run in made)
     more = f"; {part} more {'lacks' if part == 1 else 'lack'} results of tests" if part else ""
     return f"{len(made) - part} of {planned} runs {'is' if planned == 1 else 'are'} complete{more}"
+
+
+def partial_report(spec: ReportSpec, out: Path, root: Path) -> list[str]:
+    """Writes the report of what has finished, with a banner of what has not; returns what is missing, in lines.
+
+    Raises UserError if no run has finished.
+    """
+    if not any((root / run.path / "manifest.json").exists() for run in spec.runs):
+        raise UserError(f"no run of study '{spec.study}' has finished yet, so there is nothing to report")
+    return make_report(spec, out, root, from_attempts, damaged=True)
 
 
 def write(made: PartialTables, out: Path, results: Path) -> None:

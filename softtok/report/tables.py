@@ -1,4 +1,4 @@
-"""Tables over seeds from tidy metrics, as markdown, csv and LaTeX (booktabs).
+"""Tables over seeds from tidy metrics, as markdown and csv; `latex.py` writes them for an article.
 
 A `Table` has rows (model, train set, training mode) and columns (what is measured, on what); every cell is a `Summary`
 over seeds. Markdown and LaTeX show it rounded; the csv has one line per cell, with 6 decimals, n and the t interval. If
@@ -7,9 +7,10 @@ the paper prints a cell too, its value and the difference are shown below the ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, product
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,7 +18,7 @@ import pandas as pd
 from softtok.report.metrics import Summary, summarise
 from softtok.report.palette import DIVERGED_MARK
 from softtok.report.paper import CSV_COLUMNS as PAPER_COLUMNS
-from softtok.report.paper import OUTSIDE_MARK, Comparison, Key, caption_of, csv_values, join, key_of
+from softtok.report.paper import Comparison, Key, caption_of, csv_values, join, key_of
 from softtok.report.study import Row, Study
 from softtok.storage.files import csv_text
 
@@ -38,14 +39,22 @@ class Column(NamedTuple):
     digits: int = 1
 
     @property
+    def better(self) -> int:
+        """1 if higher is better, -1 if lower is, 0 if neither."""
+        return {"pass@k": 1, "majority@k": 1, "accuracy": 1, "nll_per_token": -1}.get(self.metric, 0)
+
+    @property
     def metric_name(self) -> str:
         """The metric's name with its k, such as pass@32."""
         return self.metric.replace("@k", f"@{self.k}")
 
 
+Cell = tuple[Row, Column]
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table as data; `to_markdown`, `to_csv` and `to_latex` write it."""
+    """A table as data; `to_markdown`, `to_csv` and `latex.to_latex` write it."""
 
     name: str
     title: str
@@ -56,6 +65,37 @@ class Table:
     cells: Mapping[tuple[Row, Column], Summary]
     diverged: Mapping[Row, int]  # diverged runs among the row's seeds
     paper: Mapping[tuple[Row, Column], Comparison] = field(default_factory=dict)
+    seeds: Mapping[tuple[Row, Column], Mapping[int, float]] = field(default_factory=dict)  # the value of each seed
+    differences: Mapping[str, Mapping[tuple[Row, Column], Summary]] = field(default_factory=dict)  # to "hard", "base"
+
+    @cached_property
+    def best(self) -> frozenset[Cell]:
+        """The cells that are best, as shown, of all training modes of one model and train set; the base is not one."""
+        found: set[Cell] = set()
+        rows = [row for row in self.rows if row.training_mode != "base"]
+        for column, pair in product(self.columns, dict.fromkeys(row[:2] for row in rows)):
+            shown = {
+                (row, column): round(self.cells[row, column].mean, column.digits)
+                for row in rows
+                if row[:2] == pair and (row, column) in self.cells
+            }
+            if column.better and len(set(shown.values())) > 1:
+                best = (max if column.better > 0 else min)(shown.values())
+                found |= {cell for cell, value in shown.items() if value == best}
+        return frozenset(found)
+
+    def difference_lines(self, row: Row) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+        """Returns the lines below a row that say how far it is from others: (label, one entry per column).
+
+        An entry is (difference, its 95 % interval, whether that does not contain 0).
+        """
+        lines = []
+        for other, differences in self.differences.items():
+            found = [differences.get((row, column)) for column in self.columns]
+            if any(found):
+                texts = [difference_text(cell, column.digits) for cell, column in zip(found, self.columns, strict=True)]
+                lines.append((f"minus {other}", texts))
+        return lines
 
     def groups(self) -> list[tuple[str, int]]:
         """Returns the upper header line: (group, number of columns that it spans)."""
@@ -75,6 +115,22 @@ class Table:
         """Returns the number of seeds behind a row, as a range if its cells differ."""
         counts = {self.cells[row, column].n for column in self.columns if (row, column) in self.cells}
         return "–".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "0"
+
+    def shown(self, row: Row) -> list[tuple[Column, tuple[str, str]]]:
+        """Returns the columns, each with its text of `texts`."""
+        return list(zip(self.columns, self.texts(row), strict=True))
+
+    def seeds_text(self, row: Row, column: Column) -> str:
+        """Returns the value of each seed and the interval of the mean, for a cell that is looked at closely."""
+        cell, seeds = self.cells.get((row, column)), self.seeds.get((row, column), {})
+        if cell is None or not seeds:
+            return ""
+        digits = column.digits + 1
+        values = ", ".join(f"{value:.{digits}f}" for value in seeds.values())
+        if cell.low is None or cell.high is None:
+            return f"one run: {values}"
+        named = ", ".join(map(str, seeds))
+        return f"seeds {named}: {values}\n95 % interval of the mean: {cell.low:.{digits}f} to {cell.high:.{digits}f}"
 
     def texts(self, row: Row) -> list[tuple[str, str]]:
         """Returns (mean, standard deviation) of each cell as shown; the second is empty for one seed."""
@@ -106,6 +162,23 @@ def cell_text(cell: Summary | None, digits: int) -> tuple[str, str]:
         return NO_VALUE, ""
     mean, std = (None if value is None else round(value, 6) for value in (cell.mean, cell.std))  # as in the csv
     return f"{mean:.{digits}f}", "" if std is None else f"{std:.{digits}f}"
+
+
+def difference_text(cell: Summary | None, digits: int) -> tuple[str, str, bool]:
+    """Returns a difference with its sign, its interval (empty for one seed), and whether that does not contain 0."""
+    if cell is None:
+        return NO_VALUE, "", False
+
+    def signed(value: float) -> str:
+        return f"{round(value, 6):+z.{digits}f}".replace("-", "−")
+
+    if cell.low is None or cell.high is None:
+        return signed(cell.mean), "", False
+    return (
+        signed(cell.mean),
+        f"[{signed(cell.low)}, {signed(cell.high)}]".replace("+", ""),
+        cell.low > 0 or cell.high < 0,
+    )
 
 
 def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = ()) -> dict[str, Table]:
@@ -225,17 +298,22 @@ def to_csv(table: Table) -> str:
     """Returns one CSV line per cell: `CSV_COLUMNS`, and `PAPER_COLUMNS` if the table has cells of the paper.
 
     `low` and `high` are the 95 % t interval over seeds. `outside` is 1 or 0, or empty if one of the two has no spread.
-    `paper_elsewhere` lists the paper's other tables that print the cell, with what they print.
+    `paper_elsewhere` lists the paper's other tables that print the cell, with what they print. If the table has
+    differences, three columns each give them and their interval: `minus_hard`, `minus_hard_low`, `minus_hard_high`.
     """
     lines = []
+    compared = [f"minus_{other}{end}" for other in table.differences for end in ("", "_low", "_high")]
     for row in table.rows:
         for column in table.columns:
             if cell := table.cells.get((row, column)):
                 where = [*row, column.test_set, column.inference_mode, column.metric_name]
                 numbers = [cell.n, cell.mean, cell.std, cell.low, cell.high, table.diverged.get(row, 0)]
                 beside = csv_values(table.paper.get((row, column))) if table.paper else []
+                for of_other in table.differences.values():
+                    apart = of_other.get((row, column))
+                    numbers += [apart.mean, apart.low, apart.high] if apart else [None] * 3
                 lines.append([*where, *numbers, *beside])
-    return csv_text([*CSV_COLUMNS, *(PAPER_COLUMNS if table.paper else ())], lines)
+    return csv_text([*CSV_COLUMNS, *compared, *(PAPER_COLUMNS if table.paper else ())], lines)
 
 
 def to_markdown(table: Table) -> str:
@@ -255,55 +333,3 @@ def to_markdown(table: Table) -> str:
         for label, texts in table.paper_lines(row):
             lines.append(line([*[""] * (len(table.labels) - 1), f"↳ {label}", "", *texts]))
     return "\n".join([f"**{table.title}.** {table.caption}", "", *lines, ""])
-
-
-_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "−": "$-$",
-    DIVERGED_MARK: r"\textsuperscript{$\dagger$}",
-    OUTSIDE_MARK: r"\textsuperscript{$\ddagger$}",
-}
-
-
-def escape_tex(text: str) -> str:
-    """Escapes `text`, so that LaTeX prints it literally."""
-    return "".join(_TEX.get(character, character) for character in text)
-
-
-def to_latex(table: Table) -> str:
-    r"""Returns a `tabular` for `\input`, with the caption above it as a comment."""
-    left = len(table.labels) + 1
-    groups, rules, start = [], [], left + 1
-    for group, width in table.groups():
-        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(group)}}}")
-        rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
-        start += width
-    head = [*(label.replace("_", " ") for label in table.labels), "n", *(column.label for column in table.columns)]
-    lines = [
-        f"% {table.title}. {table.caption}",
-        r"% Needs \usepackage{booktabs}.",
-        rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * (1 + len(table.columns))}}}",
-        r"\toprule",
-        f"{'& ' * left}{' & '.join(groups)} \\\\",
-        " ".join(rules),
-        f"{' & '.join(escape_tex(text) for text in head)} \\\\",
-        r"\midrule",
-    ]
-    for row in table.rows:
-        values = [rf"${mean} \pm {std}$" if std else escape_tex(mean) for mean, std in table.texts(row)]
-        labels = [escape_tex(label) for label in [*table.marked_labels(row), table.n_text(row)]]
-        lines.append(f"{' & '.join([*labels, *values])} \\\\")
-        for label, texts in table.paper_lines(row):
-            beside = [*[""] * (len(table.labels) - 1), rf"\quad {escape_tex(label)}", "", *map(escape_tex, texts)]
-            lines.append(f"{' & '.join(beside)} \\\\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-FORMATS: Mapping[str, Callable[[Table], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}

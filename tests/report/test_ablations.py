@@ -82,7 +82,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_points_are_means_over_seeds_at_the_settings_values(drawn: dict[str, Any]) -> None:
     plot, metrics = drawn["scale"]
     axes = plot.figure.axes[0]
-    assert axes.get_title("left") == "sums, hard inference"
+    assert axes.get_title("left") == "sums\nhard inference"
     assert axes.get_xscale() == "log"
     metrics = metrics[(metrics["test_set"] == "sums") & (metrics["metric"] == "pass@k")]
     for (label, mode, k), colour in {

@@ -1,6 +1,6 @@
 """Figures of studies of every shape: what they explain lies within them and is what they draw."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from softtok.report import figures, palette, panels
+from softtok.report import figures, palette
 from softtok.report.collect import collect
 from softtok.report.panels import Plot
 from tests.support.figures import left_title, points_of
@@ -92,48 +91,58 @@ def test_captions_and_legends_explain_what_is_drawn_and_nothing_else(
         assert ("D" in marks) == ("Diamonds" in words)
 
 
-def panels_with(*ranges: tuple[float, float]) -> np.ndarray:
-    """One line of panels with points at both ends of each range of percents."""
-    axes = Figure().subplots(1, len(ranges), squeeze=False)
-    for panel, values in zip(axes.flat, ranges, strict=True):
-        panel.plot([1, 2], values)
-        panels.percent_limits(panel)
-    panels.share_percents(list(axes.flat))
-    return axes
+def test_every_panel_of_pass_at_k_has_the_whole_axis(tmp_path: Path) -> None:
+    for plot in drawn(tmp_path, modes=("hard", "soft"), test_sets=("sums", "long-sums")).values():
+        if plot.name.startswith(("pass-at-k", "ablation")):
+            for axes in plot.figure.axes:
+                low, high = axes.get_ylim()
+                assert (-5 < low <= 0, 100 <= high < 105) == (True, True), plot.name
+                assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [0, 20, 40, 60, 80, 100]
 
 
-@pytest.mark.parametrize(
-    ("ranges", "shared", "zero", "phrase"),
-    [
-        ([(50, 100), (20, 95)], True, True, "Panels side by side share their vertical axis."),
-        (
-            [(60, 95), (45, 90)], True, False,
-            "Panels side by side share their vertical axis. No vertical axis starts at 0.",
-        ),
-        (
-            [(60, 95), (35, 75), (5, 30)], False, False,
-            "The panels' vertical axes differ. Not every vertical axis starts at 0.",
-        ),
-        ([(60, 95)], True, False, "The vertical axis does not start at 0."),
-        ([(5, 95)], True, True, ""),
-    ],
-)  # fmt: skip
-def test_panels_share_an_axis_where_none_is_flattened_and_captions_say_which(
-    ranges: list[tuple[float, float]], shared: bool, zero: bool, phrase: str
-) -> None:
-    axes = panels_with(*ranges)
-    limits = [panel.get_ylim() for panel in axes.flat]
-    assert (len(set(limits)) == 1) == shared
-    assert all(low <= 0 for low, _ in limits) == zero
-    assert all(-4 < low < values[0] and values[1] <= high for (low, high), values in zip(limits, ranges, strict=True))
-    assert panels.axes_phrase(axes) == phrase
+def test_the_papers_modes_differ_in_grey_too() -> None:
+    looks = palette.looks(["base", "hard", "soft", "fuzzy", "a", "b", "c", "d", "e"])
+    for one, other in combinations(looks.values(), 2):
+        assert (one.dashes, one.marker, one.fill) != (
+            other.dashes,
+            other.marker,
+            other.fill,
+        ) or one.colour != other.colour
+    paper = [looks[mode] for mode in ("hard", "soft", "fuzzy")]
+    assert len({str(look.dashes) for look in paper}) == len({look.marker for look in paper}) == 3
+    assert not palette.shared_colours(["base", "hard", "soft", "fuzzy", "a", "b", "c"])
+    assert palette.shared_colours(["base", "hard", "soft", "fuzzy", "a", "b", "c", "d"])
 
 
-def test_the_headlines_caption_speaks_of_its_axes(tmp_path: Path) -> None:
-    plots = drawn(tmp_path, modes=("hard", "soft"), test_sets=("sums", "long-sums"), inference_modes=HARD)
-    left, right = plots["pass-at-k-hard"].figure.axes
-    assert left.get_ylim() == right.get_ylim()
-    assert "Panels side by side share their vertical axis." in plots["pass-at-k-hard"].caption
+def test_entropy_against_the_base_is_the_difference_at_each_position(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard", "soft"), seeds=2, problems=12, steps=4, cot=12)
+    results = collect(study_of(spec), tmp_path)
+    plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), results.metrics, results.training)}
+    plot = plots["entropy-change--toy--sums"]
+    titles = [left_title(axes).get_text() for axes in plot.figure.axes]
+    assert titles == [f"{name}, hard-{way}" for name in ("sums", "long-sums") for way in ("sample", "greedy")]
+    entropy = results.metrics[(results.metrics["metric"] == "entropy") & (results.metrics["test_set"] == "sums")]
+    cell = entropy[entropy["inference_mode"] == "hard-sample"].assign(index=lambda rows: rows["index"].astype(int))
+    start = cell[cell["index"] == 0]
+    base = start[start["training_mode"] == "base"]
+    hard = start[start["training_mode"] == "hard"]
+    weights = np.minimum(hard["n_samples"].to_numpy(float), float(base["n_samples"].iloc[0]))
+    first = float(weights @ (hard["value"].to_numpy() - float(base["value"].iloc[0]))) / float(weights.sum())
+    colour = palette.looks([])["hard"].colour
+    line = next(line for line in plot.figure.axes[0].lines if line.get_color() == colour and line.get_label() == "hard")
+    assert points_of(line)[0].tolist() == pytest.approx([0, first])
+
+
+def test_a_training_curve_is_smoothed_and_its_seeds_stay_as_they_are(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), seeds=2, problems=4, steps=30, test_sets=("sums",), choice_sets=())
+    results = collect(study_of(spec), tmp_path)
+    plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), results.metrics, results.training)}
+    reward = plots["training--toy--sums"].figure.axes[0]
+    raw = results.training[results.training["step"] > 0].pivot_table(index="step", columns="seed", values="reward")
+    (thick,) = [line for line in reward.lines if line.get_linewidth() == 2]
+    thin = [points_of(line)[:, 1] for line in reward.lines if line.get_alpha() == 0.3]
+    np.testing.assert_allclose(points_of(thick)[10, 1], raw.mean(axis=1).iloc[8:13].mean())
+    np.testing.assert_allclose(sorted(map(tuple, thin)), sorted(map(tuple, raw.to_numpy().T)))
 
 
 MANY = ("soft", *"abcdefg")  # more training modes than one panel can tell apart
@@ -185,19 +194,19 @@ def test_a_family_that_few_of_many_modes_were_tested_in_keeps_its_lines(tmp_path
     metrics = metrics[(metrics["inference_mode"] != "soft-sample") | metrics["training_mode"].isin(["base", "a", "b"])]
     plots = {plot.name: plot for plot in figures.draw_all(study_of(spec), metrics, results.training)}
     (axes,) = plots["pass-at-k--toy--sums"].figure.axes
-    assert axes.get_title("left") == "sums, soft inference"
+    assert axes.get_title("left") == "sums\nsoft inference"
     assert names(axes) == ["a", "b", "base"]
     titles = {
         name: [axes.get_title("left").removesuffix(" inference") for axes in plot.figure.axes if axes.get_visible()]
         for name, plot in plots.items()
-        if plot.section == "entropy"
+        if name.startswith("entropy--")
     }
     assert titles == {
         "entropy--toy--sums--sums": ["hard-greedy", "hard-sample", "soft-sample"],
         "entropy--toy--sums--sums--2": ["hard-greedy", "hard-sample"],
     }
     by_mode = plots["ablation--toy--sums"]
-    assert [axes.get_title("left") for axes in by_mode.figure.axes] == ["sums, hard inference"]
+    assert [axes.get_title("left") for axes in by_mode.figure.axes] == ["sums\nhard inference"]
     elsewhere = f"In hard inference, with more than 6 training modes, see “{by_mode.title}”."
     assert plots["pass-at-k--toy--sums"].caption.endswith(elsewhere)
 
@@ -235,8 +244,9 @@ def test_a_diamond_of_a_second_mode_of_its_colour_is_hollow(tmp_path: Path) -> N
     results = collect(study_of(spec), tmp_path)
     hard = next(figures.draw_all(study_of(spec), results.metrics, results.training))
     blue = [line for line in hard.figure.axes[1].lines if line.get_color() == palette.SERIES[0]]
-    for shape in "oD":
-        faces = [line.get_markerfacecolor() for line in blue if line.get_marker() == shape]
+    blue = [line for line in blue if line.get_marker() not in ("None", "", None)]
+    for greedy in (False, True):
+        faces = [line.get_markerfacecolor() for line in blue if (line.get_marker() == "D") == greedy]
         assert faces == [palette.SERIES[0], palette.PAPER]  # hard, d
 
 

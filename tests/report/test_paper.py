@@ -12,11 +12,12 @@ import pytest
 
 from softtok.config.load import read
 from softtok.report import paper
+from softtok.report.latex import escape_tex, to_latex
 from softtok.report.metrics import Summary, summarise
 from softtok.report.page import make_report
 from softtok.report.paper import Key, Printed, compare, key_of, printed_cells
 from softtok.report.study import Row, Study
-from softtok.report.tables import Table, make_tables, to_csv, to_latex, to_markdown
+from softtok.report.tables import Table, make_tables, to_csv, to_markdown
 from softtok.storage.files import file_sha256
 from tests.support.project import ROOT
 from tests.support.report_specs import report_spec, study_of
@@ -356,17 +357,25 @@ def test_a_study_without_names_looks_as_it_always_did() -> None:
         "m,t,hard,t,hard-greedy,pass@1,2,50.000000,14.142136,-77.062047,177.062047,0\n"
     )
     assert to_latex(table["hard-inference"]) == (
-        f"% {caption.format('')}\n"
-        r"""% Needs \usepackage{booktabs}.
+        r"""% Needs \usepackage{booktabs,graphicx}.
+\begin{table}[t]
+\centering\small\setlength{\tabcolsep}{4pt}
+"""
+        rf"\caption{{{escape_tex(caption.format(''))}}}"
+        r"""
+\label{tab:hard-inference}
+\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%
 \begin{tabular}{lrr}
 \toprule
 & & \multicolumn{1}{c}{t} \\
 \cmidrule(lr){3-3}
-training mode & n & hard-greedy pass@1 \\
+ &  & hard-greedy \\
+training mode & n & pass@1 \\
 \midrule
 base & 1 & 30.0 \\
 hard & 2 & $50.0 \pm 14.1$ \\
 \bottomrule
-\end{tabular}
+\end{tabular}}
+\end{table}
 """
     )

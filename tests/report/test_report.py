@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from matplotlib.colors import same_color
 from softtok.errors import UserError
 from softtok.report import figures, palette, panels
 from softtok.report.collect import METRIC_COLUMNS, Results, collect
+from softtok.report.differences import with_differences
+from softtok.report.latex import escape_tex, to_latex
 from softtok.report.metrics import pass_at_k
 from softtok.report.page import make_report
 from softtok.report.panels import Plot
 from softtok.report.study import Family, Row, Study
-from softtok.report.tables import Table, escape_tex, make_tables, to_csv, to_latex, to_markdown
+from softtok.report.tables import Table, make_tables, to_csv, to_markdown
 from softtok.report.terminal import show
 from tests.support.figures import points_of, visible_texts
 from tests.support.report_specs import report_spec, study_of
@@ -47,6 +50,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     edit_json(
         root / spec["runs"][1]["path"] / "manifest.json", lambda manifest: manifest["provenance"].update(device="gpu")
     )
+    for place, day in ((3, 30), (5, 28)):
+        began = {"event": "start", "time": f"2026-11-{day}T07:05:50+0000"}
+        edit_json(root / spec["runs"][place]["path"] / "manifest.json", partial(dict.update, attempts=[began, began]))
     out = root / "results/reports/demo"
     make_report(report_spec(spec), out, root)
     return root, spec, out
@@ -59,8 +65,8 @@ def results(made: Made) -> Results:
 
 @pytest.fixture(scope="module")
 def tables(made: Made, results: Results) -> dict[str, Table]:
-    diverged = [run.row for run in results.runs if run.manifest.diverged]
-    return make_tables(study_of(made[1]), results.metrics, diverged)
+    diverged, study = [run.row for run in results.runs if run.manifest.diverged], study_of(made[1])
+    return with_differences(make_tables(study, results.metrics, diverged), study, results.metrics)
 
 
 def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
@@ -402,11 +408,13 @@ def plots(made: Made, results: Results) -> list[Plot]:
 
 
 def test_all_figures_are_drawn(plots: list[Plot], made: Made) -> None:
-    names = ["pass-at-k-hard", "pass-at-k--toy--sums", "training--toy--sums"]
+    names = ["pass-at-k-hard", "pass-at-k--toy--sums", "training--toy--sums", "entropy-change--toy--sums"]
     names += ["entropy--toy--sums--sums", "entropy--toy--sums--long-sums"]
     assert [plot.name for plot in plots] == names
     folder = made[2] / "figures"
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("svg", "png", "pdf")
+    }
 
 
 def test_no_text_is_clipped_and_no_names_collide(plots: list[Plot]) -> None:
@@ -418,7 +426,7 @@ def test_no_text_is_clipped_and_no_names_collide(plots: list[Plot]) -> None:
             inside = box.x0 >= page.x0 and box.y0 >= page.y0 and box.x1 <= page.x1 and box.y1 <= page.y1
             assert inside, (plot.name, text.get_text())
         for axes in plot.figure.axes:
-            assert axes.get_window_extent().width / plot.figure.dpi > 2.2, plot.name  # inches left beside the names
+            assert axes.get_window_extent().width / plot.figure.dpi > 1.2, plot.name  # inches left beside the names
             boxes = [text.get_window_extent() for text in axes.texts if text.get_text() != "greedy"]
             for one, other in itertools.combinations(boxes, 2):
                 assert min(one.y1, other.y1) - max(one.y0, other.y0) < 1, plot.name  # pixels
@@ -430,7 +438,9 @@ def test_every_mode_has_its_name_and_its_one_colour_in_every_panel(plots: list[P
     for plot in plots:
         for axes in plot.figure.axes:
             found = {text.get_text(): text.get_color() for text in axes.texts if text.get_text() != "greedy"}
-            assert set(found) == set(MODES) | (set() if plot.section == "training" else {"base"})
+            assert set(found) == set(MODES) | (
+                set() if plot.name.startswith(("training", "entropy-change")) else {"base"}
+            )
             assert found == {mode: expected[mode] for mode in found}
             assert set(found.values()) <= {line.get_color() for line in axes.lines}
 
@@ -539,10 +549,12 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.tags: set[str] = set()
         self.text = ""
+        self.within: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        self.within = tag
         for name, value in attributes:
             if name == "id":
                 self.ids.append(str(value))
@@ -551,29 +563,45 @@ class Page(HTMLParser):
             elif name in ("src", "srcset", "data", "action", "poster"):
                 self.loads.append(str(value))
 
+    def handle_endtag(self, tag: str) -> None:
+        self.within = None
+
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.within not in ("script", "style"):
+            self.text += data
+
+    def dead_ends(self, folder: Path) -> list[str]:
+        """Links that lead nowhere, neither within the page nor to a file beside it."""
+        return [
+            link for link in self.links
+            if not (link[1:] in self.ids if link.startswith("#") else (folder / link).is_file())
+        ]  # fmt: skip
 
 
 def test_the_page_is_one_self_contained_file(made: Made) -> None:
     text = (made[2] / "report.html").read_text()
     page = Page(text)
     assert page.loads == []
-    assert not page.tags & {"script", "link", "img", "iframe", "object", "embed", "base"}
-    assert "@import" not in text
+    assert not page.tags & {"link", "img", "iframe", "object", "embed", "base"}
+    assert "@import" not in text and "fetch(" not in text and "XMLHttpRequest" not in text
     assert len(page.ids) == len(set(page.ids))
-    targets = [*page.links, *re.findall(r"url\(['\"]?([^'\")]*)", text)]
-    assert len(targets) > 100
-    assert all(target.startswith("#") and target[1:] in page.ids for target in targets)
+    assert len(page.links) > 100
+    assert page.dead_ends(made[2]) == []
+    assert all(target[1:] in page.ids for target in re.findall(r"url\(['\"]?([^'\")]*)", text))
+    beside = {link for link in page.links if not link.startswith("#")}
+    written = {path.relative_to(made[2]).as_posix() for path in made[2].rglob("*.*")}
+    assert written - beside == {"report.html", "tables/headline.txt"}, "every file beside the page has a link"
     assert not any(colour in re.sub(r"--[a-z0-9-]+: #[0-9a-f]{6};", "", text) for colour in palette.VARIABLES)
 
 
 def test_the_page_says_what_was_run_and_what_to_beware_of(made: Made, tables: dict[str, Table]) -> None:
     page = Page((made[2] / "report.html").read_text())
     for what in (
-        "training runs12", "seeds3", "toy, sums, soft_noise1, seed 1 at step 30 (loss is not finite)",
+        "training runs12", "seeds3", "runs begun28 Nov 2026 to 30 Nov 2026",
+        "toy, sums, soft_noise1, seed 1 at step 30 (loss is not finite)",
         "The runs differ in device (cpu (4 cores) in 12 of 13 runs, gpu in 1 of 13 runs).", "No evidence".lower(),
-        "0a1b2c3d4e5f", "2.13.0", "soft2603079.31 min 13 s2done", "soft_noise11303079.31 min 13 s2diverged at step 30",
+        "0a1b2c3d4e5f", "2.13.0", "softsums2603079.31 min 13 s2done",
+        "soft_noise1sums1303079.31 min 13 s2diverged at step 30",
         "learning_rate: 1.0e-05", "95 % bootstrap over 40 problems",
     ):  # fmt: skip
         assert what in page.text.replace("\n", ""), what
@@ -619,7 +647,7 @@ def test_studies_of_every_shape_have_a_report(shape: dict[str, Any], tmp_path: P
     spec = write_study(tmp_path, **{"modes": ("hard", "soft"), "seeds": 2, "problems": 6, "steps": 4, **shape})
     make_report(report_spec(spec), tmp_path / "results/reports/demo", tmp_path)
     page = Page((tmp_path / "results/reports/demo/report.html").read_text())
-    assert all(link[1:] in page.ids for link in page.links)
+    assert page.dead_ends(tmp_path / "results/reports/demo") == []
     assert "Report: " in shown(tmp_path / "results")
 
 

@@ -1,6 +1,7 @@
 # Expands the configuration to jobs, which the rules look up. Specs are made in softtok/config/grid.py, paths in jobs.py.
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -230,3 +231,28 @@ def evaluation_machine(wildcards):
 def evaluation_memory_mb(wildcards, attempt):
     """Returns the memory of a job that tests a model."""
     return grown(evaluation_machine(wildcards).memory_mb, wildcards, attempt)
+
+
+def report_what_has_finished():
+    """Makes partial reports of the studies that were asked for, have no whole one, and of which a trained run has finished."""
+    for name, study in grid.studies.items():
+        page = Path(REPORT.format(study=name), "report.html")
+        runs = study.run_files("manifest.json")
+        begun = any("/base/" not in path and Path(path).exists() for path in runs)
+        if begun and Path(study.spec_path).exists() and not page.exists():
+            out = page.parent / "partial"
+            softtok = Path(sys.executable).parent / "softtok"
+            command = [
+                softtok,
+                "report",
+                "--partial",
+                "--spec",
+                study.spec_path,
+                "--out",
+                out,
+            ]
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0:
+                print(
+                    f"softtok: what has finished: {out / 'report.html'}",
+                    file=sys.stderr,
+                )
