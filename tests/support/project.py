@@ -93,7 +93,8 @@ class Project:
         self.write(
             *study.run_files("manifest.json"), *study.run_files("metrics.jsonl"), *study.choice_files(".parquet")
         )
-        self.write(*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
+        for suffix in (".parquet", ".entropy.csv", ".thoughts.parquet"):
+            self.write(*study.evaluation_files(suffix))
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         """Starts `snakemake` as in a shell whose environment is not activated."""
