@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from softtok.config.settings import RuntimeSettings
     from softtok.config.work import Job, ProblemsCost, TrainingCost
     from softtok.problems.preview import Writer
+    from softtok.problems.terminal import Page
 
 EXIT_CTRL_C = 130  # as a shell reports a command that Ctrl-C ended
 ALLOCATORS = {
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--shots", type=Path, metavar="PATH", help="prepared train set of examples in prompts")
     add("choices", _choices, "score a multiple-choice set", "spec", "runtime", "run", "data", "out")
     _estimator_options(add("estimators", _estimators, "measure bias and variance of the gradients of soft tokens"))
-    report, records, measure, estimate, doctor = _study_options(add)
+    report, records, measure, estimate, doctor, think = *_study_options(add), _look_options(add)
     show = add("show", _show, "print a study's hard-inference table and the path of its report")
     show.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
     show.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whose prompts to show, with their ids; default: the first model that uses the set, without ids",
     )
     look.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
-    for command in (report, records, measure, estimate, doctor, tables, rest, check, look):
+    for command in (think, report, records, measure, estimate, doctor, tables, rest, check, look):
         command.add_argument(
             "--config",
             type=Path,
@@ -153,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--data-root", type=_folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`"
         )
-    for command in (records, measure, estimate, doctor, tables, rest):
+    for command in (think, records, measure, estimate, doctor, tables, rest):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="PATH")
     add("schema", _schema, "print the JSON schema of config.yaml")
     return parser
@@ -181,6 +182,31 @@ def _study_options(add: Callable[..., argparse.ArgumentParser]) -> tuple[argpars
     doctor.add_argument("study", nargs="?", help="also compare disk, memory and access with the models of this study")
     doctor.add_argument("--no-probes", action="store_true", help="measure nothing")
     return report, records, measure, estimate, doctor
+
+
+def _look_options(add: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Adds the commands that show thoughts and samples."""
+    think = add("think", _think, "watch a model think about a question")
+    think.add_argument("subject", metavar="MODEL", help="a run's or a model's folder, a GGUF file, a name, a hub id")
+    think.add_argument("question", metavar="QUESTION")
+    think.add_argument("--mode", required=True, help="an inference or training mode of config.yaml")
+    think.add_argument("--samples", type=int, default=1, metavar="N")
+    think.add_argument("--top", type=int, default=5, metavar="N", help="tokens of each mixture that are shown")
+    think.add_argument("--gold", action="append", default=[], metavar="TEXT", help="a right answer, for a verdict")
+    think.add_argument("--cot-tokens", type=int, metavar="N", help="the longest CoT; default: as `evaluation:` has it")
+    think.add_argument("--seed", type=int, default=0)
+    sample = add("sample", _sample, "print questions, CoTs, answers and verdicts of a run")
+    sample.add_argument("run_folder", type=Path, metavar="RUN")
+    sample.add_argument("--test-set", required=True, metavar="NAME")
+    sample.add_argument("--mode", required=True, metavar="NAME", help="inference mode")
+    sample.add_argument("--problem", metavar="ID", help="this problem alone")
+    sample.add_argument("--wrong", action="store_true", help="wrong samples alone")
+    sample.add_argument("--steps", action="store_true", help="the recorded soft steps in the place of the CoTs")
+    sample.add_argument("--data", type=Path, metavar="FILE", help="its prepared test set, if not in the same results")
+    compare = add("compare", _compare, "compare two runs: settings, metrics, problems that only one solves")
+    compare.add_argument("run_folder", type=Path, metavar="RUN")
+    compare.add_argument("other", type=Path, metavar="RUN")
+    return think
 
 
 def _estimator_options(command: argparse.ArgumentParser) -> None:
@@ -551,6 +577,40 @@ def _remarks(study: Study) -> Iterator[str]:
             from softtok.method.path_check import remark
         if (remarked := remark(mode, training)) is not None:
             yield f"training mode {run.name!r}: {remarked}"
+
+
+def _page() -> Page:
+    """Returns the layout of this terminal, or of plain text where the output is no terminal."""
+    from softtok.problems.terminal import Page
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return Page(shutil.get_terminal_size().columns, colour)
+
+
+def _think(options: argparse.Namespace) -> None:
+    with _importing():
+        from softtok.evaluation.think import Wanted, thinking
+    golds = tuple(options.gold)
+    named = (options.samples, options.top, options.seed, options.cot_tokens)
+    wanted = Wanted(options.question, options.mode, golds, *named)
+    root = str(options.data_root) if options.data_root else None
+    for text in thinking(options.subject, wanted, options.config, root, options.results, _page()):
+        print(text, end="", flush=True)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from softtok.report.samples import Shown, sample_lines
+
+    shown = Shown(options.problem, options.wrong, options.steps)
+    for line in sample_lines(options.run_folder, options.test_set, options.mode, shown, _page(), options.data):
+        print(line)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from softtok.report.compare import compare_lines
+
+    for line in compare_lines(options.run_folder, options.other, _page()):
+        print(line)
 
 
 def _schema(options: argparse.Namespace) -> None:
