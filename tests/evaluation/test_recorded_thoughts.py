@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from softtok.evaluation.evaluate import evaluate
 from softtok.evaluation.thoughts import SAMPLES, SCHEMA, SUFFIX
 from softtok.method.batches import problems_hash
 from softtok.method.draws import Draws
+from softtok.method.stream import stream
 from softtok.method.trajectories import Batch
 from softtok.models.base_model import base_run
 from softtok.problems.prompt import render
@@ -39,7 +41,6 @@ def run(tmp_path: Path, tiny_toy: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """The batches that were generated."""
     batches: list[Batch] = []
-    stream = module.stream
 
     def noted(policy: Any, batch: Batch, room: Any) -> Any:
         batches.append(batch)
@@ -47,6 +48,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
 
     monkeypatch.setattr(module, "stream", noted)
     return batches
+
+
+def rows_of(frame: pd.DataFrame) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in frame.to_dict("records")]
 
 
 def thoughts_of(out: Path) -> pd.DataFrame:
@@ -64,7 +69,8 @@ def test_records_are_what_the_model_gives_step_by_step(
 ) -> None:
     """transformers' own forward, fed with mixtures and noise that are made here from the equations."""
     steps = evaluated(spec(mode), run, toy_sets["test"], tmp_path / "out.parquet")
-    settings, model = EVALUATION_MODES[mode], AutoModelForCausalLM.from_pretrained(tiny_toy, dtype=torch.float32)
+    settings = EVALUATION_MODES[mode]
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_toy, dtype=torch.float32)
     embedding_VD = model.get_input_embeddings().weight.detach()
     rms, width = float(embedding_VD.square().mean().sqrt()), embedding_VD.shape[1]
     tokenizer = AutoTokenizer.from_pretrained(tiny_toy)
@@ -73,7 +79,7 @@ def test_records_are_what_the_model_gives_step_by_step(
     for (name, sample), of_sample in steps.groupby(["problem_id", "sample"]):
         draws = Draws([f"evaluate|{salt}|0|{name}|{sample}"], "cot", "normal", width, torch.device("cpu"))
         embeds_TD = embedding_VD[tokenizer(render(TEMPLATE, questions[name]))["input_ids"]]
-        for step in of_sample.itertuples():
+        for step in rows_of(of_sample):
             with torch.no_grad():
                 logits_V = model(inputs_embeds=embeds_TD[None]).logits[0, -1].double()
             weights_V = torch.softmax(logits_V / settings.temperature, -1)
@@ -102,9 +108,10 @@ def test_thoughts_are_those_of_the_samples_beside_them(
     samples = pd.read_parquet(tmp_path / "out.parquet").set_index(["inference_mode", "problem_id", "sample"])
     grouped = steps.groupby(["inference_mode", "problem_id", "sample"])
     assert len(grouped) == len(SOFT) * 5 * SAMPLES, "the first samples of five problems"
+    wanted = samples[["cot", "cot_tokens"]].to_dict("index")
     for place, of_sample in grouped:
-        assert "".join(of_sample.token) == samples.loc[place].cot
-        assert of_sample.step.tolist() == list(range(samples.loc[place].cot_tokens))
+        assert "".join(of_sample.token) == wanted[place]["cot"]
+        assert of_sample.step.tolist() == list(range(wanted[place]["cot_tokens"]))
     chosen = steps.groupby("inference_mode").problem_id.unique().map(set)
     assert chosen.iloc[0] == chosen.iloc[1], "the same problems in all modes"
     assert steps["sample"].max() == SAMPLES - 1

@@ -17,7 +17,7 @@ from softtok.config.load import read
 from softtok.evaluation import think as module
 from softtok.evaluation.subjects import subject
 from softtok.evaluation.think import Wanted, mode_of, think
-from softtok.method.rollout import rollout
+from softtok.method.rollout import follow, rollout
 from softtok.method.trajectories import Batch, Policy, Rollout
 from softtok.models.base_model import base_run
 from softtok.problems.prompt import decode
@@ -56,7 +56,6 @@ def config(tmp_path: Path) -> Path:
 def made_by(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Policy, Batch]]:
     """Notes the policies and batches whose trajectories are followed."""
     asked: list[tuple[Policy, Batch]] = []
-    follow = module.follow
 
     def noted(policy: Policy, batch: Batch) -> object:
         asked.append((policy, batch))
@@ -108,7 +107,6 @@ def check_soft(policy: Policy, made: Rollout, row: int, part: str) -> None:
 def test_steps_are_shown_while_the_model_thinks(config: Path, tiny_toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     grid = Grid(read([config], (), None))
-    follow = module.follow
 
     def counted(policy: Policy, batch: Batch) -> object:
         for rows in follow(policy, batch):

@@ -86,8 +86,8 @@ def test_weights_and_displacement_are_those_that_the_model_gives(name: str) -> N
     moved = (fed_TD - still_TD).norm(dim=1) / typical
     for step, thought in enumerate(made.thoughts[row]):
         assert thought.ids[0] == made.cot_ids[row, step], "the heaviest is the shadow"
-        wanted = weights_TV[step].sort(descending=True).values[:5]
-        wanted = wanted[: max(1, int((wanted >= LEAST_WEIGHT).sum()))].tolist()
+        top = weights_TV[step].sort(descending=True).values[:5]
+        wanted = top[: max(1, int((top >= LEAST_WEIGHT).sum()))].tolist()
         assert thought.weights == pytest.approx(wanted, abs=2e-3 if "fuzzy" in name else 1e-4)
         assert weights_TV[step, thought.ids].tolist() == pytest.approx(thought.weights, abs=2e-3)
         assert thought.moved == pytest.approx(float(moved[step]), abs=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,10 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 ALL = Shown()
 
 
+def rows_of(frame: pd.DataFrame) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in frame.to_dict("records")]
+
+
 def told(run: Path, mode: str, shown: Shown = ALL) -> str:
     return "\n".join(sample_lines(run, "sums", mode, shown, PAGE))
 
@@ -57,16 +62,16 @@ def told(run: Path, mode: str, shown: Shown = ALL) -> str:
 def test_every_sample_is_shown_with_its_question_verdict_and_stop(evaluated: Path, toy_sets: dict[str, Path]) -> None:
     text, samples = told(evaluated, "hard-sample"), pd.read_parquet(evaluated / NAME)
     samples = samples[samples.inference_mode == "hard-sample"]
-    problems = pd.read_parquet(toy_sets["test"])
+    problems = rows_of(pd.read_parquet(toy_sets["test"]))
     blocks = re.split(r"(?m)^problem ", text)[1:]
     assert len(blocks) == len(problems) == 6
-    for problem in problems.itertuples():
+    for problem in problems:
         (block,) = [one for one in blocks if one.startswith(f"{problem.id}: ")]
         assert " ".join(problem.question.split()) in " ".join(block.split())
         assert f"gold: {problem.gold[0]}" in block
         of_problem = samples[samples.problem_id == problem.id]
         assert f"{of_problem.correct.sum()} of 4 samples right" in block
-        for sample in of_problem.itertuples():
+        for sample in rows_of(of_problem):
             stop = {"phrase": "stop phrase", "eos": "EOS", "cap": "cut off"}[sample.stop]
             line = f"sample {sample.sample}: {sample.status}, CoT ended: {stop}, {sample.cot_tokens} + "
             assert line in block
@@ -90,7 +95,7 @@ def test_recorded_steps_take_the_place_of_the_cot(evaluated: Path) -> None:
     assert set(re.findall(r"(?m)^problem (\S+):", text)) == set(steps.problem_id)
     rows = [line for line in text.splitlines() if re.match(r" *\d+ \S", line)]
     assert len(rows) == len(steps)
-    for row, step in zip(rows, steps.itertuples(), strict=True):
+    for row, step in zip(rows, rows_of(steps), strict=True):
         assert int(row[:4]) == step.step and f"{step.entropy:5.2f} {step.moved:5.2f}" in row
 
 
