@@ -42,10 +42,8 @@ def subject(named: str, grid: Grid, results: Path, device: DeviceSettings) -> It
     if named in grid.config.models:
         with _configured(grid.model(named), results, device) as found:
             yield found
-    elif (path / "checkpoint" / "checkpoint.json").is_file():
-        yield Subject(
-            load(path / "checkpoint", device), read(CheckpointManifest, path / "checkpoint" / "checkpoint.json")
-        )
+    elif checkpoint := next((f for f in (path / "checkpoint", path) if (f / "checkpoint.json").is_file()), None):
+        yield Subject(load(checkpoint, device), read(CheckpointManifest, checkpoint / "checkpoint.json"))
     elif (path / "model.json").is_file():
         yield _made(path, device)
     elif path.is_dir():

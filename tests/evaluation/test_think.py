@@ -136,11 +136,13 @@ def test_a_run_a_model_a_folder_a_file_and_a_name_can_be_asked(
             (plain / path.name).symlink_to(path)
     options = ["--mode", "soft-sample", "--config", str(config), "--results", str(tmp_path), "--cot-tokens", "3"]
     told = {}
-    for named in (tmp_path / "run", tiny_toy, plain, gguf, "toy"):
+    for named in (tmp_path / "run", tmp_path / "run/checkpoint", tiny_toy, plain, gguf, "toy"):
         assert main(["think", str(named), QUESTION, *options]) == 0, capsys.readouterr().err
         told[str(named)] = capsys.readouterr().out
         assert "answer: " in told[str(named)] and "\x1b" not in told[str(named)], "no colour outside of a terminal"
-    assert told[str(tmp_path / "run")] == told[str(tiny_toy)] != told["toy"]
+    texts = list(told.values())
+    assert texts[0] == texts[1] == texts[2], "a run, its checkpoint and its model"
+    assert len({*texts}) == 4
 
 
 @pytest.mark.parametrize(
