@@ -14,6 +14,7 @@ from softtok.commands.jobs import add_jobs
 from softtok.commands.parser import MUST_EXIST, CommandLine
 from softtok.commands.planning import add_planning
 from softtok.commands.results import add_results
+from softtok.commands.thoughts import add_thoughts
 from softtok.errors import UserError
 from softtok.storage.trouble import storage_trouble
 
@@ -78,7 +79,7 @@ def _tell(text: str) -> None:
 def command_line() -> CommandLine:
     """Returns the parser of all commands, for the order of its help."""
     line = CommandLine()
-    for add in (add_planning, add_results, add_jobs):
+    for add in (add_planning, add_results, add_thoughts, add_jobs):
         add(line)
     return line
 

@@ -64,7 +64,7 @@ MODEL_VERSION = 3
 TRAIN_VERSION = 3
 EVAL_VERSION = 4
 CHOICES_VERSION = 2
-REPORT_VERSION = 5
+REPORT_VERSION = 6
 
 ASKED_ONLY = {"judged_by": "math", "columns": False}
 """A train set excludes the questions of a test set, no matter how their answers are judged."""

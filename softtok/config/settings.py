@@ -326,6 +326,12 @@ class GenerationSettings(Settings):
     max_cot_tokens: Whole = Field(default=512, ge=1)
     max_answer_tokens: Whole = Field(default=32, ge=1)
     stop_on: Literal["shadow", "nearest"] = "shadow"
+    thoughts: Whole = Field(
+        default=4,
+        ge=0,
+        description="problems of which the first samples' soft steps are recorded, to be looked at; 0: of none",
+        exclude_if=lambda thoughts: thoughts == 4,  # evaluations made before it existed stay valid
+    )
 
 
 ChoiceFormat = Literal["letters", "cloze"]

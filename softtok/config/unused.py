@@ -23,7 +23,7 @@ RUN = rf"runs/{NAME}/{NAME}/{NAME}/seed\d+-[0-9a-f]{{8}}"
 # What has a spec's hash in its name (see the patterns in jobs.py), by its path in results/.
 HASHED = re.compile(
     rf"data/(train|test|choice)/{MADE}\.(parquet|json)"
-    rf"|models/{MADE}|specs/{MADE}\.json|{RUN}|{RUN}/eval/{NAME}/{MADE}\.(parquet|entropy\.csv|cost\.json)"
+    rf"|models/{MADE}|specs/{MADE}\.json|{RUN}|{RUN}/eval/{NAME}/{MADE}\.((thoughts\.)?parquet|entropy\.csv|cost\.json)"
     rf"|{RUN}/choices/{MADE}\.(parquet|cost\.json)"
 )
 # The folders that jobs write into, and the temporary names of `storage.files.atomic` and of a model's trial.
@@ -89,7 +89,8 @@ def _paths(grid: Grid) -> Iterator[str]:
     for study in grid.studies.values():
         yield study.spec_path
         yield from study.runs
-        yield from (path for end in (".parquet", ".entropy.csv", SUFFIX) for path in study.evaluation_files(end))
+        for suffix in (".parquet", ".entropy.csv", ".thoughts.parquet", SUFFIX):
+            yield from study.evaluation_files(suffix)
         yield from (path for end in (".parquet", SUFFIX) for path in study.choice_files(end))
 
 

@@ -3,7 +3,7 @@
 The modes of a set share a process, because loading a model takes longer than a small mode. The records of each mode are
 appended to its own shard under `.state/shards/`, named by a hash of what it depends on (checkpoint, test set, mode,
 settings). So after a crash, or with a further inference mode, only missing records are made. Answers are greedy in all
-modes.
+modes. Of a few problems the soft steps are recorded too (`thoughts.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from softtok.config.manifests import CheckpointManifest, read
 from softtok.config.settings import RuntimeSettings, TokenMode
 from softtok.config.specs import EvaluationSpec
 from softtok.errors import UserError
+from softtok.evaluation.thoughts import chosen, lacks_thoughts, latest, noted, watch, write_thoughts
 from softtok.method.batches import Problem, names_of, problems_hash, read_problems, rms_prompts, to_judge
 from softtok.method.dry_check import check_method
 from softtok.method.noise_units import embedding_rms, state_rms
@@ -98,33 +99,38 @@ def evaluate(
         # do not count: answers judged by other golds stay the same answers.
         questions = problems_hash(data, ["id", "question"])
         key = f"evaluate|{questions[:16]}|{checkpoint.seed}"
-        digest = problems_hash(data, names_of(spec.grading.wants_columns))
+        header = _header(spec, checkpoint, problems_hash(data, names_of(spec.grading.wants_columns)), prompts)
         shards: dict[str, Shard] = {}
-        ready_s = time.monotonic() - started
+        ready_s, recorded = time.monotonic() - started, chosen(problems, settings.thoughts)
         answers = len(problems) * sum(mode.samples for mode in spec.inference_modes.values())
         with (
             saved_if_stopped(interruption),
             Judge(workers=runtime.reward_workers, grading=spec.grading) as judge,
             progress("evaluate", answers, unit="answers", note=note) as shown,
         ):
-            cells = Cells(problems, judge, runtime, key, made_on, interruption, shown)
+            cells = Cells(problems, judge, runtime, key, made_on, interruption, shown, recorded, rms["embedding"])
             for name, mode in spec.inference_modes.items():
-                header = {
-                    "checkpoint": checkpoint.sha256,
-                    "data": digest,
-                    "mode": mode.model_dump(mode="json"),
-                    "evaluation": settings.model_dump(mode="json"),
-                    "seed": checkpoint.seed,
-                    "version": spec.version,
-                    "grading": spec.grading.model_dump(mode="json"),
-                } | prompts.mark(checkpoint.prompt)
-                shard = content_hash(header, 16)
+                of_mode = header | {"mode": mode.model_dump(mode="json")}
+                shard = content_hash(of_mode, 16)
                 with exclusive_lock(state / "locks" / shard, interruption):  # inference sets may share a mode
-                    shards[name] = Shard(state / "shards" / f"{shard}.jsonl", header)
+                    shards[name] = Shard(state / "shards" / f"{shard}.jsonl", of_mode)
                     cells.complete(name, shards[name], policies[name], mode.samples)
+        write_thoughts(shards, recorded, lm.tokenizer, out)
         _write(shards, out)
         parts = [part for name, shard in shards.items() for part in parts_of(name, shard.lines)]
         write_cost(out, JobCost(made_on=made_on, ready_s=ready_s, parts=parts))
+
+
+def _header(spec: EvaluationSpec, checkpoint: CheckpointManifest, data: str, prompts: Asking) -> dict[str, Any]:
+    """Returns what the samples of all modes depend on. How many thoughts are recorded changes no sample."""
+    return {
+        "checkpoint": checkpoint.sha256,
+        "data": data,
+        "evaluation": spec.evaluation.model_dump(mode="json", exclude={"thoughts"}),
+        "seed": checkpoint.seed,
+        "version": spec.version,
+        "grading": spec.grading.model_dump(mode="json"),
+    } | prompts.mark(checkpoint.prompt)
 
 
 def _asked(spec: EvaluationSpec, checkpoint: CheckpointManifest, data: Path, shots: Path | None) -> Asking:
@@ -172,14 +178,20 @@ class Cells:
     made_on: str
     interruption: Interruption
     shown: Progress
+    recorded: frozenset[str]  # problems whose thoughts are recorded
+    unit: float  # RMS(E) of the base model
 
     def complete(self, name: str, shard: Shard, policy: Policy, samples: int) -> None:
-        """Generates the problems that the shard lacks, and appends each as soon as it is finished."""
-        done = {line["problem_id"] for line in shard.lines}
+        """Generates the problems that the shard lacks, and appends each as soon as it is finished.
+
+        What lacks its thoughts, as it was made before they were asked for, is made again.
+        """
+        found = latest(shard)
+        done = {name for name, line in found.items() if not lacks_thoughts(line, self.recorded, policy.tokens)}
         missing = [p for p in self.problems if p.id not in done]
         self.shown.skip((len(self.problems) - len(missing)) * samples)
         keys = [f"{self.key}|{p.id}|{g}" for p in missing for g in range(samples)]
-        batch = Batch([p.prompt for p in missing], samples, keys)
+        batch = Batch([p.prompt for p in missing], samples, keys, watch(missing, keys, self.recorded, self.unit))
         before = time.monotonic()
         for finished in stream(policy, batch, Room.of(self.runtime)):
             problems, made = [missing[b] for b, _ in finished], [out for _, out in finished]
@@ -230,7 +242,7 @@ def _line(policy: Policy, problem: Problem, made: Rollout, verdicts: list[tuple[
         ],
         "entropy_sum": [round(float(value), 6) for value in (entropy * thinking).sum(0)],
         "entropy_count": thinking.sum(0).tolist(),
-    }
+    } | noted(made)
 
 
 def _other_status(verdict: Verdict, other: Verdict) -> str:
@@ -243,7 +255,7 @@ def _write(shards: dict[str, Shard], out: Path) -> None:
     records, profile = [], []
     for name, shard in shards.items():
         total, count = np.zeros(0), np.zeros(0, np.int64)
-        for line in sorted(shard.lines, key=lambda line: line["problem_id"]):
+        for _, line in sorted(latest(shard).items()):
             shared = {"inference_mode": name, "problem_id": line["problem_id"], "made_on": line["made_on"]}
             records += [{**shared, "sample": sample, **record} for sample, record in enumerate(line["samples"])]
             longer = max(len(total), len(line["entropy_sum"]))

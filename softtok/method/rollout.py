@@ -15,12 +15,15 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from softtok.method.draws import Draws
 from softtok.method.sampling import entropy_of, sample_ids
-from softtok.method.steps import Predictions
+from softtok.method.steps import CotStep, Predictions
+from softtok.method.thoughts import look
 from softtok.method.trajectories import INFERENCE_STOPS, Batch, Policy, Rollout, Rows
 from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.decoding import Decoder, GraphDecoder
@@ -29,16 +32,24 @@ from softtok.models.language_model import Beginning, begin, in_fp32, prefill
 THINKING, PREFILLED, ANSWERING, DONE = range(4)
 
 
-@torch.inference_mode()  # a twentieth to a tenth faster than no_grad: a step has hundreds of small operations
 def rollout(policy: Policy, batch: Batch, record: bool = False, drop_rows: bool = True) -> Rollout:
     """Generates the trajectories of a batch side by side; `record` keeps what training needs of soft tokens."""
+    for rows in follow(policy, batch, record, drop_rows):
+        out = rows.out
+    out.prompts, out.samples = batch.prompts, batch.samples
+    return out
+
+
+@torch.inference_mode()  # a twentieth to a tenth faster than no_grad: a step has hundreds of small operations
+def follow(policy: Policy, batch: Batch, record: bool = False, drop_rows: bool = True) -> Iterator[ActiveRows]:
+    """Generates the trajectories of a batch side by side; yields its rows after every step."""
     rows = ActiveRows(policy, batch.as_rows(), record)
     while not rows.advance():
+        yield rows
         if drop_rows and rows.due:
             rows.drop()
         rows.decode()
-    rows.out.prompts, rows.out.samples = batch.prompts, batch.samples
-    return rows.out
+    yield rows
 
 
 class ActiveRows:
@@ -72,6 +83,8 @@ class ActiveRows:
         self.sure_N = np.zeros(count, np.int64)  # CoT steps in a row with an entropy below `end_entropy`
         self.ended = np.zeros(0, np.int64)  # active rows that the present step finished
         self.out = Rollout.empty(policy, [[]], count, self.cot_draws if record else None)
+        self.watch, self.watched_N = wanted.watch, np.zeros(count, bool)
+        self._watch(self.rows, wanted)
         # Of the present step: which active rows do what, and what they are fed.
         self.thinking = self.answering = self.prefilling = np.zeros(0, np.int64)
         self.ids = np.zeros(count, np.int64)  # where it is a token
@@ -89,6 +102,12 @@ class ActiveRows:
         waited = bool((self.written >= self.policy.most_steps).any())
         share = self.decoder.drop_share * len(self.rows)
         return waited or bool(self.finished.any() and self.finished.sum() >= share)
+
+    def progress(self, row: int) -> tuple[int, bool]:
+        """Returns how many CoT steps a row has made, and whether it is finished."""
+        if len(at := np.flatnonzero(self.rows == row)):
+            return int(self.age[at[0]]), bool(self.finished[at[0]])
+        return int(self.out.cot_lengths[row]), True
 
     def advance(self) -> bool:
         """Makes the next token of every row; returns whether all rows are finished."""
@@ -109,8 +128,11 @@ class ActiveRows:
         rows, out, ages = self.rows[self.thinking], self.out, self.age[self.thinking]
         step = int(ages[0]) if (ages == ages[0]).all() else ages
         predicted = self._predict(self.thinking)
-        made = self.tokens.step(predicted, self.cot_draws.at(step, rows))
+        draw = self.cot_draws.at(step, rows)
+        made = self.tokens.step(predicted, draw)
         self.x_nD = made.x_ND
+        if self.watched_N[rows].any():
+            self._look(rows, predicted, draw, made)
         text_ids = self.tokens.text_ids(made, self.policy.limits.stop_on, self.vocabulary)
         self.ids[self.thinking] = out.cot_ids[rows, step] = text_ids.cpu().numpy()
         out.near_ties[rows] += made.near_tie_N.cpu().numpy()
@@ -129,6 +151,24 @@ class ActiveRows:
         hidden_nD = self.hidden_nD if len(thinking) == len(self.rows) else self.hidden_nD[self._on_device(thinking)]
         logits_nV = self.vocabulary.logits(hidden_nD)
         return Predictions(hidden_nD, logits_nV, self.vocabulary, torch.softmax(logits_nV, -1))
+
+    def _watch(self, places: np.ndarray, begun: Rows) -> None:
+        """Begins to watch rows that have just begun in these places, if they are to be watched."""
+        self.watched_N[places] = np.array(begun.watched, bool) & self.tokens.known_mixture
+        for place in places.tolist():
+            self.out.thoughts.pop(place, None)  # of the row that was there before
+            if self.watched_N[place]:
+                self.out.thoughts[place] = []
+
+    def _look(self, rows: np.ndarray, predicted: Predictions, draw: torch.Tensor | None, made: CotStep) -> None:
+        """Notes the thoughts of the watched rows; the others are not looked at."""
+        seen = np.flatnonzero(self.watched_N[rows])
+        at = self._on_device(seen)
+        p_nV = None if predicted.p_NV is None else predicted.p_NV[at]
+        part = Predictions(predicted.hidden_ND[at], predicted.logits_NV[at], predicted.vocabulary, p_nV)
+        found = look(self.tokens, part, None if draw is None else draw[at], made.x_ND[at], self.watch)
+        for row, thought in zip(rows[seen], found, strict=True):
+            self.out.thoughts[int(row)].append(thought)
 
     def _answer(self) -> None:
         """Samples the next token of the rows that answer."""
@@ -217,6 +257,7 @@ class ActiveRows:
         self.sure_N[rows] = self.out.near_ties[rows] = 0
         for row in rows:
             self.out.answers[row] = []
+        self._watch(rows, begun)
         self.cot_draws.restart(rows, begun.keys)
         self.answer_draws.restart(rows, begun.keys)
 

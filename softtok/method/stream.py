@@ -96,7 +96,7 @@ class Queue:
         number = {b: i for i, b in enumerate(known)}
         keys = [self.batch.keys[b * self.batch.samples + g] for b, g in next_rows]
         owners = np.array([number[b] for b, _ in next_rows])
-        return Rows([self.batch.prompts[b] for b in prompts], owners, keys)
+        return Rows([self.batch.prompts[b] for b in prompts], owners, keys, self.batch.watch)
 
     def finish(self, active: ActiveRows) -> Finished:
         """Takes over the rows that have just ended; returns the prompts that are finished by that."""

@@ -100,6 +100,15 @@ class CotTokens(ABC):
         """Returns the ids whose text the CoT has, shape (N,)."""
         return made.ids_N
 
+    @property
+    def known_mixture(self) -> bool:
+        """Whether `weights` tells which rows of E a step mixes."""
+        return False
+
+    def weights(self, predicted: Predictions, draw: torch.Tensor | None) -> torch.Tensor:
+        """Returns the weights of all rows of E in the mixtures of a step, shape (N, V), for `thoughts.py`."""
+        raise NotImplementedError(f"{type(self).__name__} mixes nothing, or does not say what")
+
 
 class HardTokens(CotTokens):
     """Sampled tokens: x = E[i], i ~ softmax(z / tau); log pi = log p_i. At temperature 0 i is the argmax."""
@@ -171,11 +180,26 @@ class SoftTokens(CotTokens):
         return embedding_VD.shape[1]
 
     def step(self, predicted: Predictions, draw: torch.Tensor | None) -> CotStep:
-        kept_NV = keep_top(predicted.logits_NV, self.mode.top_k)
+        kept_NV = self.mixed_logits(predicted, draw)
         p_NV = predicted.p_NV if kept_NV is predicted.logits_NV else None
         mean, ids, near_tie = self.mixture(kept_NV, predicted.vocabulary, p_NV)
         x_ND = mean if draw is None else mean + self.noise(draw)
         return CotStep(x_ND.to(predicted.vocabulary.dtype), ids, near_tie, mean)
+
+    def mixed_logits(self, predicted: Predictions, draw: torch.Tensor | None) -> torch.Tensor:
+        """Returns the logits whose softmax at `temperature` weighs the rows of E, shape (N, V)."""
+        return keep_top(predicted.logits_NV, self.mode.top_k)
+
+    @property
+    def known_mixture(self) -> bool:
+        # A subclass may make its steps in another way, and then has to say of what.
+        made, told = (next(c for c in type(self).__mro__ if name in vars(c)) for name in ("step", "mixed_logits"))
+        return issubclass(told, made)
+
+    def weights(self, predicted: Predictions, draw: torch.Tensor | None) -> torch.Tensor:
+        kept_NV = self.mixed_logits(predicted, draw)
+        # The lead is taken before the division, as in `mix`.
+        return torch.softmax((kept_NV - kept_NV.amax(-1, keepdim=True)) / self.mode.temperature, -1)
 
     def mixture(
         self, kept_NV: torch.Tensor, vocabulary: Vocabulary, p_NV: torch.Tensor | None = None
@@ -258,10 +282,15 @@ class HiddenNoise(SoftTokens):
         if draw is None:
             return super().step(predicted, draw)
         mean = predicted.hidden_ND.float()
-        action = mean + self.noise(draw)
-        kept_NV = keep_top(predicted.vocabulary.logits(action), self.mode.top_k)
+        kept_NV = self.mixed_logits(predicted, draw)
         mixture, ids, near_tie = self.mixture(kept_NV, predicted.vocabulary)
-        return CotStep(mixture.to(predicted.vocabulary.dtype), ids, near_tie, mean, action)
+        return CotStep(mixture.to(predicted.vocabulary.dtype), ids, near_tie, mean, mean + self.noise(draw))
+
+    def mixed_logits(self, predicted: Predictions, draw: torch.Tensor | None) -> torch.Tensor:
+        if draw is None:
+            return super().mixed_logits(predicted, draw)
+        action = predicted.hidden_ND.float() + self.noise(draw)
+        return keep_top(predicted.vocabulary.logits(action), self.mode.top_k)
 
     def mean(self, predicted: Predictions) -> torch.Tensor:
         return predicted.hidden_ND.float()
@@ -304,10 +333,13 @@ class LogitNoise(SoftTokens):
         if draw is None:
             return super().step(predicted, draw)
         vocabulary = predicted.vocabulary
-        kept_NV = self.with_noise(keep_top(predicted.logits_NV, self.mode.top_k), draw)
-        mixture, ids, near_tie = self.mixture(kept_NV, vocabulary)
+        mixture, ids, near_tie = self.mixture(self.mixed_logits(predicted, draw), vocabulary)
         seen = predicted.logits_NV[:, : vocabulary.embedding.shape[1]]
         return CotStep(mixture.to(vocabulary.dtype), ids, near_tie, seen)
+
+    def mixed_logits(self, predicted: Predictions, draw: torch.Tensor | None) -> torch.Tensor:
+        kept_NV = super().mixed_logits(predicted, None)
+        return kept_NV if draw is None else self.with_noise(kept_NV, draw)
 
     def with_noise(self, kept_NV: torch.Tensor, draw_NV: torch.Tensor) -> torch.Tensor:
         """Returns the action that these logits make; those at -inf stay there."""

@@ -5,7 +5,7 @@ Shapes: B prompts, G samples per prompt, N = B * G rows (row b * G + g), T CoT s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from softtok.method.draws import Draws
 from softtok.method.steps import Record
 from softtok.method.stopping import TextRules
+from softtok.method.thoughts import Thought, Watch
 from softtok.method.token_modes import CotTokens
 from softtok.models.language_model import LanguageModel
 
@@ -53,6 +54,7 @@ class Batch:
     prompts: list[list[int]]  # token ids
     samples: int  # G
     keys: list[str]  # N names of the rows, from which their random numbers are made
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         assert len(self.keys) == self.rows, "one randomness key per row"
@@ -63,7 +65,7 @@ class Batch:
 
     def as_rows(self) -> Rows:
         """Returns all rows of all prompts."""
-        return Rows(self.prompts, np.repeat(np.arange(len(self.prompts)), self.samples), self.keys)
+        return Rows(self.prompts, np.repeat(np.arange(len(self.prompts)), self.samples), self.keys, self.watch)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Rows:
     prompts: list[list[int]]
     owners: np.ndarray  # (rows,) which prompt each is of
     keys: list[str]
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def watched(self) -> list[bool]:
+        """Which rows are watched."""
+        return [key in self.watch.keys for key in self.keys]
 
 
 @dataclass
@@ -92,6 +100,7 @@ class Rollout:
     near_ties: np.ndarray  # (N,) CoT steps and answer tokens that rounding could have changed
     entropy_NT: torch.Tensor  # next-token entropy at each CoT step, nats
     record: Record | None = None  # of soft tokens, where training asks for it
+    thoughts: dict[int, list[Thought]] = field(default_factory=dict)  # of the soft steps of each watched row
     decode_rows: int = 0  # rows x decode steps that the model ran
 
     @classmethod
@@ -117,6 +126,8 @@ class Rollout:
         for name in ("cot_ids", "cot_lengths", "stops", "near_ties", "entropy_NT"):
             getattr(self, name)[row] = getattr(other, name)[theirs]
         self.answers[row] = other.answers[theirs]
+        if theirs in other.thoughts:
+            self.thoughts[row] = other.thoughts[theirs]
 
     def prefill(self, row: int) -> list[int]:
         """Returns the ids that were prefilled in front of one row's answer."""

@@ -21,6 +21,7 @@ from softtok.config.specs import ReportRun
 from softtok.errors import UserError
 from softtok.problems.prompt import normalise
 from softtok.problems.verdict import UNJUDGED
+from softtok.report.answers import shares
 from softtok.report.costs import Costs, add_run
 from softtok.report.metrics import bootstrap_interval, ks, pass_at_k
 from softtok.report.run_files import (
@@ -161,6 +162,7 @@ class _Reader:
         study, folder = self.study, self.root / entry.path / "eval" / test_set
         cells: dict[str, pd.DataFrame] = {}
         profiles: dict[str, pd.DataFrame] = {}
+        ends: dict[str, dict[str, float]] = {}
         for inference_set, h8 in entry.tests[test_set].items():
             path = folder / f"{inference_set}-{h8}.parquet"
             with self._noting(entry, f"{test_set} ({inference_set})"):
@@ -169,6 +171,7 @@ class _Reader:
                 for cell in counted.values():
                     _check_problems(self.problems, f"test set {test_set}", path, cell.index)
                 profiles = read_entropy(path.with_suffix(".entropy.csv"), table) | profiles
+                ends = shares(table) | ends
                 cells = counted | cells  # a mode of two inference sets is the same in both; the first one counts
                 self.statuses += seen
                 differing = disagreements(table) + Counter(answers=seen.total())
@@ -181,7 +184,9 @@ class _Reader:
         if greedy in cells:
             self.noise.setdefault(test_set, []).append(_problem_noise(cells[greedy], study.samples(greedy, test_set)))
         for mode in filter(cells.__contains__, study.inference_modes):
-            yield mode, _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode, test_set), study.spec.k)
+            samples, problems = study.samples(mode, test_set), len(cells[mode])
+            of_ends = [Measured(name, None, None, share, problems, samples) for name, share in ends[mode].items()]
+            yield mode, _mode_metrics(cells[mode], profiles.get(mode), samples, study.spec.k) + of_ends
 
     def results(self) -> Results:
         tidy = pd.DataFrame(self.metrics, columns=list(METRIC_COLUMNS), dtype=object)

@@ -27,7 +27,7 @@ from softtok.storage.files import ENTROPY_KEY
 
 CELL_COLUMNS = (
     *("inference_mode", "problem_id", "sample", "correct", "boxed", "status", "other_status", "answer", "cot_tokens"),
-    "made_on",
+    *("stop", "made_on"),
 )
 """What a report reads of an evaluation's rows, once for all: opening a file costs a pass over it for its checksum."""
 CHOICE_COLUMNS = ("id", "correct", "nll", "tokens", "made_on")
@@ -92,8 +92,8 @@ def read_training(path: Path, sha256: str | None = None) -> pd.DataFrame:
     return frame.replace([np.inf, -np.inf], np.nan)
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Returns columns of a parquet file, which must have no empty values and at least one row."""
+def read_columns(path: Path, columns: Sequence[str], empty: bool = False) -> pa.Table:
+    """Returns columns of a parquet file, which must have no empty values, and rows unless it may be `empty`."""
     try:
         with files.open_table(path) as file:
             if lacking := [name for name in columns if name not in file.schema_arrow.names]:
@@ -105,7 +105,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         raise bad(path, f"is not a readable parquet file ({str(error).splitlines()[0]})") from None
     if gaps := [name for name in columns if table[name].null_count]:
         raise bad(path, f"has empty values in column '{gaps[0]}'")
-    if not table.num_rows:
+    if not table.num_rows and not empty:
         raise bad(path, "has no rows")
     return table
 

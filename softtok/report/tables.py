@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from softtok.report.answers import answer_columns
 from softtok.report.metrics import Summary, summarise
 from softtok.report.palette import DIVERGED_MARK
 from softtok.report.paper import CSV_COLUMNS as PAPER_COLUMNS
@@ -238,6 +239,11 @@ def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = (
     for test_set in study.test_sets:
         title, columns = f"All inference modes on {test_set}", list(_mode_columns(study, test_set))
         made.append(table(f"inference-modes-{test_set}", title, "pass@k in percent.", columns))
+    for test_set in study.test_sets:
+        unit, ends = answer_columns(study, metrics, test_set)
+        if ends:
+            title = f"How CoTs and answers end on {test_set}"
+            made.append(table(f"answers-{test_set}", title, unit, [Column(*end) for end in ends]))
     if study.choice_sets:
         unit = (
             "Accuracy in percent; NLL in nats per token of the right answer behind the bare question, lower is better."

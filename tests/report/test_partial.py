@@ -100,8 +100,9 @@ def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys:
     assert hard
     assert all(set(line.split("|")[2:-1]) == {" 0 ", " – "} for line in hard)
     soft = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| soft † |")]
-    assert soft == ["1–2", "1", "2", "1", "1–2"]  # hard inference, sums, long-sums, largest, majority
-    assert text.count("Partial: n is what has finished of 2 planned runs per row (base 1).") == 5
+    # Hard inference; modes on sums and long-sums; answers on sums and long-sums; largest; majority.
+    assert soft == ["1–2", "1", "2", "1", "2", "1", "1–2"]
+    assert text.count("Partial: n is what has finished of 2 planned runs per row (base 1).") == 7
 
 
 def test_runs_that_are_trained_and_not_tested_are_not_called_finished(

@@ -225,9 +225,10 @@ def shown_numbers(table: Table) -> list[list[str]]:
 
 def test_the_three_formats_show_the_same_numbers(tables: dict[str, Table], made: Made) -> None:
     assert list(tables) == [
-        "hard-inference", "inference-modes-sums", "inference-modes-long-sums", "out-of-domain", "majority-voting"
+        "hard-inference", "inference-modes-sums", "inference-modes-long-sums", "answers-sums", "answers-long-sums",
+        "out-of-domain", "majority-voting",
     ]  # fmt: skip
-    assert [len(table.columns) for table in tables.values()] == [6, 9, 9, 2, 6]
+    assert [len(table.columns) for table in tables.values()] == [6, 9, 9, 6, 6, 2, 6]
     for table in tables.values():
         expected = shown_numbers(table)
         assert len(expected) == 1 + len(MODES)

@@ -93,8 +93,9 @@ class Project:
         self.write(
             *study.run_files("manifest.json"), *study.run_files("metrics.jsonl"), *study.choice_files(".parquet")
         )
-        self.write(*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
-        self.write(*study.evaluation_files(".cost.json"), *study.choice_files(".cost.json"))
+        for suffix in (".parquet", ".entropy.csv", ".thoughts.parquet", ".cost.json"):
+            self.write(*study.evaluation_files(suffix))
+        self.write(*study.choice_files(".cost.json"))
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         """Starts `snakemake` as in a shell whose environment is not activated."""

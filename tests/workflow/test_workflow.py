@@ -53,7 +53,7 @@ STAND_IN = """() {
             mkdir -p "$out/checkpoint" "$out/.state"
             echo "$RANDOM$RANDOM" | tee "$out"/{checkpoint/checkpoint.json,.state/progress} \\
                 "$out"/{metrics.jsonl,manifest.json};;
-        evaluate) echo "$RANDOM$RANDOM" | tee "$out" > "${out%.parquet}.entropy.csv";;
+        evaluate) echo "$RANDOM$RANDOM" | tee "${out%.parquet}".{parquet,thoughts.parquet,entropy.csv} > other.txt;;
         choices) echo "$RANDOM$RANDOM" > "$out";;
         report)
             mkdir -p "$out/tables" "$out/figures"

@@ -12,6 +12,7 @@ rule evaluate:
     output:
         rows=f"{RUN}/{EVALUATION}.parquet",
         entropy=f"{RUN}/{EVALUATION}.entropy.csv",
+        thoughts=f"{RUN}/{EVALUATION}.thoughts.parquet",
     log:
         aside("logs", f"{RUN}/{EVALUATION}.log"),
     benchmark:
