@@ -40,7 +40,7 @@ def study_lines(tmp_path: Path, sketch: dict[str, Any]) -> tuple[list[CostLine],
 
 
 def folder(tmp_path: Path, sketch: dict[str, Any], mode: str, seed: int = 0) -> Path:
-    (path,) = (run["path"] for run in sketch["runs"] if (run["mode"], run["seed"]) == (mode, seed))
+    (path,) = (str(run["path"]) for run in sketch["runs"] if (run["mode"], run["seed"]) == (mode, seed))
     return tmp_path / path
 
 
