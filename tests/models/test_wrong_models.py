@@ -460,7 +460,8 @@ def test_a_right_model_of_the_hub_is_accepted_without_its_body(
     for place in ("softtok.models.base_model", "softtok.models.references"):
         monkeypatch.setattr(f"{place}.locked", lambda name, commit: folder)
     monkeypatch.setattr("softtok.models.base_model.fetch", lambda name, revision: folder)
-    outlined, devices = loading.outline, set[str]()
+    outlined = loading.outline
+    devices: set[str] = set()
 
     def watched(folder: Path) -> LanguageModel:
         lm = outlined(folder)
