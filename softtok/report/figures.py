@@ -46,8 +46,8 @@ T = TypeVar("T")
 Pair = tuple[str, str]  # model, train set
 Plans = Iterator[Callable[[], Plot]]
 ACROSS = 3  # inference families side by side; more go on in the next line
-GUTTER = 1.6  # doublings of k that the greedy markers share, side by side left of k = 1
-NARROWEST, DIGIT = 112, 5.5  # points: a panel's width, at the least, and a digit's below it
+GUTTER = 2.3  # doublings of k that the greedy markers share, side by side left of k = 1
+NARROWEST, DIGIT = 112, 5.0  # points: a panel's width, at the least, and a digit's below it
 TRAINING_POINTS = 40  # of a training curve: single steps are too noisy to read
 SMOOTH = 5  # points of a training curve that its mean is averaged over
 ENTROPY_POINTS = 128
@@ -201,7 +201,7 @@ def _passes_panel(axes: Axes, cells: pd.DataFrame, family: Family, shown: Mappin
             ha="center",
             va="top",
             color=MUTED,
-            fontsize=8.5,
+            fontsize=7.5,
         )
 
 

@@ -173,9 +173,9 @@
   const fillRuns = () => fill(runBox, index.runs.map((run, number) => [String(number), run])
     .filter(([number]) => document.getElementById(`part-samples-${number}-${setBox.value}`)).map(([number, run]) => [number, nameOf(run)]));
   fillRuns();
-  const first = index.runs.findIndex((run, number) => document.getElementById(`part-thoughts-${number}-${setBox.value}`) && run.mode !== "base");
-  const trained = index.runs.findIndex((run, number) => run.mode !== "base" && document.getElementById(`part-samples-${number}-${setBox.value}`));
-  if (Math.max(first, trained) >= 0) runBox.value = String(first >= 0 ? first : trained);
+  const preferred = (fits) => index.runs.findIndex((run, number) => fits(run.mode) && document.getElementById(`part-samples-${number}-${setBox.value}`));
+  const first = [preferred((mode) => mode === "soft"), preferred((mode) => !["base", "hard"].includes(mode)), preferred((mode) => mode !== "base")].find((number) => number >= 0);
+  if (first !== undefined) runBox.value = String(first);
   setBox.addEventListener("change", () => { fillRuns(); load(); });
   runBox.addEventListener("change", load);
   modeBox.addEventListener("change", () => { fill(problemsBox, contrasts()); listProblems(); });

@@ -36,6 +36,7 @@ STAND_IN = """() {
     local command=$1 arguments="$*" out place
     shift
     while [ $# -gt 0 ]; do
+        [ "$1" = --partial ] && shift
         [ "$1" = --out ] && out=$2
         shift 2
     done
@@ -286,8 +287,10 @@ def test_a_failed_job_says_why_and_the_rest_goes_on(project: StandInProject) -> 
     failed = project.snakemake(FAIL="base")
     assert failed.returncode == 1
     assert "softtok: error: no such thing" in failed.stdout
-    assert "`softtok tables STUDY --partial` shows the results so far" in failed.stdout
+    assert "`softtok report STUDY --partial` shows the results so far" in failed.stdout
     calls = (project.folder / "calls.txt").read_text()
+    assert "report results/reports/first/partial" in calls, "of what has finished there is a report"
+    assert "softtok: what has finished: results/reports/first/partial/report.html" in failed.stdout
     assert "evaluate results/runs/toy/sums/hard/" in calls
     assert calls.count("base ") == 1, "a failure that is not the network's is not tried again"
     assert project.jobs() == {job for job in FIRST if "/base/" in job} | {"report results/reports/first"}

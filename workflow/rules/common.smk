@@ -241,17 +241,9 @@ def report_what_has_finished():
         begun = any("/base/" not in path and Path(path).exists() for path in runs)
         if begun and Path(study.spec_path).exists() and not page.exists():
             out = page.parent / "partial"
-            softtok = Path(sys.executable).parent / "softtok"
-            command = [
-                softtok,
-                "report",
-                "--partial",
-                "--spec",
-                study.spec_path,
-                "--out",
-                out,
-            ]
-            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0:
+            call = 'PATH="$0:$PATH" softtok report --partial --spec "$1" --out "$2" > /dev/null'
+            words = [Path(sys.executable).parent, study.spec_path, out]
+            if subprocess.run(["bash", "-c", call, *words]).returncode == 0:
                 print(
                     f"softtok: what has finished: {out / 'report.html'}",
                     file=sys.stderr,
