@@ -202,6 +202,7 @@ def _measure_job(job: Job, runtime: RuntimeSettings, results: Path, place: Path)
     from softtok.models.devices import use_threads
     from softtok.training.measure import measure_training
 
+    runtime = runtime.model_copy(update={"state_folder": None})  # what is measured is not kept
     use_threads(runtime)
     model, data, base = (results / below(path) for path in (job.run.model.folder, job.data.path, job.base.folder))
     shots = next((results / below(path) for path in job.shots), None)
