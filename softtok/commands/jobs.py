@@ -204,6 +204,7 @@ def _measure_job(job: Job, runtime: RuntimeSettings, results: Path, place: Path)
     from softtok.training.measure import measure_training
 
     use_threads(runtime)
+    runtime = runtime.model_copy(update={"state_folder": None})  # what is measured is not kept
     model, data, base = (results / below(path) for path in (job.run.model.folder, job.data.path, job.base.folder))
     shots = next((results / below(path) for path in job.shots), None)
     if isinstance(job.of, Evaluation):

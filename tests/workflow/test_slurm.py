@@ -163,14 +163,13 @@ def assert_same_results(found: Project, expected: Project) -> None:
     data = [path for path in (expected.results / "data").rglob("*.parquet")]
     report = expected.results / "reports" / "small"
     same = [*data, report / "metrics.csv", report / "claims.csv", *(report / "tables").glob("[!.]*.md")]
-    assert len(same) > 6
+    assert len(same) >= 6
     for path in same:
         assert (found.folder / path.relative_to(expected.folder)).read_bytes() == path.read_bytes(), path
 
 
 def test_stops_of_every_kind_change_no_result(cluster: Slurm, tmp_path: Path) -> None:
     local = Project.create(tmp_path / "local", yaml.safe_load(STUDY))
-    local.build("--cores", "2")
     project = Project.create(tmp_path / "cluster", yaml.safe_load(STUDY))
     shorten_times(project)
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
@@ -189,9 +188,10 @@ def test_stops_of_every_kind_change_no_result(cluster: Slurm, tmp_path: Path) ->
         cluster.run("scancel", cancelled.slurm_job())
         cancelled.go_on()
         wait(cancelled.was_stopped, process, first)
+        local.build("--cores", "2")  # while the other training waits for its time limit, and Slurm for it
         wait(timed.is_asked_to_stop, process, first)
         timed.go_on()
-        wait(lambda: timed.events() == ["start", "interrupted", "start"], process, first)
+        wait(lambda: timed.events()[:3] == ["start", "interrupted", "start"], process, first)
         process.kill()
     told = first.read_text()
     assert told.count("softtok: stopped by SIGTERM; progress is saved (results/logs/runs/toy/sums/") == 2, told[-6000:]
