@@ -131,7 +131,7 @@ def _sample(sample: Any, steps: pd.DataFrame | None, page: Page) -> Iterator[str
     ended = f"CoT ended: {STOPPED.get(sample.stop, sample.stop)}"
     yield f"sample {sample.sample}: {page.verdict(sample.status, sample.correct)}, {ended}, {tokens}"
     if steps is None:
-        yield from page.text(sample.cot.strip("\n"), "  ")
+        yield from page.text(sample.cot.strip(), "  ")
     else:
         yield page.heading()
         for step in steps.sort_values("step").to_dict("records"):
