@@ -32,7 +32,7 @@
     refused: (sample) => sample[1] === "refused",
     "gave up": (sample) => gaveUp.includes(sample[1]),
   };
-  const several = (key) => new Set(index.runs.map((run) => run[key])).size > 1;
+  const several = (key) => new Set(index.runs.map((run) => run[key]).filter((name) => name !== "none")).size > 1;
   const nameOf = (run) => [run.mode, ...(run.mode === "base" ? [] : [`seed ${run.seed}`]),
     ...(several("model") ? [run.model] : []), ...(run.train !== "none" && several("train") ? [run.train] : [])].join(", ");
 

@@ -139,7 +139,7 @@ def _add_set(
             viewer.parts[f"thoughts-{place}-{shown.test_set}"] = pack(thoughts)
     asked = questions(shown.root / shown.study.spec.data.get("test", {}).get(shown.test_set, ""))
     problems = [[name, *asked.get(name, ("", ""))] for name in shown.problems]
-    drawn = {mode: shown.study.samples(mode) for mode in solved}
+    drawn = {mode: shown.study.samples(mode, shown.test_set) for mode in solved}
     return {
         "problems": problems,
         "total": shown.total,
