@@ -5,7 +5,6 @@ Libraries hide the system's error in errors of their own, as cause or as text, s
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from softtok.storage.hub import chain
 from softtok.storage.locks import SAVED
+from softtok.storage.progress import last_line
 
 ADVICE = {
     errno.ENOSPC: "make room and run it again",
@@ -75,17 +75,11 @@ def tell_failures(results: Path, since: float) -> None:
         print(f"softtok: error: {trouble}", file=sys.stderr)
 
 
-def last_line(log: Path) -> str:
-    """Returns the last line of a log; empty if there is none."""
-    return (log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or [""])[-1]
-
-
 def stopped(logs: Iterable[str]) -> str | None:
     """Returns in one line that a job was stopped with its progress saved, if one of its logs ends so."""
     for log in map(Path, logs):
-        with contextlib.suppress(OSError):
-            if (end := last_line(log)).endswith(SAVED):
-                return f"{end} ({log})"
+        if (end := last_line(log)).endswith(SAVED):
+            return f"{end} ({log})"
     return None
 
 
