@@ -92,8 +92,8 @@ def test_what_a_change_left_behind_is_listed(project: Project, unused: Callable[
     found = unused()
     assert found[: len(left)] == left
     rest = found[len(left) :]
-    if name == "a test set less":  # its evaluations, three files each, of every run
-        assert len(rest) == 3 * 14 and all("/eval/long-sums/" in path for path in rest)
+    if name == "a test set less":  # its evaluations, four files each, of every run
+        assert len(rest) == 4 * 14 and all("/eval/long-sums/" in path for path in rest)
     else:
         assert rest == []
 
