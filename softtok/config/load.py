@@ -14,6 +14,7 @@ from softtok.config.checks import check
 from softtok.config.inherit import resolve
 from softtok.config.messages import explain
 from softtok.config.schema import Config
+from softtok.config.trackers import check_trackers
 from softtok.config.yaml_files import bounded, read_yaml
 
 
@@ -21,11 +22,14 @@ def load(raw: Mapping[str, Any], files: Sequence[str | Path] = (), requested: Se
     """Returns the checked configuration of the merged dict that Snakemake holds. Raises UserError.
 
     `files` are the YAML files that it was read from; their form is checked (`yaml_files.py`). `requested` are the words
-    of the command line. The local files of the studies among them, or else of those of `run`, must exist.
+    of the command line. The local files of the studies among them, or else of those of `run`, must exist, and the
+    trackers of their trainings.
     """
     for file in files:
         read_yaml(Path(file))
-    return _checked(raw, files, requested)
+    config = _checked(raw, files, requested)
+    check_trackers(config, wanted(config, requested))
+    return config
 
 
 def read(paths: Path | Sequence[Path], requested: Sequence[str] = (), data_root: str | None = None) -> Config:
@@ -53,8 +57,13 @@ def _checked(raw: Mapping[str, Any], files: Sequence[str | Path], requested: Seq
     except ValidationError as error:
         raise explain(error, Config) from None
     config._folders = tuple(dict.fromkeys(Path(file).parent for file in reversed(files))) or (Path(),)
-    check(config, [study for study in config.studies if study in requested] or config.run)
+    check(config, wanted(config, requested))
     return config
+
+
+def wanted(config: Config, requested: Sequence[str]) -> list[str]:
+    """Returns the studies among the words of a command line, or else those of `run`."""
+    return [study for study in config.studies if study in requested] or config.run
 
 
 def _refuse_size(settings: Mapping[str, Any]) -> None:

@@ -394,8 +394,15 @@ class SizeSettings(Settings):
     save_every: Whole = Field(default=50, ge=1, description="training steps between resumable saves")
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
+
+
 class RuntimeSettings(SchedulerSettings, DeviceSettings, SizeSettings):
     """The settings of the machine; they are never part of a result's identity."""
+
+    trackers: list[Tracker] = Field(
+        default_factory=list, description="experiment trackers to which trainings log live, through accelerate"
+    )
 
 
 class ToySettings(Settings):

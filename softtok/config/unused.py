@@ -14,6 +14,7 @@ from pathlib import Path
 
 from softtok.config.grid import Grid
 from softtok.config.jobs import Data
+from softtok.storage.costs import SUFFIX
 from softtok.storage.locks import is_locked
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -22,8 +23,8 @@ RUN = rf"runs/{NAME}/{NAME}/{NAME}/seed\d+-[0-9a-f]{{8}}"
 # What has a spec's hash in its name (see the patterns in jobs.py), by its path in results/.
 HASHED = re.compile(
     rf"data/(train|test|choice)/{MADE}\.(parquet|json)"
-    rf"|models/{MADE}|specs/{MADE}\.json|{RUN}|{RUN}/eval/{NAME}/{MADE}\.(parquet|entropy\.csv)"
-    rf"|{RUN}/choices/{MADE}\.parquet"
+    rf"|models/{MADE}|specs/{MADE}\.json|{RUN}|{RUN}/eval/{NAME}/{MADE}\.(parquet|entropy\.csv|cost\.json)"
+    rf"|{RUN}/choices/{MADE}\.(parquet|cost\.json)"
 )
 # The folders that jobs write into, and the temporary names of `storage.files.atomic` and of a model's trial.
 FOLDER = re.compile(
@@ -88,8 +89,8 @@ def _paths(grid: Grid) -> Iterator[str]:
     for study in grid.studies.values():
         yield study.spec_path
         yield from study.runs
-        yield from (*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
-        yield from study.choice_files(".parquet")
+        yield from (path for end in (".parquet", ".entropy.csv", SUFFIX) for path in study.evaluation_files(end))
+        yield from (path for end in (".parquet", SUFFIX) for path in study.choice_files(end))
 
 
 def size(path: Path) -> int:

@@ -7,6 +7,7 @@ answer's text after the question alone. With the options in the prompt, it would
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,11 +18,12 @@ import torch
 
 from softtok.config.settings import RuntimeSettings
 from softtok.config.specs import ChoicesSpec
-from softtok.models.devices import announce
+from softtok.models.devices import announce, peak_memory_mb
 from softtok.models.language_model import LanguageModel, causal_mask, in_fp32, left_pad, logits_fp32, refuse_longer
 from softtok.models.loading import load
 from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import choice_prompt, cloze_prompt
+from softtok.storage.costs import JobCost, Part, write_cost
 from softtok.storage.files import read_columns, write_table
 from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt
@@ -48,7 +50,8 @@ class Question:
 
 
 def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
-    """Scores every question of the choice set `data` and writes one row each to the parquet file `out`."""
+    """Scores every question of the choice set `data`; writes one row each to the parquet file `out`, and the cost."""
+    started = time.monotonic()
     with attempt(run / ".state" / "choices.jsonl"):
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
@@ -58,6 +61,7 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
         records = []
         size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
         room = runtime.rollout_tokens
+        ready = time.monotonic()
         with progress("choices", len(questions)) as advance:
             for start in range(0, len(questions), size):
                 part = questions[start : start + size]
@@ -67,6 +71,15 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
                     records.append(dict(zip(SCHEMA.names, row, strict=True)))
                 advance(len(part))
         write_table(out, pa.Table.from_pylist(records, SCHEMA))
+        cost = Part(
+            inference_mode="",
+            made_on=made_on,
+            wall_s=time.monotonic() - ready,
+            tokens=0,
+            tokens_per_s=None,
+            peak_memory_mb=peak_memory_mb(lm.device),
+        )
+        write_cost(out, JobCost(made_on=made_on, ready_s=ready - started, parts=[cost]))
 
 
 def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:

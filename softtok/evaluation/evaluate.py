@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from softtok.method.stopping import TextRules
 from softtok.method.stream import Room, stream
 from softtok.method.token_modes import bind
 from softtok.method.trajectories import INFERENCE_STOPS, Batch, Limits, Policy, Rollout
-from softtok.models.devices import announce
+from softtok.models.devices import announce, peak_memory_mb
 from softtok.models.language_model import LanguageModel, refuse_longer
 from softtok.models.loading import load
 from softtok.problems.dry_check import check_reward
@@ -37,6 +38,7 @@ from softtok.problems.prompt import decode
 from softtok.problems.prompting import Asking, asking, refuse_tested
 from softtok.problems.reward import Judge, Verdict
 from softtok.problems.workers import BrokenWorkersError
+from softtok.storage.costs import JobCost, parts_of, write_cost
 from softtok.storage.files import ENTROPY_KEY, content_hash, read_columns, text_hash, write_table, write_text
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import progress
@@ -65,10 +67,11 @@ SCHEMA = pa.schema(
 def evaluate(
     spec: EvaluationSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path, shots: Path | None = None
 ) -> None:
-    """Runs all inference modes of `spec`; writes `out` (parquet) and the entropy profile next to it (.entropy.csv).
+    """Runs all inference modes of `spec`; writes `out` (parquet), and beside it the entropy profile and the cost.
 
     `shots` is the prepared train set of the examples in prompts, if there are any.
     """
+    started = time.monotonic()
     with attempt(run / ".state" / "evaluate.jsonl"), Interruption() as interruption:
         settings = spec.evaluation
         checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
@@ -90,6 +93,7 @@ def evaluate(
         key = f"evaluate|{questions[:16]}|{checkpoint.seed}"
         digest = problems_hash(data, names_of(spec.grading.wants_columns))
         shards: dict[str, Shard] = {}
+        ready_s = time.monotonic() - started
         with saved_if_stopped(interruption), Judge(workers=runtime.reward_workers, grading=spec.grading) as judge:
             cells = Cells(problems, judge, runtime, key, made_on, interruption)
             for name, mode in spec.inference_modes.items():
@@ -107,6 +111,8 @@ def evaluate(
                     shards[name] = Shard(run / ".state" / "shards" / f"{shard}.jsonl", header)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         _write(shards, out)
+        parts = [part for name, shard in shards.items() for part in parts_of(name, shard.lines)]
+        write_cost(out, JobCost(made_on=made_on, ready_s=ready_s, parts=parts))
 
 
 def _asked(spec: EvaluationSpec, checkpoint: CheckpointManifest, data: Path, shots: Path | None) -> Asking:
@@ -161,13 +167,17 @@ class Cells:
         with progress(f"evaluate {name}", len(self.problems), len(self.problems) - len(missing)) as advance:
             keys = [f"{self.key}|{p.id}|{g}" for p in missing for g in range(samples)]
             batch = Batch([p.prompt for p in missing], samples, keys)
+            before = time.monotonic()
             for finished in stream(policy, batch, Room.of(self.runtime)):
                 problems, made = [missing[b] for b, _ in finished], [out for _, out in finished]
                 if not all(out.entropy_NT.isfinite().all() for out in made):
                     raise UserError(f"model {policy.lm.name}: its logits are not finite; its weights are damaged")
                 verdicts = self._verdicts(policy, problems, made)
                 parts = zip(problems, made, verdicts, strict=True)
-                shard.append([_line(policy, *part) | {"made_on": self.made_on} for part in parts])
+                now = time.monotonic()
+                cost = {"wall_s": (now - before) / len(made), "peak_memory_mb": peak_memory_mb(policy.lm.device)}
+                shard.append([_line(policy, *part) | {"made_on": self.made_on} | cost for part in parts])
+                before = now
                 advance(len(made), correct=float(np.mean([v.correct for pairs in verdicts for v, _ in pairs])))
                 self.interruption.exit_if_asked()
 

@@ -21,6 +21,7 @@ from softtok.config.specs import ReportRun
 from softtok.errors import UserError
 from softtok.problems.prompt import normalise
 from softtok.problems.verdict import UNJUDGED
+from softtok.report.costs import Costs, add_run
 from softtok.report.metrics import bootstrap_interval, ks, pass_at_k
 from softtok.report.run_files import (
     CELL_COLUMNS,
@@ -90,6 +91,7 @@ class Results:
     made_on: Counter[str]  # device and precision -> number of evaluation and choice files with rows made on it
     overlaps: list[Overlap]
     flagged: dict[str, str]  # train or test set of which many problems are flagged -> how many, and why
+    costs: Costs
 
 
 def collect(study: Study, root: Path, absent: list[Absent] | None = None) -> Results:
@@ -116,6 +118,7 @@ class _Reader:
         self.statuses: Counter[str] = Counter()
         self.disagreements: dict[str, Counter[str]] = {}
         self.made_on: Counter[str] = Counter()
+        self.costs = Costs()
 
     @contextlib.contextmanager
     def _noting(self, entry: ReportRun, what: str) -> Iterator[None]:
@@ -138,6 +141,7 @@ class _Reader:
             return
         self.runs.append(run)
         self.training.append(history)
+        add_run(self.costs, entry, folder, run.manifest)
         for test_set in filter(entry.tests.__contains__, self.study.test_sets):
             for mode, measured in self._read_tests(entry, test_set):
                 self.metrics += [(*names.values(), test_set, mode, *line) for line in measured]
@@ -190,6 +194,7 @@ class _Reader:
             made_on=self.made_on,
             overlaps=_overlaps(self.study, self.root, tolerant=self.absent is not None),
             flagged=_flagged(self.study, self.root),
+            costs=self.costs,
         )
 
 

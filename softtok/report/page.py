@@ -15,6 +15,7 @@ import yaml
 
 from softtok.config.specs import ReportSpec, ToySource
 from softtok.report import palette
+from softtok.report.costs import shown
 from softtok.report.palette import DIVERGED_MARK
 from softtok.storage.files import write_text
 
@@ -134,6 +135,7 @@ def _page(
             if any(plot["section"] == section for plot in plots) or (section == "modes" and study.test_sets)
         },
         runs=[_run_line(run) for run in results.runs],
+        costs=shown(results.costs, study.rows),
         several_models=len({row.model for row in study.rows}) > 1,
         provenance=provenance(results.runs),
         config=yaml.safe_dump(study.spec.config, sort_keys=False, allow_unicode=True, width=100),

@@ -16,6 +16,7 @@ from softtok.report.collect import Absent
 from softtok.report.page import make_report
 from softtok.report.run_files import read_columns, read_manifest
 from softtok.storage import files
+from softtok.storage.costs import cost_path
 from softtok.storage.files import file_sha256, text_hash
 from softtok.storage.records import Record
 
@@ -37,6 +38,11 @@ def planned_files(entry: ReportRun) -> list[str]:
     choices = [f"choices/{name}-{h8}.parquet" for name, h8 in entry.choices.items()]
     measured = [f"{stem}{suffix}" for stem in stems for suffix in (".parquet", ".entropy.csv")]
     return ["manifest.json", "metrics.jsonl", *measured, *choices]
+
+
+def cost_files(entry: ReportRun) -> list[str]:
+    """Returns the files that say what a run's evaluations cost; results of earlier versions lack them."""
+    return [str(cost_path(Path(name))) for name in planned_files(entry) if name.endswith(".parquet")]
 
 
 def spec_hash(path: str) -> str:
@@ -83,7 +89,7 @@ def unplanned(spec: ReportSpec, folder: Path) -> Iterator[Path]:
         if entry is None:
             yield path.parent
         else:
-            names = set(read_record(path.parent).files) - set(planned_files(entry))
+            names = set(read_record(path.parent).files) - {*planned_files(entry), *cost_files(entry)}
             yield from (path.parent / name for name in sorted(names))
 
 

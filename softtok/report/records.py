@@ -2,7 +2,8 @@
 
     STUDY-HASH.json               the spec of the study's report, with paths below this folder
     data/KIND/NAME-HASH.parquet   a hash of each question, and how many problems were flagged (.json)
-    runs/.../seedN-HASH/          manifest.json, metrics.jsonl, eval/, choices/, and record.json with a hash of each
+    runs/.../seedN-HASH/          manifest.json, metrics.jsonl, eval/, choices/ (with their *.cost.json), and
+                                  record.json with a hash of each
 
 What only says where a run was made (host, process, traceback) is left out of its manifest; paths that a configuration
 gives stay, as they are part of its settings. A run is recorded as soon as everything that its study plans has finished.
@@ -23,6 +24,7 @@ from softtok.report.missing import from_attempts
 from softtok.report.recorded import (
     RECORD,
     RunRecord,
+    cost_files,
     differences,
     planned_files,
     read_record,
@@ -41,6 +43,7 @@ from softtok.report.run_files import (
 )
 from softtok.report.study import Study, row_of
 from softtok.storage import files
+from softtok.storage.costs import SUFFIX
 from softtok.storage.files import atomic, file_sha256, text_hash, write_manifest, write_table, write_text
 
 PRIVATE = ("host",)  # of a run's provenance
@@ -108,7 +111,8 @@ def _record_run(entry: ReportRun, results: Path, folder: Path, replace: bool) ->
             return from_attempts(Absent(row_of(entry), entry.seed, source, "", missing(source)))
         return f"not finished: {', '.join(name for name in lacking if not name.endswith('.entropy.csv'))}"
     manifest = _read_run(entry, source)
-    contents = {name: file_sha256(source / name) for name in planned[1:]}
+    costs = [name for name in cost_files(entry) if (source / name).exists()]
+    contents = {name: file_sha256(source / name) for name in (*planned[1:], *costs)}
     record = _record_of(entry, manifest, contents)
     if known and not replace and (kept := _kept(known, record)):
         return kept
@@ -119,9 +123,10 @@ def _kept(known: RunRecord, found: RunRecord) -> str:
     """Returns why a record stays as it is, though the run is there; an empty text if it lacks something."""
     if (known.checkpoint_sha256, known.metrics_sha256) != (found.checkpoint_sha256, found.metrics_sha256):
         return "recorded before, from another training; kept (--replace takes the one of these results)"
-    if differing := [name for name, sha256 in found.files.items() if known.files.get(name, sha256) != sha256]:
+    results = {name: sha256 for name, sha256 in found.files.items() if not name.endswith(SUFFIX)}
+    if differing := [name for name, sha256 in results.items() if known.files.get(name, sha256) != sha256]:
         return f"recorded before; kept, though {differing[0]} was made again (--replace takes the new one)"
-    return "recorded before" if set(found.files) <= set(known.files) else ""
+    return "recorded before" if set(results) <= set(known.files) else ""
 
 
 def _write_run(source: Path, target: Path, manifest: RunManifest, record: RunRecord) -> str:

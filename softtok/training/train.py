@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import torch
 from softtok.config.manifests import CheckpointManifest, Divergence, ModelManifest, RunManifest, read, write
 from softtok.config.settings import RuntimeSettings, TrainingSettings
 from softtok.config.specs import RunSpec
+from softtok.config.trackers import refuse_missing
 from softtok.errors import UserError
 from softtok.method.batches import (
     Problem,
@@ -61,6 +62,7 @@ from softtok.storage.progress import progress
 from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
+from softtok.training.trackers import Trackers
 
 VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
 MOST_RESIDUAL = 0.05  # of the adjoint of `estimator: pathwise`, beyond which a training warns
@@ -97,8 +99,8 @@ def cot_entropy(out: Rollout) -> float:
     return entropy
 
 
-Metrics = dict[str, float | None]
-"""What metrics.jsonl says of one step, by name."""
+Metrics = dict[str, Any]
+"""What metrics.jsonl says of one step, by name: numbers, None, and the device."""
 
 
 class Best(NamedTuple):
@@ -124,7 +126,7 @@ class Trainer:
         self.settings, self.seed = spec.training, spec.seed
         base = read(ModelManifest, model / "model.json")
         self.lm = load(model, runtime)
-        announce(self.lm.device, self.lm.dtype)
+        self.made_on = announce(self.lm.device, self.lm.dtype)
         self.reference = load(model, runtime) if self.settings.kl_coefficient > 0 else None  # never trained
         asked = asking(spec.prompting, spec.model.asks, spec.grading.answer_format, shots)
         problems = training_problems(data, self.lm, asked, columns=spec.grading.wants_columns)
@@ -152,6 +154,7 @@ class Trainer:
         made_of = {"spec": spec.model_dump(mode="json"), "model": base.sha256, "data": digest}
         made_of |= asked.mark(spec.model.prompt)
         self.key = content_hash(made_of, 64)
+        self.trackers = Trackers(runtime.trackers, spec, out, self.key)
         self.step = 0
         self.best = Best()
         self.saved_best: Path | None = None  # folder of the best weights according to `progress.pt`
@@ -197,7 +200,6 @@ class Trainer:
         norm, seen = self.update(step, experience)
         times.append(time.perf_counter())
 
-        rollout_s, reward_s, update_s = np.diff(times).tolist()
         return {
             "step": step,
             **reward_metrics(verdicts),
@@ -210,10 +212,24 @@ class Trainer:
             **norms,
             **seen.as_metrics(),
             "near_ties": int(out.near_ties.sum()),
+            **self.costs(times, out),
+        }
+
+    def costs(self, times: list[float], out: Rollout) -> Metrics:
+        """Returns what a step cost: the seconds of its three parts, and tokens that it generated a second.
+
+        `wall_s` is the time of the run up to here, in all its attempts, with its validations and saves.
+        """
+        rollout_s, reward_s, update_s = np.diff(times).tolist()
+        tokens, seconds = int(out.cot_lengths.sum()) + sum(map(len, out.answers)), times[-1] - times[0]
+        return {
             "rollout_s": rollout_s,
             "reward_s": reward_s,
             "update_s": update_s,
+            "tokens_per_s": tokens / seconds if seconds else None,
+            "wall_s": self.wall_s,
             "peak_memory_mb": peak_memory_mb(self.lm.device),
+            "made_on": self.made_on,
         }
 
     def roll_out(self, step: int, problems: list[Problem]) -> Rollout:
@@ -314,6 +330,7 @@ class Trainer:
         """Takes the remaining steps, with their validations and saves."""
         with progress("train", self.settings.steps, self.step) as advance:
             self.validate_if_due()
+            self.trackers.log(self.lines)
             while self.step < self.settings.steps and self.diverged is None:
                 try:
                     line = self.take_step(self.step + 1)
@@ -324,6 +341,7 @@ class Trainer:
                 self.lines.append(line)
                 self.warn_of_residual()
                 self.validate_if_due()
+                self.trackers.log(self.lines)
                 advance(1, reward=line["reward"], validation=self.best.validation)
                 # Not at every validation: the optimizer's state takes 12 bytes a parameter. `finish` saves the end.
                 last = self.step == self.settings.steps
@@ -350,7 +368,7 @@ class Trainer:
         """
         if self.step == 0:
             if not self.lines:
-                self.lines.append({"step": 0, "validation": self.validate()})
+                self.lines.append({"step": 0, "validation": self.validate(), "made_on": self.made_on})
             return
         due = self.step % self.settings.validate_every == 0 or self.step == self.settings.steps
         if due and "validation" not in self.lines[-1]:  # a stopped job may not have come to it
@@ -476,6 +494,7 @@ def train(
     If another process trains this run (a job may outlive the Snakemake that started it), this one waits, and then
     continues the run or finds it finished.
     """
+    refuse_missing(runtime.trackers)
     state = out / ".state"
     with (
         Interruption() as interruption,
@@ -489,6 +508,6 @@ def train(
         if spec.mode and spec.training and (remarked := remark(spec.mode, spec.training)):
             print(f"softtok: {remarked}")
         trainer = Trainer(spec, runtime, model, data, out, shots)
-        with trainer.judge:
+        with trainer.judge, trainer.trackers:
             trainer.run(interruption)
             trainer.finish()

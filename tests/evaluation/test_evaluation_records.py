@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +18,18 @@ import pytest
 from softtok.config.manifests import CheckpointManifest
 from softtok.config.settings import RuntimeSettings
 from softtok.evaluation import evaluate as module
-from softtok.evaluation.evaluate import evaluate, noise_rms
+from softtok.evaluation.choices import choices
+from softtok.evaluation.evaluate import Cells, evaluate, noise_rms
 from softtok.method.batches import Problem, read_problems
+from softtok.method.stream import Finished, Room, stream
+from softtok.method.trajectories import Batch, Policy, Rollout
 from softtok.models.base_model import base_run
+from softtok.models.language_model import LanguageModel
+from softtok.models.loading import load
 from softtok.problems.reward import Grading, Judge
+from softtok.storage.costs import read_cost
 from softtok.storage.files import read_manifest, write_manifest
-from tests.support.specs import EVALUATION_MODES, base_spec, toy_model
+from tests.support.specs import EVALUATION_MODES, base_spec, choices_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 from tests.support.tiny_models import tiny_model
 
@@ -161,3 +169,66 @@ def test_noise_of_a_trained_model_is_measured_in_units_of_its_base() -> None:
     assert noise_rms(lm, base.model_copy(update={"embedding_rms": 7.0}), [], [])["embedding"] == 7.0
     rms = noise_rms(lm, base, [], [])
     assert rms["embedding"] == pytest.approx(lm.embedding_VD.square().mean().sqrt().item())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Stands in for the time that passes: 7 seconds to load a model, and a second for each finished problem."""
+    now = [0.0]
+
+    def loading(*arguments: Any) -> LanguageModel:
+        now[0] += 7
+        return load(*arguments)
+
+    def generating(policy: Policy, batch: Batch, room: Room) -> Iterator[Finished]:
+        for finished in stream(policy, batch, room):
+            now[0] += len(finished)
+            yield finished
+
+    monkeypatch.setattr(module, "load", loading)
+    monkeypatch.setattr(module, "stream", generating)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_the_cost_beside_the_rows_is_that_of_all_attempts(
+    run: Path, toy_sets: dict[str, Path], tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt ends while it judges a further problem, whose time is lost with it."""
+    out, settings = tmp_path / "out.parquet", RuntimeSettings(rollout_rows=4)
+    verdicts, judged = Cells._verdicts, []
+
+    def fails(self: Cells, policy: Policy, problems: list[Problem], made: list[Rollout]) -> Any:
+        judged.extend(problems)
+        if len(judged) > 3:
+            raise RuntimeError("killed")
+        return verdicts(self, policy, problems, made)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cells, "_verdicts", fails)
+        patch.setattr(module, "announce", lambda *place: "one device, bf16")
+        with pytest.raises(RuntimeError, match="killed"):
+            evaluate(spec("hard-sample", "soft-sample"), settings, run, toy_sets["test"], out)
+    assert not out.exists()
+    evaluate(spec("hard-sample", "soft-sample"), settings, run, toy_sets["test"], out)
+    cost, table = read_cost(out), pd.read_parquet(out)
+    assert cost is not None
+    assert (cost.ready_s, cost.made_on) == (7.0, table.made_on.iloc[-1])
+    first, rest, soft = cost.parts
+    assert [part.made_on for part in cost.parts] == ["one device, bf16", cost.made_on, cost.made_on]
+    assert (first.wall_s, rest.wall_s, soft.wall_s) == (3.0, 3.0, 6.0)
+    for part in cost.parts:
+        rows = table[(table.inference_mode == part.inference_mode) & (table.made_on == part.made_on)]
+        assert part.tokens == rows.cot_tokens.sum() + rows.answer_tokens.sum() > 0
+        assert part.tokens_per_s == part.tokens / (part.wall_s or 0)
+        assert part.peak_memory_mb is not None and part.peak_memory_mb > 100
+
+
+def test_a_choice_set_notes_its_cost(run: Path, toy_sets: dict[str, Path], tmp_path: Path) -> None:
+    start = time.monotonic()
+    choices(choices_spec("letters"), RuntimeSettings(), run, toy_sets["choice"], tmp_path / "out.parquet")
+    took, cost = time.monotonic() - start, read_cost(tmp_path / "out.parquet")
+    assert cost is not None
+    (part,) = cost.parts
+    assert 0 < cost.ready_s < took and part.wall_s is not None and 0 < cost.ready_s + part.wall_s <= took
+    assert (part.made_on, part.tokens) == (cost.made_on, 0)

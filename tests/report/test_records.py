@@ -16,6 +16,7 @@ import pytest
 from softtok.__main__ import main
 from softtok.config.grid import Study
 from softtok.report.page import make_report
+from softtok.storage.costs import JobCost, Part, write_cost
 from softtok.storage.files import file_sha256, read_json, write_manifest, write_table
 from tests.support.damage import seal
 from tests.support.project import Project, shipped
@@ -70,6 +71,12 @@ def write_runs(project: Recorded) -> None:
         write_manifest(path, manifest | facts | {"provenance": manifest["provenance"] | {"host": HOST}})
         for name in ("checkpoint/model.safetensors", ".state/locks/train", ".state/shards/a.jsonl"):
             project.write(f"{run.folder}/{name}")
+        if seed:  # the first one is of a version that did not note what its evaluations took
+            for rows in (project.folder / run.folder).glob("*/**/*.parquet"):
+                cost = Part(
+                    inference_mode="a", made_on="a GPU", wall_s=7.0, tokens=9, tokens_per_s=1.0, peak_memory_mb=None
+                )
+                write_cost(rows, JobCost(made_on="a GPU", ready_s=3600.0, parts=[cost]))
     for data in project.grid().data.values():
         path = project.folder / data.path
         if path.exists():
@@ -114,6 +121,7 @@ def test_a_report_from_records_is_that_from_results(project: Recorded, capsys: p
     assert capsys.readouterr().out == ""
     page = (project.folder / "report/report.html").read_text()
     assert "Many problems were flagged" in page and "partial" not in page
+    assert "a GPU</td>" in page and "Not counted: 3 of 15 evaluations" in page
 
 
 def test_records_hold_no_weights_and_no_trace_of_the_machine(project: Recorded) -> None:
@@ -332,6 +340,22 @@ def test_a_damaged_record_is_one_line(
         out, error = capsys.readouterr()
         assert out == "" and error.count("\n") == 1 and f"softtok: error: {path}" in error
     assert not (project.folder / "out").exists()
+
+
+def test_another_cost_is_no_other_result(project: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation that is gathered again from its samples took another time to load."""
+    before = contents(project.records)
+    costs = sorted(project.run("hard", 0).glob("*/**/*.cost.json"))
+    assert costs and len([name for name in before if name.endswith(".cost.json")]) == 4 * len(costs)
+    costs[0].write_text(costs[0].read_text().replace("3600.0", "3601.0"))
+    costs[-1].unlink()
+    assert project.record() == 0
+    assert "made again" not in capsys.readouterr().out
+    assert contents(project.records) == before
+    recorded = project.run("hard", 0, "records") / costs[0].relative_to(project.run("hard", 0))
+    recorded.write_text(costs[0].read_text())
+    assert project.report("out") == 1
+    assert f"{recorded} is damaged" in capsys.readouterr().err
 
 
 def harms_of_results(project: Recorded) -> Iterator[Path]:

@@ -94,6 +94,7 @@ class Project:
             *study.run_files("manifest.json"), *study.run_files("metrics.jsonl"), *study.choice_files(".parquet")
         )
         self.write(*study.evaluation_files(".parquet"), *study.evaluation_files(".entropy.csv"))
+        self.write(*study.evaluation_files(".cost.json"), *study.choice_files(".cost.json"))
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         """Starts `snakemake` as in a shell whose environment is not activated."""

@@ -19,9 +19,14 @@ from softtok.training.train import Metrics, Trainer
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl without times and memory, which no run repeats."""
+    """Returns the lines of metrics.jsonl without what only says where and how fast they were made."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith(("_s", "_mb"))} for line in found]
+    return [{key: value for key, value in line.items() if not of_machine(key)} for line in found]
+
+
+def of_machine(key: str) -> bool:
+    """Whether a key of metrics.jsonl is of the machine: a device, a time, a rate or a size in memory."""
+    return key == "made_on" or key.endswith(("_s", "_mb"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
