@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from softtok import __main__ as command
+from softtok.commands import jobs, parser
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -89,7 +90,7 @@ def softtok(name: str, **options: object) -> None:
 
 def start(folder: Path, out: Path) -> None:
     """Runs `softtok train` up to its first rollout, where the process ends with status 0."""
-    read_runtime = command._runtime  # called when the libraries are imported and nothing is loaded yet
+    read_runtime = parser.runtime_of  # called when the libraries are imported and nothing is loaded yet
 
     def end_at_the_first_rollout(options: Namespace) -> RuntimeSettings:
         from softtok.training import train
@@ -98,7 +99,7 @@ def start(folder: Path, out: Path) -> None:
             mock.patch.object(train, name, side_effect=lambda *_, **__: os._exit(0)).start()
         return read_runtime(options)
 
-    with mock.patch.object(command, "_runtime", end_at_the_first_rollout):
+    with mock.patch.object(jobs, "runtime_of", end_at_the_first_rollout):
         spec, data = (folder / "train.json").read_text(), folder / "train.parquet"
         softtok("train", spec=spec, runtime="{}", model=folder / "model", data=data, out=out)
     sys.exit("no rollout began")

@@ -242,8 +242,11 @@ class Grid:
 
     def _make_evaluation(self, test_set: str, inference_set: str) -> Evaluation:
         data = self._data("test", test_set)
+        entry = self.config.test_sets[test_set]
         modes = {name: self.config.inference_modes[name] for name in self.config.inference_sets[inference_set]}
-        prompting, shots = self._prompting(self.config.test_sets[test_set])
+        if (most := entry.samples) is not None:
+            modes = {name: mode.model_copy(update={"samples": min(mode.samples, most)}) for name, mode in modes.items()}
+        prompting, shots = self._prompting(entry)
         spec = EvaluationSpec(
             test_set=data.spec,
             grading=self._grading("test", test_set),

@@ -44,6 +44,7 @@ def report_spec(study: Plan, version: int) -> ReportSpec:
         },
         inference_modes={name: doors.sampled_mode(mode, config) for name, mode in modes.items()},
         inference_sets=inference_sets,
+        samples={name: most for name in order["test_sets"] if (most := config.test_sets[name].samples) is not None},
         order=order,
         paper=paper,
         figures=[own for choice in settings.figures if (own := doors.reference(doors.FIGURES, choice, config))],

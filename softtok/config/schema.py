@@ -24,7 +24,7 @@ from softtok.config.settings import (
     ToySettings,
     TrainingSettings,
 )
-from softtok.config.values import Name, Real, Seed, Whole
+from softtok.config.values import Name, Real, Samples, Seed, Whole
 from softtok.errors import UserError
 from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.fields import numbered
@@ -252,6 +252,9 @@ class TrainSet(OpenSet):
 class TestSet(OpenSet):
     __test__ = False  # no test of pytest's
 
+    samples: Samples | None = Field(
+        default=None, ge=1, description="the most samples per problem of any inference mode; none: as the modes say"
+    )
     evaluation: GenerationSettings = Field(default_factory=GenerationSettings)
 
 

@@ -143,7 +143,8 @@ class ReportRun(Record):
 class ReportSpec(Record):
     """A study's report: its runs, and everything in the order in which it is shown.
 
-    `k` lists the k of pass@k (None: powers of two). `order` has the entries of each section as the study lists them,
+    `k` lists the k of pass@k (None: powers of two). `samples` has the most samples per problem of test sets that limit
+    them. `order` has the entries of each section as the study lists them,
     `paper` their names in the paper's results, `data` the prepared train and test sets by kind and name. `config` is
     the part of the configuration that the report shows.
     """
@@ -155,6 +156,7 @@ class ReportSpec(Record):
     data: dict[Literal["train", "test"], dict[str, str]]
     inference_modes: dict[str, SampledMode]
     inference_sets: dict[str, list[str]]
+    samples: dict[str, int] = Field(default={}, exclude_if=lambda most: not most)
     order: dict[str, list[str]]
     paper: dict[str, dict[str, str]]
     figures: list[Reference]

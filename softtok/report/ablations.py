@@ -132,7 +132,7 @@ def _figure(
     `varied` has the setting of each (model, train set): one number in all of them, or in all of them the modes.
     """
     first, most = next(iter(varied.values())), max(len(of_pair.values) for of_pair in varied.values())
-    names = {name for panel in drawn for name, *_ in _measures(study, panel.family)}
+    names = {name for panel in drawn for name, *_ in _measures(study, panel)}
     width = 3.1 if first.numeric else max(3.1, 0.3 * most)
     columns = columns if width <= WIDEST else 1
     lines = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
@@ -164,16 +164,17 @@ def _figure(
 
 def _points(study: Study, drawn: Sequence[Panel]) -> str:
     """Says what a point is, for captions."""
-    samples = panels.value_range(study.samples(str(panel.family.sample)) for panel in drawn)
+    samples = panels.value_range(study.samples(str(panel.family.sample), panel.test_set) for panel in drawn)
     greedy = "pass@1 of greedy CoTs, and " if any(panel.family.greedy for panel in drawn) else ""
     measures = f"{greedy}pass@1 and pass@k of sampled ones ({samples} samples per problem)"
     return f"Every point is a training mode: {measures}, mean over seeds."
 
 
-def _measures(study: Study, family: Family) -> list[tuple[str, str, int, tuple[str, str, float]]]:
-    """What is drawn of a family with samples: (label, inference mode, k, look)."""
+def _measures(study: Study, panel: Panel) -> list[tuple[str, str, int, tuple[str, str, float]]]:
+    """What is drawn of a panel, whose family has samples: (label, inference mode, k, look)."""
     greedy, single, several = MEASURE_LOOKS
-    sampled, samples = str(family.sample), study.samples(str(family.sample))
+    family, sampled = panel.family, str(panel.family.sample)
+    samples = study.samples(sampled, panel.test_set)
     found = [("greedy pass@1", family.greedy, 1, greedy)] if family.greedy else []
     found += [(f"pass@{k}", sampled, k, single if k == 1 else several) for k in sorted({1, samples})]
     return found
@@ -184,7 +185,7 @@ def _panel(axes: Axes, study: Study, panel: Panel, varied: Varied, cells: pd.Dat
     places = {mode: float(value) if varied.numeric else at for at, (mode, value) in enumerate(varied.values.items())}
     cells = cells.assign(place=cells["training_mode"].map(places))
     look = BANDS if varied.numeric else BARS
-    for label, mode, k, (colour, marker, size) in _measures(study, panel.family):
+    for label, mode, k, (colour, marker, size) in _measures(study, panel):
         measured = cells[(cells["inference_mode"] == mode) & (cells["k"] == k)]
         mark: dict[str, Any] = {"marker": marker, "markersize": size, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
         placed = measured.dropna(subset="place")

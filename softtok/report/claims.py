@@ -343,6 +343,10 @@ class Design:
             raise NotRunError(f"pass@{samples} needs {samples} samples per problem, {mode} draws {drawn}")
         return mode
 
+    def draws(self, mode: str, test_set: str, samples: int) -> bool:
+        """Whether an inference mode draws so many samples on a test set, which may limit them."""
+        return not mode or self.study.samples(mode, test_set) >= samples
+
 
 def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:
     """Returns the effect of each run that the contrast is about, averaged over its test sets (or choice sets).
@@ -375,6 +379,8 @@ def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[fl
             if (name, inference) in planned
             and (name, other_inference) in design.cells.get(against, ())
             and only.get("test_sets", name) == name
+            and design.draws(inference, name, measure.k)
+            and design.draws(other_inference, name, measure.k)
         ]
         apart = [
             measure.apart(

@@ -163,7 +163,7 @@ class _Reader:
             path = folder / f"{inference_set}-{h8}.parquet"
             with self._noting(entry, f"{test_set} ({inference_set})"):
                 table = read_columns(path, CELL_COLUMNS)
-                counted, seen = cells_of(table, path, study)
+                counted, seen = cells_of(table, path, study, test_set)
                 for cell in counted.values():
                     _check_problems(self.problems, f"test set {test_set}", path, cell.index)
                 profiles = read_entropy(path.with_suffix(".entropy.csv"), table) | profiles
@@ -177,9 +177,9 @@ class _Reader:
             raise UserError(f"{folder} has no rows of inference mode '{lacking[0]}'")
         greedy = study.hard_family().greedy
         if greedy in cells:
-            self.noise.setdefault(test_set, []).append(_problem_noise(cells[greedy], study.samples(greedy)))
+            self.noise.setdefault(test_set, []).append(_problem_noise(cells[greedy], study.samples(greedy, test_set)))
         for mode in filter(cells.__contains__, study.inference_modes):
-            yield mode, _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode), study.spec.k)
+            yield mode, _mode_metrics(cells[mode], profiles.get(mode), study.samples(mode, test_set), study.spec.k)
 
     def results(self) -> Results:
         tidy = pd.DataFrame(self.metrics, columns=list(METRIC_COLUMNS), dtype=object)

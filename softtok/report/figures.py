@@ -231,7 +231,7 @@ def _passes(
         *[key("greedy: pass@1", marker="D", markersize=6, linestyle="none")] * greedy,
         *[BAND] * several,
     )
-    samples = panels.value_range(study.samples(str(panel.family.sample)) for panel in drawn)
+    samples = panels.value_range(study.samples(str(panel.family.sample), panel.test_set) for panel in drawn)
     words = [
         f"Lines: pass@k of sampled CoTs, estimated without bias from {samples} samples per problem, mean over seeds.",
         "Diamonds: greedy pass@1, side by side." if greedy else "",

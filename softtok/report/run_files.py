@@ -129,7 +129,7 @@ def disagreements(table: pa.Table) -> Counter[str]:
     return seen
 
 
-def cells_of(table: pa.Table, path: Path, study: Study) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
+def cells_of(table: pa.Table, path: Path, study: Study, test_set: str) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
     """Returns the counts of an evaluation's rows, by inference mode, and how often each reward status occurs.
 
     Counts have one row per problem_id: `correct` and `cot_tokens` summed over its samples, and, if there are several,
@@ -146,7 +146,7 @@ def cells_of(table: pa.Table, path: Path, study: Study) -> tuple[dict[str, pd.Da
         mode = str(name)
         if mode not in study.inference_modes:
             raise bad(path, f"has rows of an unknown inference mode '{mode}'")
-        samples = study.samples(mode)
+        samples = study.samples(mode, test_set)
         wrong = cell[(cell["sample_count"] != samples) | (cell["sample_count_distinct"] != samples)]
         if len(wrong):
             problem, found, distinct = wrong.iloc[0][["problem_id", "sample_count", "sample_count_distinct"]]
@@ -154,7 +154,7 @@ def cells_of(table: pa.Table, path: Path, study: Study) -> tuple[dict[str, pd.Da
         # Groups come in any order (threads), and sums of floats must not depend on it.
         cells[mode] = cell.set_index("problem_id")[["correct", "cot_tokens"]].sort_index()
     for mode, cell in cells.items():
-        if study.samples(mode) > 1:
+        if study.samples(mode, test_set) > 1:
             samples = table.filter(pc.equal(table["inference_mode"], mode))
             cells[mode] = cell.assign(majority=_majority(samples, cell.index))
     occurring = pc.value_counts(table["status"]).to_pylist()

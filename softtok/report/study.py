@@ -96,9 +96,11 @@ class Study:
         """Returns the token mode and training settings of a row's runs; empty for an untouched model."""
         return self._settings.get(row, {})
 
-    def samples(self, inference_mode: str) -> int:
-        """Samples per problem."""
-        return self.inference_modes[inference_mode].samples
+    def samples(self, inference_mode: str, test_set: str | None = None) -> int:
+        """Samples per problem on one test set, or the most on any."""
+        drawn = self.inference_modes[inference_mode].samples
+        tested = [test_set] if test_set else [name for name in self.test_sets if self.plans(name, inference_mode)]
+        return max((min(drawn, self.spec.samples.get(name, drawn)) for name in tested), default=drawn)
 
     def plans(self, test_set: str, inference_mode: str) -> bool:
         """Whether any run is tested in this mode on this test set."""

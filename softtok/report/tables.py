@@ -181,7 +181,7 @@ def make_tables(study: Study, metrics: pd.DataFrame, diverged: Sequence[Row] = (
 
 def _mode_columns(study: Study, test_set: str) -> Iterator[Column]:
     for mode in (mode for mode in study.inference_modes if study.plans(test_set, mode)):
-        for k in sorted({1, study.samples(mode)}):
+        for k in sorted({1, study.samples(mode, test_set)}):
             yield Column(mode, f"pass@{k}", test_set, mode, "pass@k", k)
 
 
@@ -189,14 +189,14 @@ def _hard_columns(study: Study) -> Iterator[Column]:
     hard = study.hard_family()
     for test_set in study.test_sets:
         for mode in (mode for mode in hard if mode and study.plans(test_set, mode)):
-            for k in sorted({1, study.samples(mode)}):
+            for k in sorted({1, study.samples(mode, test_set)}):
                 yield Column(test_set, f"{mode} pass@{k}", test_set, mode, "pass@k", k)
 
 
 def _majority_columns(study: Study) -> Iterator[Column]:
     for test_set in study.test_sets:
         for mode in study.inference_modes:
-            if (k := study.samples(mode)) >= LEAST_VOTERS and study.plans(test_set, mode):
+            if (k := study.samples(mode, test_set)) >= LEAST_VOTERS and study.plans(test_set, mode):
                 yield Column(test_set, f"{mode} majority@{k}", test_set, mode, "majority@k", k)
 
 

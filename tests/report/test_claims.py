@@ -575,6 +575,22 @@ def reasons(spec: Mapping[str, Any], metrics: pd.DataFrame, claim: str) -> set[s
     return {one.reason for one in of_claim}
 
 
+def test_a_set_with_fewer_samples_has_no_part_in_what_needs_more() -> None:
+    def truth(*cell: str) -> tuple[float, float]:
+        return (50.0 + 9 * (cell[2] == "soft") * (cell[3] == "math500"), 1.0)
+
+    both, alone = world(truth), world(truth, test_sets=("math500",))
+    limited = {**both.spec, "samples": {"my-gsm8k": 8}}
+    metrics = both.metrics()
+    fewer = metrics[~((metrics["test_set"] == "my-gsm8k") & (metrics["k"] == 32).fillna(False))]
+
+    def of_32(spec: Mapping[str, Any], seen: pd.DataFrame) -> list[tuple[Any, ...]]:
+        tested = [one for one in verdicts(study_of(spec), seen) if one.contrast.measure.k == 32]
+        return [(one.verdict, one.n, one.effect) for one in tested]
+
+    assert of_32(limited, fewer) == of_32(alone.spec, alone.metrics()) != of_32(both.spec, metrics)
+
+
 def test_one_seed_is_not_run_however_many_runs() -> None:
     def noisy(pairs: Sequence[tuple[str, str]], seeds: int) -> World:
         return world(lambda *cell: (50.0, 1.0), pairs, seeds=seeds)

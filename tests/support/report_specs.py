@@ -39,6 +39,7 @@ def report_spec(sketch: Mapping[str, Any]) -> ReportSpec:
         data=sketch.get("data", {"train": {}, "test": {}}),
         inference_modes=modes,
         inference_sets=every | sketch.get("inference_sets", {}),
+        samples=sketch.get("samples", {}),
         order={section: order.get(section, []) for section in SECTIONS},
         paper=sketch.get("paper", {}),
         figures=sketch.get("figures", []),

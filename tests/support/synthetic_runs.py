@@ -125,6 +125,8 @@ def write_planned(
         for test_set, sets in entry.tests.items():
             for name, h8 in sets.items():
                 modes = {one: spec.inference_modes[one].model_dump() for one in spec.inference_sets[name]}
+                for settings in modes.values():
+                    settings["samples"] = min(settings["samples"], spec.samples.get(test_set, settings["samples"]))
                 cell = run / "eval" / test_set
                 _write_cell(cell, mode, test_set, modes, problems, cot, 0.1, rng, f"{name}-{h8}")
         for choice_set, h8 in entry.choices.items():
