@@ -211,7 +211,7 @@ EVALUATIONS = {job for job in FIRST if job.startswith("evaluate")}
 def test_a_new_inference_mode_opens_every_evaluation_and_nothing_else(done: StandInProject) -> None:
     done.edit(lambda config: config["inference_sets"]["all-modes"].append("soft-greedy"))
     assert done.jobs() == EVALUATIONS | {"report results/reports/first"}
-    assert len(list((done.folder / "results/runs/toy/sums").glob("hard/*/eval/sums/*.parquet"))) == 2, (
+    assert len(list((done.folder / "results/runs/toy/sums").glob("hard/*/eval/sums/*.entropy.csv"))) == 2, (
         "the old cells stay"
     )
 
