@@ -6,9 +6,10 @@ CORES ?= all
 # The index of another build of PyTorch, for another CUDA or for CPUs alone: make install TORCH_INDEX=URL (pytorch.org/get-started/locally).
 TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+STUDY ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-trackers run run-smollm2 rehearsal test-fast test test-slow test-slurm lint format schema rooms bench bench-quick bench-long bench-real clean
+.PHONY: help install install-trackers run open run-smollm2 rehearsal test-fast test test-slow test-slurm lint format schema rooms bench bench-quick bench-long bench-real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +21,11 @@ install-trackers: .venv/installed-trackers ## TensorBoard, for `trackers: [tenso
 run: .venv/installed ## build the studies that config.yaml names under `run:` (the demo), then print the result
 	@$(BIN)/snakemake --cores $(CORES)
 	@$(BIN)/softtok show
+
+open: ## show a study's report in the browser, or what has finished of it: make open [STUDY=demo]
+	@page=results/reports/$(STUDY)/report.html; test -f $$page || page=results/reports/$(STUDY)/partial/report.html; \
+	test -f $$page || { echo "study $(STUDY) has no report yet; softtok report $(STUDY) --partial makes one"; exit 1; }; \
+	echo $$page; python3 -m webbrowser "file://$(CURDIR)/$$page" > /dev/null
 
 run-smollm2: .venv/installed-gguf ## the study of a real language model on two CPU cores; says first how long it takes here: make run-smollm2 [DATA=FOLDER]
 	@$(BIN)/python workflow/scripts/timed.py smollm2 --records docs/results/smollm2/records --cores $(CORES) $(if $(DATA),--data-root "$(DATA)")

@@ -28,6 +28,9 @@ if Path("config.yaml").exists():
 configfile: "config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/console.smk"
 # Checks the configuration and expands it to jobs, before any rule.
 include: "workflow/rules/common.smk"

@@ -535,6 +535,7 @@ def test_no_text_of_a_configuration_is_run_by_the_page_of_snakemakes_report(done
         (name,) = [name for name in file.namelist() if name.endswith("report.html") and name.count("/") == 1]
         page = file.read(name).decode()
     assert "results/reports/first/report.html" in page
+    assert "arXiv 2509.19170" in page, "the front text"
     assert "alert(" not in page
 
 

@@ -42,7 +42,13 @@ rule report:
             category="Claims",
             labels={"study": "{study}"},
         ),
-        tables=directory(f"{REPORT}/tables"),
+        tables=report(
+            directory(f"{REPORT}/tables"),
+            patterns=["{table}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"study": "{study}", "table": "{table}"},
+        ),
         figures=report(
             directory(f"{REPORT}/figures"),
             patterns=["{figure}.svg"],
