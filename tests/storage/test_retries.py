@@ -87,6 +87,17 @@ def test_a_job_that_saves_nothing_new_is_refused(notes: Notes) -> None:
     assert hopeless(notes, 4) is None, "the last one saved a step before it failed"
 
 
+def test_three_attempts_in_a_row_are_needed(notes: Notes) -> None:
+    """The first of these found an older step, so it saved the one that the others found."""
+    notes.log.parent.mkdir(parents=True)
+    note_step(notes.log.parent, 4)
+    for found in (3, 4, 4):
+        ended(notes, FAILED, found)
+    assert hopeless(notes, 4) is None
+    ended(notes, FAILED, 4)
+    assert hopeless(notes, 5) is not None
+
+
 @pytest.mark.parametrize(("how", "why"), [(KILLED, "was killed"), (SAVED, "raise runtime_min")])
 def test_a_refusal_says_how_the_last_attempt_ended(how: str | None, why: str, notes: Notes) -> None:
     """None of them came to a first save."""
