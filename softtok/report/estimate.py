@@ -11,13 +11,17 @@ from pathlib import Path
 
 from softtok.config.settings import RuntimeSettings
 from softtok.config.work import Costs, Job, below, problems_in, training_counts
+from softtok.storage.costs import read_cost
 from softtok.storage.progress import duration
 
 PARTS = ("steps", "steps with gradient norms", "validations", "resumable saves", "saves of the best weights")
 
 
 def took_s(job: Job, results: Path) -> float | None:
-    """Returns how long a finished job took, all its attempts together if it is a training; None if that is unknown."""
+    """Returns how long a finished job took, all its attempts together; None if that is unknown.
+
+    Snakemake notes the last attempt alone. Evaluations of an earlier version tell no more.
+    """
     found = []
     benchmark = results / below(job.benchmark)
     with contextlib.suppress(OSError, ValueError, KeyError), open(benchmark, newline="", encoding="utf-8") as file:
@@ -25,6 +29,10 @@ def took_s(job: Job, results: Path) -> float | None:
     if job.of is None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found.append(float(json.loads((results / below(job.outputs[0])).read_text(encoding="utf-8"))["wall_s"]))
+    elif (cost := read_cost(results / below(job.outputs[0]))) is not None:
+        times = [part.wall_s for part in cost.parts]
+        if None not in times:
+            found.append(cost.ready_s + sum(filter(None, times)))
     return max(found, default=None)
 
 

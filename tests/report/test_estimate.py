@@ -9,6 +9,7 @@ import pytest
 from softtok.config.grid import Grid
 from softtok.config.work import Costs, Job, ProblemsCost, TrainingCost, jobs_of, seconds_of, share, unlike
 from softtok.report.estimate import TimeLeft, arithmetic, took_s
+from softtok.storage.costs import JobCost, Part, cost_path, write_cost
 from softtok.storage.files import write_json
 from tests.support.project import Project, shipped
 
@@ -95,5 +96,11 @@ def test_a_job_took_what_its_files_say(project: Project, grid: Grid, tmp_path: P
         assert took_s(job, made.results) == 7.5
     write_json(made.folder / training.outputs[0], {"wall_s": 70.25})
     assert took_s(training, made.results) == 70.25, "earlier attempts count, too"
+    part = Part(inference_mode="m", made_on="cpu", wall_s=8.0, tokens=1, tokens_per_s=1.0, peak_memory_mb=None)
+    rows = made.folder / evaluation.outputs[0]
+    for other, seconds in ((part, 17.5), (part.model_copy(update={"wall_s": None}), 7.5)):
+        write_cost(rows, JobCost(made_on="cpu", ready_s=1.5, parts=[part, other]))
+        assert took_s(evaluation, made.results) == seconds, "without a time of some of it, the benchmark counts"
+    cost_path(rows).unlink()
     made.write(training.benchmark, evaluation.benchmark, text="s\n-\n")
     assert (took_s(training, made.results), took_s(evaluation, made.results)) == (70.25, None)
