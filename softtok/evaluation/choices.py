@@ -27,7 +27,7 @@ from softtok.storage.costs import JobCost, Part, write_cost
 from softtok.storage.files import read_columns, write_table
 from softtok.storage.progress import job_name, progress, shown_as_running
 from softtok.storage.provenance import attempt
-from softtok.storage.retries import measuring_notes, state_of
+from softtok.storage.retries import linked_state, measuring_notes
 
 TOKENS_AT_ONCE = 512  # tokens whose logits are in memory at one time
 SCHEMA = pa.schema(
@@ -53,7 +53,7 @@ class Question:
 def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, out: Path) -> None:
     """Scores every question of the choice set `data`; writes one row each to the parquet file `out`, and the cost."""
     started = time.monotonic()
-    state, job = state_of(run, runtime.state_folder), job_name(run, out)
+    state, job = linked_state(run, runtime.state_folder), job_name(run, out)
     with attempt(*measuring_notes(state, "choices", out)), shown_as_running(state, job) as note:
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)

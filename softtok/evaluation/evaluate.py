@@ -44,7 +44,7 @@ from softtok.storage.files import ENTROPY_KEY, content_hash, read_columns, text_
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import Progress, job_name, progress, shown_as_running
 from softtok.storage.provenance import attempt
-from softtok.storage.retries import measuring_notes, state_of
+from softtok.storage.retries import linked_state, measuring_notes
 from softtok.storage.shards import Shard
 
 SCHEMA = pa.schema(
@@ -74,7 +74,7 @@ def evaluate(
     `shots` is the prepared train set of the examples in prompts, if there are any.
     """
     started = time.monotonic()
-    state, job = state_of(run, runtime.state_folder), job_name(run, out)
+    state, job = linked_state(run, runtime.state_folder), job_name(run, out)
     notes = measuring_notes(state, "evaluate", out)
     with (
         attempt(*notes, notes.saved()),

@@ -15,7 +15,7 @@ import pandas as pd
 from softtok.problems.terminal import Page, safe
 from softtok.report.metrics import bootstrap_interval
 from softtok.report.run_files import read_columns, read_manifest
-from softtok.report.samples import sample_files
+from softtok.report.samples import sample_files, tested_on
 
 LISTED = 8  # problems that only one run solves
 COLUMNS = ("inference_mode", "problem_id", "sample", "correct", "cot_tokens")
@@ -80,10 +80,7 @@ def cells(run: Path, test_set: str) -> dict[str, Cell]:
 
 def _pairs(one: Path, other: Path) -> Iterator[tuple[str, str, Cell, Cell]]:
     """Yields the cells that both runs have, with the problems that both have."""
-    sets = [
-        [path.name for path in sorted((run / "eval").glob("*")) if any(path.glob("*.parquet"))] for run in (one, other)
-    ]
-    for test_set in (name for name in sets[0] if name in sets[1]):
+    for test_set in (name for name in tested_on(one) if name in tested_on(other)):
         mine, theirs = cells(one, test_set), cells(other, test_set)
         for mode in (mode for mode in mine if mode in theirs):
             shared = mine[mode].problems.index.intersection(theirs[mode].problems.index)

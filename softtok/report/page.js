@@ -29,7 +29,7 @@
     if (x === null || y === null) return x === null ? 1 : -1;
     return way * (y - x);
   };
-  for (const table of all("table.results:not(.questions)")) {
+  for (const table of all("table.results:not(.questions):not(.costs)")) {
     const rows = all("tbody.row", table);
     let at = 0;
     for (const head of all("thead tr:last-child th", table)) {

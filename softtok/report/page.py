@@ -41,7 +41,6 @@ SECTIONS = {
     "out-of-domain": "Out of domain",
     "majority-voting": "Majority voting",
     "answers-given": "How answers ended",
-    "costs": "Costs",
     "other": "Other tables",
     "training": "Training",
     "entropy": "Entropy",
@@ -91,6 +90,7 @@ def make_report(
         tables = marked_partial(tables, study)
     verdicts = claims.verdicts(study, results.metrics)
     own = list(own_figures.draw_own(spec.figures, results.metrics, results.training))
+    controls, viewer = controlled(study, results.metrics), make_viewer(study, root)
     collect.write_metrics(results.metrics, out / "metrics.csv")
     write_text(out / "claims.csv", claims.to_csv(verdicts))
     made = _write_tables(tables, spec.study, out / "tables")
@@ -100,10 +100,9 @@ def make_report(
     for path in [*out.glob("tables/*"), *out.glob("figures/*")]:
         if path.name not in made:
             path.unlink()
-    controls, viewer = controlled(study, results.metrics), make_viewer(study, root)
     content = Content(study, results, tables, plots, verdicts, controls, missing, viewer)
     write_text(out / "report.html", _page(content))
-    if not missing:
+    if not missing and (out / PARTIAL / "report.html").exists():
         shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return missing
 

@@ -40,11 +40,17 @@ class Shown:
     steps: bool = False
 
 
+def tested_on(run: Path) -> list[str]:
+    """Returns the test sets of which a run has samples."""
+    files = (path for path in (run / "eval").glob("*/*.parquet") if not path.name.endswith(SUFFIX))
+    return sorted({path.parent.name for path in files})
+
+
 def sample_files(run: Path, test_set: str) -> list[Path]:
     """Returns the files with a run's samples of a test set, the newest first. Raises UserError if there are none."""
     found = [path for path in (run / "eval" / test_set).glob("*.parquet") if not path.name.endswith(SUFFIX)]
     if not found:
-        known = sorted(path.name for path in (run / "eval").glob("*") if any(path.glob("*.parquet")))
+        known = tested_on(run)
         told = nearest(test_set, dict.fromkeys(known)) if known else ""
         raise UserError(f"{run} has no samples of a test set {test_set!r}{told}")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -76,7 +82,7 @@ def asked(run: Path, test_set: str, ids: set[str], data: Path | None = None) -> 
 
     Raises UserError if there is none with all of them, or if several differ in these questions.
     """
-    folder = run.resolve().parents[4] / "data" / "test"
+    folder = Path(*run.resolve().parts[:-5]) / "data" / "test"
     name = re.compile(rf"{re.escape(test_set)}-[0-9a-f]{{8}}\.parquet")
     paths = [data] if data else sorted(path for path in folder.glob("*.parquet") if name.fullmatch(path.name))
     found = [known for known in map(questions, paths) if ids <= known.keys()]

@@ -8,6 +8,7 @@ What does not fit is left out, and the page says how much: further problems firs
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
@@ -90,7 +91,8 @@ class _Shown:
                 break
         else:
             return None
-        order = _order(rows["problem_id"].unique(), _thought_of(root, run, test_set))
+        thought_of = next(filter(None, (_thought_of(root, one, test_set) for one in runs)), [])
+        order = _order(rows["problem_id"].unique(), thought_of)
         trial = cls(study, root, test_set, order[:MOST_PROBLEMS], len(order), 10**6)
         each = limit / len(runs)
         size = len(pack(trial.content(rows))) / len(trial.problems)
@@ -176,8 +178,8 @@ def read_thoughts(root: Path, run: ReportRun, test_set: str, columns: Sequence[s
     for path in _sample_files(root, run, test_set):
         beside = path.with_suffix(".thoughts.parquet")
         if beside.exists():
-            with files.open_table(beside) as file:
-                found.append(file.read(columns=list(columns)).to_pandas())
+            with contextlib.suppress(UserError):  # samples are shown without thoughts that are damaged
+                found.append(read_columns(beside, columns, empty=True).to_pandas())
     found = [frame for frame in found if len(frame)]
     return pd.concat(found) if found else None
 

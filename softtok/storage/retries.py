@@ -7,6 +7,7 @@ And a job that saves nothing new, attempt after attempt, is refused. Imports are
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,20 @@ class Attempt(NamedTuple):
 def state_of(run: Path, folder: str | None) -> Path:
     """Returns where progress of a run is saved: in its own folder, or below the one that the settings name."""
     return run / ".state" if folder is None else Path(folder, *run.parts[-NAMES_OF_RUN:])
+
+
+def linked_state(run: Path, folder: str | None) -> Path:
+    """Returns where a job saves progress of a run; if that is elsewhere, the run's folder gets a link to it.
+
+    Commands look for locks and notes through this link.
+    """
+    state = state_of(run, folder)
+    if folder is not None:
+        for place in (run, state):
+            place.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (run / ".state").symlink_to(state.resolve(), target_is_directory=True)
+    return state
 
 
 def training_notes(state: Path) -> Notes:

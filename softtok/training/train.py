@@ -61,7 +61,7 @@ from softtok.storage.integrity import weights_sha256
 from softtok.storage.locks import Interruption, Stopped, exclusive_lock
 from softtok.storage.progress import TRAINING, Progress, lock_of, note_of, progress
 from softtok.storage.provenance import attempt, attempts, provenance
-from softtok.storage.retries import state_of, training_notes
+from softtok.storage.retries import linked_state, state_of, training_notes
 from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
 from softtok.training.optimizer import MasterAdamW, learning_rate
 from softtok.training.saving import Writing, copy_if_it_fits
@@ -537,7 +537,7 @@ def train(
     continues the run or finds it finished.
     """
     refuse_missing(runtime.trackers)
-    state = state_of(out, runtime.state_folder)
+    state = linked_state(out, runtime.state_folder)
     notes = training_notes(state)
     with (
         Interruption() as interruption,

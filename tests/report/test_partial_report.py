@@ -112,3 +112,18 @@ def test_options_that_do_not_fit_are_one_line(
 ) -> None:
     assert main(options) == 1
     assert words in capsys.readouterr().err
+
+
+def test_damaged_thoughts_are_left_out_and_samples_are_shown(project: StudyProject) -> None:
+    rows = next(project.run("soft", 0).glob("eval/sums/*.parquet"))
+    rows.with_suffix(".thoughts.parquet").write_text("no parquet")
+    shutil.rmtree(project.run("hard", 1) / "eval")
+    assert project.report() == 0
+    assert 'id="viewer-index"' in project.page.read_text(encoding="utf-8")
+
+
+def test_a_whole_report_leaves_a_folder_of_that_name_that_is_no_report(project: StudyProject, tmp_path: Path) -> None:
+    (kept := tmp_path / "out/partial/thesis.txt").parent.mkdir(parents=True)
+    kept.write_text("mine")
+    make_report(project.spec, tmp_path / "out", project.folder)
+    assert kept.read_text() == "mine"

@@ -15,6 +15,7 @@ from softtok.storage.provenance import attempt
 from softtok.storage.retries import (
     Notes,
     hopeless,
+    linked_state,
     measuring_notes,
     note_step,
     refuse_hopeless,
@@ -166,3 +167,20 @@ def test_a_refused_training_is_one_line_and_no_attempt(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("softtok: error: ") and line.endswith("run snakemake again to try again")
     assert notes.log.read_bytes() == before
+
+
+def test_the_runs_folder_has_a_link_to_progress_that_is_saved_elsewhere(tmp_path: Path) -> None:
+    """Status, partial reports and `unused` look for locks and notes in the run's folder."""
+    run, volume = tmp_path / "results/runs/toy/sums/soft/seed0-0123abcd", tmp_path / "volume"
+    assert linked_state(run, None) == run / ".state" and not run.exists()
+    for _ in range(2):  # and in the next attempt
+        state = linked_state(run, str(volume))
+        assert state == volume / "toy/sums/soft/seed0-0123abcd" and state.is_dir()
+    (state / "step").write_text("3\n")
+    assert (run / ".state/step").read_text() == "3\n"
+
+
+def test_progress_that_lies_in_the_runs_folder_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "run/.state").mkdir(parents=True)
+    linked_state(tmp_path / "run", str(tmp_path / "volume"))
+    assert not (tmp_path / "run/.state").is_symlink()

@@ -20,7 +20,7 @@ from softtok.config.jobs import (
     REPORT_SPEC,
     RUN,
 )
-from softtok.config.load import load
+from softtok.config.load import load, wanted
 from softtok.config.work import in_turn
 from softtok.errors import UserError
 from softtok.storage.retries import (
@@ -68,7 +68,10 @@ logger.addFilter(without_command)
 def without_saved_stops(record):
     """Makes one line of the error of a job that was stopped with its progress saved, as at its time limit."""
     is_error = getattr(record, "event", None) == LogEvent.JOB_ERROR
-    if is_error and (line := stopped(record.log)):
+    submitted = "sbatch failed" not in str(
+        getattr(record, "rule_msg", None)
+    )  # else the log is of an earlier attempt
+    if is_error and submitted and (line := stopped(record.log)):
         record.event, record.msg = None, line
     return True
 
@@ -235,7 +238,8 @@ def evaluation_memory_mb(wildcards, attempt):
 
 def report_what_has_finished():
     """Makes partial reports of the studies that were asked for, have no whole one, and of which a trained run has finished."""
-    for name, study in grid.studies.items():
+    for name in wanted(grid.config, sys.argv):
+        study = grid.studies[name]
         page = Path(REPORT.format(study=name), "report.html")
         runs = study.run_files("manifest.json")
         begun = any("/base/" not in path and Path(path).exists() for path in runs)

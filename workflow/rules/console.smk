@@ -8,6 +8,7 @@ from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from softtok.storage.locks import SAVED
 from softtok.storage.progress import last_line
 
 LONGEST_REASON = 160  # characters
@@ -63,7 +64,11 @@ class Console(logging.Handler):
     def fails(self, record):
         words = [(log, last_line(Path(log))) for log in record.log]
         log, said = words[0] if words else ("no log", "")
-        told = f"{said or 'ended without a word; killed, or out of memory?'} ({log})"
+        if not said.startswith("softtok: error: ") and not said.endswith(SAVED):
+            ended = "ended without a word; killed, or out of memory?"
+            said = f"{ended} Its last line: {said}" if said else ended
+        why = " ".join(str(record.rule_msg or "").split())[:LONGEST_REASON]
+        told = f"{said} ({log}){f'; {why}' if why else ''}"
         self.failed[record.jobid] = (
             f"{self.names.get(record.jobid, record.rule_name)}: {told}"
         )
@@ -75,7 +80,7 @@ class Console(logging.Handler):
     def tell_unexplained(self):
         """Names at the end what failed without a line of its own, which `tell_failures` would print."""
         for line in self.failed.values():
-            if ": softtok: " not in line:
+            if ": softtok: error: " not in line and SAVED not in line:
                 self.tell(f"softtok: error: {line}")
 
 
