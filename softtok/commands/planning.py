@@ -34,7 +34,7 @@ def add_planning(line: CommandLine) -> None:
         "preview",
         _preview,
         "print a data set's first prompts and golds, and what its reward says of answers",
-        ["softtok preview gsm8k-test", "softtok preview gsm8k-test --model smollm2"],
+        ["softtok preview gsm8k", "softtok preview gsm8k --model smollm2"],
     )
     look.add_argument("set", help="the name of a train, test or choice set in config.yaml")
     look.add_argument(

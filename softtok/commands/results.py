@@ -66,7 +66,7 @@ def add_results(line: CommandLine) -> None:
             "estimators",
             _estimators,
             "measure bias and variance of the gradients of soft tokens",
-            ["softtok estimators results/runs/toy/chain/soft/seed0-1234abcd --figure estimators.png"],
+            ["softtok estimators results/runs/toy/sums/soft/seed0-1234abcd --figure estimators.png"],
         )
     )
 

@@ -64,9 +64,10 @@ class Console(logging.Handler):
     def fails(self, record):
         words = [(log, last_line(Path(log))) for log in record.log]
         log, said = words[0] if words else ("no log", "")
-        if not said.startswith("softtok: error: ") and not said.endswith(SAVED):
-            ended = "ended without a word; killed, or out of memory?"
-            said = f"{ended} Its last line: {said}" if said else ended
+        own = said.startswith("softtok: ")
+        if own and not said.startswith("softtok: error: ") and not said.endswith(SAVED):
+            said = f"killed, or out of memory? its last line: {said}"
+        said = said or "ended without a word; killed, or out of memory?"
         why = " ".join(str(record.rule_msg or "").split())[:LONGEST_REASON]
         told = f"{said} ({log}){f'; {why}' if why else ''}"
         self.failed[record.jobid] = (
