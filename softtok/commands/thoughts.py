@@ -24,7 +24,7 @@ def add_thoughts(line: CommandLine) -> None:
         "watch a model think about a question",
         [
             "softtok think smollm2 'What is 3 times 14?' --mode soft-sample --samples 4 --gold 42",
-            "softtok think results/runs/toy/sums/soft/seed0-1234abcd 'Maya has 6 coins. Gina takes 2. How many coins in the end?' --mode soft-greedy",
+            "softtok think toy 'Maya has 6 coins. Gina takes 2. How many coins in the end?' --mode soft-greedy",
         ],
     )
     think.add_argument("subject", metavar="MODEL", help="a run's or a model's folder, a GGUF file, a name, a hub id")

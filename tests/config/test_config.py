@@ -400,9 +400,9 @@ def test_the_examples_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytes
         Grid(load(merge(config, example), requested=list(example["studies"])))
         for example in map(yaml.safe_load, blocks)
     ]
-    names = ("prompts", "demo", "mine")
-    asked, variant, own = (grid.studies[name] for grid, name in zip(found, names, strict=True))
-    assert len(variant.runs) == 13 and len(own.runs) == 3
+    names = ("warm", "prompts", "demo", "mine")
+    warm, asked, variant, own = (grid.studies[name] for grid, name in zip(found, names, strict=True))
+    assert (len(warm.runs), len(variant.runs), len(own.runs)) == (7, 13, 3)
     ((base, answered),) = asked.evaluations.items()
     shown = {item.data.name: len(item.shots_path(asked.runs[base].model)) for item in answered.values()}
     assert shown == {"gsm8k": 0, "gsm8k-shots": 1}
