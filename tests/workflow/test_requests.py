@@ -17,7 +17,7 @@ ON_GPU = {"gpus": 1, "threads": 6, "memory_mb": 80_000, "runtime_min": 1200}
 
 def asked(project: Project) -> dict[str, tuple[int, int, int]]:
     """Returns threads, memory and minutes of the jobs of each rule, in a dry run, and asserts that jobs are told so."""
-    listed = project.snakemake("-n", "-p", "--cores", "16")
+    listed = project.snakemake("-n", "-p", "--quiet", "host", "--cores", "16")
     assert listed.returncode == 0, listed.stdout
     found: dict[str, tuple[int, int, int]] = {}
     for block in re.split(r"\n(?=rule |localrule )", listed.stdout):
