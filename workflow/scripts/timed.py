@@ -185,7 +185,8 @@ class Build:
             seconds = took_s(job, RESULTS)
             left.took[job] = left.expected[job] if seconds is None else seconds
             done = len(self.jobs) - len(left.expected) + len(left.took)
-            still = f"about {duration(left.seconds())} left{_until(left)}" if left.seconds() else "all done"
+            waits = len(left.took) < len(left.expected)  # jobs may take no time that a clock shows
+            still = f"about {duration(left.seconds())} left{_until(left)}" if waits else "all done"
             what = f"{job.label}, seed {job.run.seed}: {duration(left.took[job])}"
             print(f"{datetime.now():%H:%M} {what}; {done} of {len(self.jobs)} jobs, {still}", flush=True)
         if ended:
