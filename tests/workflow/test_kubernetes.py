@@ -34,7 +34,7 @@ def words(folder: Path) -> list[str]:
 
 def test_a_study_is_planned_as_pods(project: Project, tmp_path: Path) -> None:
     """All of its jobs, and what each that runs a model asks for."""
-    listed = project.snakemake(*words(tmp_path), "-p")
+    listed = project.snakemake(*words(tmp_path), "-p", "--quiet", "host")
     assert counts(listed)["train"] == 9 and counts(listed)["evaluate"] == 20
     for rule in ("train", "evaluate"):
         asked = re.findall(rf"^rule {rule}:\n(?: .*\n)*?    resources: (.*)", listed.stdout, re.MULTILINE)

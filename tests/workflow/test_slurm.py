@@ -158,7 +158,8 @@ def assert_same_results(found: Project, expected: Project) -> None:
         assert lines(one) == lines(other)
         for name in ("steps", "best_step", "best_validation", "checkpoint_sha256"):
             assert read_json(one / "manifest.json")[name] == read_json(other / "manifest.json")[name], (run, name)
-        (rows,) = other.glob("eval/*/*.parquet")
+        (thoughts,) = other.glob("eval/*/*.thoughts.parquet")
+        (rows,) = set(other.glob("eval/*/*.parquet")) - {thoughts}
         assert_same_evaluation(evaluation(one / rows.relative_to(other)), evaluation(rows), run)
     data = [path for path in (expected.results / "data").rglob("*.parquet")]
     report = expected.results / "reports" / "small"
