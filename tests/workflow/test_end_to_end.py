@@ -58,7 +58,7 @@ def test_every_output_is_there(finished: Project) -> None:
     report = finished.results / "reports/demo"
     # Snakemake leaves a hidden time stamp in folders that are outputs.
     assert {path.suffix for path in (report / "tables").glob("[!.]*")} == {".md", ".csv", ".tex", ".txt"}
-    assert {path.suffix for path in (report / "figures").glob("[!.]*")} == {".svg", ".png"}
+    assert {path.suffix for path in (report / "figures").glob("[!.]*")} == {".svg", ".png", ".pdf"}
     page = (report / "report.html").read_text()
     assert "<svg" in page
     metrics = pd.read_csv(report / "metrics.csv", keep_default_na=False)
