@@ -146,15 +146,21 @@ def _train(options: argparse.Namespace) -> None:
     train(spec, runtime, options.model, options.data, options.out, options.shots)
 
 
+def _runtime_of_test(options: argparse.Namespace, kind: str) -> RuntimeSettings:
+    """Returns the machine settings of a job that tests a run. Raises UserError if another attempt is hopeless."""
+    runtime = runtime_of(options)
+    state = state_of(options.run_folder, runtime.state_folder)
+    refuse_hopeless(measuring_notes(state, kind, options.out), options.attempt)
+    return runtime
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     with importing():
         from softtok.config.specs import EvaluationSpec, parse
 
         spec = parse(EvaluationSpec, options.spec)
         from softtok.evaluation.evaluate import evaluate
-    runtime = runtime_of(options)
-    state = state_of(options.run_folder, runtime.state_folder)
-    refuse_hopeless(measuring_notes(state, "evaluate", options.out), options.attempt)
+    runtime = _runtime_of_test(options, "evaluate")
     evaluate(spec, runtime, options.run_folder, options.data, options.out, options.shots)
 
 
@@ -164,9 +170,7 @@ def _choices(options: argparse.Namespace) -> None:
 
         spec = parse(ChoicesSpec, options.spec)
         from softtok.evaluation.choices import choices
-    runtime = runtime_of(options)
-    state = state_of(options.run_folder, runtime.state_folder)
-    refuse_hopeless(measuring_notes(state, "choices", options.out), options.attempt)
+    runtime = _runtime_of_test(options, "choices")
     choices(spec, runtime, options.run_folder, options.data, options.out)
 
 

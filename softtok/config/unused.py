@@ -15,6 +15,7 @@ from pathlib import Path
 from softtok.config.grid import Grid
 from softtok.config.jobs import Data
 from softtok.storage.costs import SUFFIX
+from softtok.storage.files import THOUGHTS_SUFFIX
 from softtok.storage.locks import is_locked
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -89,7 +90,7 @@ def _paths(grid: Grid) -> Iterator[str]:
     for study in grid.studies.values():
         yield study.spec_path
         yield from study.runs
-        for suffix in (".parquet", ".entropy.csv", ".thoughts.parquet", SUFFIX):
+        for suffix in (".parquet", ".entropy.csv", THOUGHTS_SUFFIX, SUFFIX):
             yield from study.evaluation_files(suffix)
         yield from (path for end in (".parquet", SUFFIX) for path in study.choice_files(end))
 

@@ -24,10 +24,9 @@ from softtok.method.token_modes import CotTokens
 from softtok.method.trajectories import Rollout
 from softtok.problems.pieces import pieces
 from softtok.problems.prompt import decode
-from softtok.storage.files import write_table
+from softtok.storage.files import THOUGHTS_SUFFIX, write_table
 from softtok.storage.shards import Shard
 
-SUFFIX = ".thoughts.parquet"
 SAMPLES = 4  # of a problem
 DECIMALS = 5
 SCHEMA = pa.schema(
@@ -101,7 +100,7 @@ def write_thoughts(shards: Mapping[str, Shard], wanted: frozenset[str], tokenize
             for sample, of in enumerate(line.get("thoughts", [])):
                 where = {"inference_mode": mode, "problem_id": name, "sample": sample}
                 steps += (where | step for step in _steps(tokenizer, texts, of))
-    write_table(out.with_suffix(SUFFIX), pa.Table.from_pylist(steps, SCHEMA))
+    write_table(out.with_suffix(THOUGHTS_SUFFIX), pa.Table.from_pylist(steps, SCHEMA))
 
 
 def _steps(tokenizer: Any, texts: dict[int, str], of: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

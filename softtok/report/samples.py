@@ -15,7 +15,8 @@ from softtok.config.messages import nearest
 from softtok.errors import UserError
 from softtok.problems.terminal import Page, Step
 from softtok.report.run_files import read_columns
-from softtok.report.thoughts import SUFFIX, read_thoughts
+from softtok.report.thoughts import read_thoughts
+from softtok.storage.files import THOUGHTS_SUFFIX
 
 COLUMNS = (
     *("inference_mode", "problem_id", "sample", "correct", "status", "answer", "cot"),
@@ -42,13 +43,13 @@ class Shown:
 
 def tested_on(run: Path) -> list[str]:
     """Returns the test sets of which a run has samples."""
-    files = (path for path in (run / "eval").glob("*/*.parquet") if not path.name.endswith(SUFFIX))
+    files = (path for path in (run / "eval").glob("*/*.parquet") if not path.name.endswith(THOUGHTS_SUFFIX))
     return sorted({path.parent.name for path in files})
 
 
 def sample_files(run: Path, test_set: str) -> list[Path]:
     """Returns the files with a run's samples of a test set, the newest first. Raises UserError if there are none."""
-    found = [path for path in (run / "eval" / test_set).glob("*.parquet") if not path.name.endswith(SUFFIX)]
+    found = [path for path in (run / "eval" / test_set).glob("*.parquet") if not path.name.endswith(THOUGHTS_SUFFIX)]
     if not found:
         known = tested_on(run)
         told = nearest(test_set, dict.fromkeys(known)) if known else ""
@@ -122,7 +123,7 @@ def _steps(path: Path, mode: str) -> dict[tuple[object, object], pd.DataFrame]:
     thoughts = read_thoughts(path)
     of_mode = None if thoughts is None else thoughts[thoughts["inference_mode"] == mode]
     if of_mode is None or of_mode.empty:
-        raise UserError(f"{path.with_suffix(SUFFIX)} has no steps in {mode}: not recorded, or its tokens are hard")
+        raise UserError(f"{path.with_suffix(THOUGHTS_SUFFIX)} has no steps in {mode}: not recorded, or tokens are hard")
     return {(name, sample): steps for (name, sample), steps in of_mode.groupby(["problem_id", "sample"])}
 
 

@@ -23,6 +23,7 @@ from softtok.config.specs import ReportRun
 from softtok.errors import UserError
 from softtok.report.run_files import read_columns
 from softtok.report.study import Study, row_of
+from softtok.report.thoughts import read_thoughts
 from softtok.storage import files
 
 OF_RUN, MOST = 600_000, 20_000_000  # bytes of a page: for each run of a study, and in all
@@ -172,21 +173,19 @@ def _sample_files(root: Path, run: ReportRun, test_set: str) -> Iterator[Path]:
         yield root / run.path / "eval" / test_set / f"{name}-{h8}.parquet"
 
 
-def read_thoughts(root: Path, run: ReportRun, test_set: str, columns: Sequence[str] = THOUGHTS) -> pd.DataFrame | None:
+def thoughts_of(root: Path, run: ReportRun, test_set: str, columns: Sequence[str] = THOUGHTS) -> pd.DataFrame | None:
     """Returns the recorded steps of thinking of a run on a test set; None if none were recorded."""
     found: list[pd.DataFrame] = []
     for path in _sample_files(root, run, test_set):
-        beside = path.with_suffix(".thoughts.parquet")
-        if beside.exists():
-            with contextlib.suppress(UserError):  # samples are shown without thoughts that are damaged
-                found.append(read_columns(beside, columns, empty=True).to_pandas())
-    found = [frame for frame in found if len(frame)]
+        with contextlib.suppress(UserError):  # samples are shown without thoughts that are damaged
+            if (frame := read_thoughts(path, columns)) is not None:
+                found.append(frame)
     return pd.concat(found) if found else None
 
 
 def _thought_of(root: Path, run: ReportRun, test_set: str) -> list[str]:
     """Returns the problems of which thoughts were recorded; they are the same in all runs."""
-    thoughts = read_thoughts(root, run, test_set, ["problem_id"])
+    thoughts = thoughts_of(root, run, test_set, ["problem_id"])
     return [] if thoughts is None else [str(name) for name in thoughts["problem_id"].unique()]
 
 
@@ -197,7 +196,7 @@ def _thinned(study: Study, root: Path) -> dict[str, tuple[int, int]]:
     for run in study.runs:
         first_seed = seeds.setdefault(row_of(run), run.seed) == run.seed
         for test_set in run.tests:
-            thoughts = read_thoughts(root, run, test_set, ["sample"])
+            thoughts = thoughts_of(root, run, test_set, ["sample"])
             for first, count in ({} if thoughts is None else (thoughts["sample"] == 0).value_counts()).items():
                 key = (bool(first), first_seed)
                 steps[key] = steps.get(key, 0) + int(count)
@@ -210,7 +209,7 @@ def _thinned(study: Study, root: Path) -> dict[str, tuple[int, int]]:
 def _thoughts(shown: _Shown, run: ReportRun, limits: tuple[int, int]) -> dict[str, Any]:
     """Returns steps by inference mode, problem and sample: [token, entropy, moved, heaviest tokens, weights] each."""
     samples, wanted = limits
-    thoughts = read_thoughts(shown.root, run, shown.test_set) if wanted else None
+    thoughts = thoughts_of(shown.root, run, shown.test_set) if wanted else None
     if thoughts is None:
         return {}
     places = {problem: place for place, problem in enumerate(shown.problems)}

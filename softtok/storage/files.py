@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WEIGHTS = "*.safetensors"  # the files of a model's folder whose hash is the model's identity
 TABLE_KEY = "softtok.sha256"  # of a parquet file's own SHA-256, in its metadata
 ENTROPY_KEY = "softtok.entropy_sha256"  # of the entropy profile next to an evaluation's rows, in their metadata
+THOUGHTS_SUFFIX = ".thoughts.parquet"  # of the file with recorded soft steps beside one of samples
 TABLE_SHA256 = re.compile(TABLE_KEY.encode() + rb"..([0-9a-f]{64})", re.DOTALL)
 
 

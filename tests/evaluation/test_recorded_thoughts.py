@@ -18,13 +18,14 @@ from softtok.config.settings import GenerationSettings, RuntimeSettings
 from softtok.config.specs import EvaluationSpec
 from softtok.evaluation import evaluate as module
 from softtok.evaluation.evaluate import evaluate
-from softtok.evaluation.thoughts import SAMPLES, SCHEMA, SUFFIX
+from softtok.evaluation.thoughts import SAMPLES, SCHEMA
 from softtok.method.batches import problems_hash
 from softtok.method.draws import Draws
 from softtok.method.stream import stream
 from softtok.method.trajectories import Batch
 from softtok.models.base_model import base_run
 from softtok.problems.prompt import render
+from softtok.storage.files import THOUGHTS_SUFFIX
 from tests.support.specs import EVALUATION_MODES, TEMPLATE, base_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 
@@ -55,7 +56,7 @@ def rows_of(frame: pd.DataFrame) -> list[SimpleNamespace]:
 
 
 def thoughts_of(out: Path) -> pd.DataFrame:
-    return pd.read_parquet(out.with_suffix(SUFFIX))
+    return pd.read_parquet(out.with_suffix(THOUGHTS_SUFFIX))
 
 
 def evaluated(asked: EvaluationSpec, run: Path, data: Path, out: Path, **runtime: int) -> pd.DataFrame:

@@ -4,38 +4,28 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from softtok.__main__ import main
-from softtok.config.specs import ReportSpec
 from softtok.report.page import make_report
-from tests.support.project import Project, shipped
+from tests.support.project import shipped
+from tests.support.study_project import STUDY, StudyProject
 from tests.support.synthetic_runs import write_planned
 
-STUDY = "small"
 
-
-class StudyProject(Project):
-    """A project of one study, with finished runs at the paths that the workflow would use."""
-
-    @cached_property
-    def spec(self) -> ReportSpec:
-        return self.grid().studies[STUDY].spec
-
-    def run(self, mode: str, seed: int) -> Path:
-        return self.folder / next(r.path for r in self.spec.runs if (r.training_mode, r.seed) == (mode, seed))
+class TablesProject(StudyProject):
+    """A study of which tables are asked."""
 
     def tables(self, *options: str, study: str = STUDY) -> int:
         return main(["tables", study, "--config", str(self.path), "--results", str(self.results), *options])
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyProject:
-    project, config = StudyProject(tmp_path_factory.mktemp("finished")), shipped()
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TablesProject:
+    project, config = TablesProject(tmp_path_factory.mktemp("finished")), shipped()
     study = config["studies"]["demo"] | {"training_modes": ["hard", "soft"], "seeds": [0, 1]}
     project.config = config | {"studies": {STUDY: study}, "run": [STUDY]}
     write_planned(project.folder, project.spec, problems=12, steps=8, cot=48, diverged=(("soft", 1),))
@@ -43,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyProject:
 
 
 @pytest.fixture
-def project(finished: StudyProject, tmp_path: Path) -> StudyProject:
+def project(finished: TablesProject, tmp_path: Path) -> TablesProject:
     return finished.copy(tmp_path / "project")
 
 
@@ -59,7 +49,7 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def test_a_finished_study_gives_the_tables_of_its_report(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: TablesProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_report(project.spec, project.folder / "report", project.folder)
     for options in ((), ("--partial",)):
@@ -73,7 +63,7 @@ def test_a_finished_study_gives_the_tables_of_its_report(
         assert "Partial" not in text
 
 
-def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_named_with_its_reason(project: TablesProject, capsys: pytest.CaptureFixture[str]) -> None:
     hard0, hard1, soft0, soft1 = (project.run(mode, seed) for mode in ("hard", "soft") for seed in (0, 1))
     (hard0 / "manifest.json").unlink()
     failed = {"event": "failed", "time": "T", "error": "RuntimeError('no\nmemory')"}
@@ -106,7 +96,7 @@ def test_what_is_missing_is_named_with_its_reason(project: StudyProject, capsys:
 
 
 def test_runs_that_are_trained_and_not_tested_are_not_called_finished(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: TablesProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in project.results.glob("runs/*/*/*/*/eval/sums/*.parquet"):
         path.unlink()
@@ -114,7 +104,7 @@ def test_runs_that_are_trained_and_not_tested_are_not_called_finished(
     assert "**Missing** (0 of 5 runs are complete; 5 more lack results of tests):" in capsys.readouterr().out
 
 
-def test_seeds_that_lack_the_same_share_a_line(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_that_lack_the_same_share_a_line(project: TablesProject, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         shutil.rmtree(project.run("soft", seed))
     assert project.tables("--partial") == 0
@@ -122,7 +112,7 @@ def test_seeds_that_lack_the_same_share_a_line(project: StudyProject, capsys: py
 
 
 def test_before_anything_has_finished_there_are_empty_tables(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: TablesProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.results)
     assert project.tables("--partial") == 0
@@ -133,7 +123,7 @@ def test_before_anything_has_finished_there_are_empty_tables(
 
 
 def test_without_partial_it_refuses_and_names_what_is_missing(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: TablesProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.run("soft", 1))
     next(project.run("hard", 0).glob("choices/*.parquet")).unlink()
@@ -147,7 +137,7 @@ def test_without_partial_it_refuses_and_names_what_is_missing(
 
 
 def test_a_table_that_mixes_devices_says_so_and_one_that_does_not_is_silent(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: TablesProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(project.run("soft", 0) / "manifest.json", lambda manifest: manifest["provenance"].update(device="gpu"))
     edit(project.run("soft", 0) / "manifest.json", lambda manifest: manifest["provenance"].update(torch="9.9"))
@@ -161,7 +151,7 @@ def test_a_table_that_mixes_devices_says_so_and_one_that_does_not_is_silent(
 
 
 def test_tables_are_written_where_they_are_wanted_and_never_among_the_reports(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: TablesProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.run("soft", 1))
     before = sorted(project.results.rglob("*"))
@@ -179,6 +169,6 @@ def test_tables_are_written_where_they_are_wanted_and_never_among_the_reports(
     assert sorted(project.results.rglob("*")) == before
 
 
-def test_a_study_that_is_not_there_is_one_line(project: StudyProject, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_is_not_there_is_one_line(project: TablesProject, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.tables("--partial", study="smal") == 1
     assert "did you mean 'small'?" in capsys.readouterr().err

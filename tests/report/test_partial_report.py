@@ -2,30 +2,20 @@
 
 import json
 import shutil
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from softtok.__main__ import main
-from softtok.config.specs import ReportSpec
 from softtok.report.page import make_report
-from tests.support.project import Project, shipped
+from tests.support.project import shipped
+from tests.support.study_project import STUDY, StudyProject
 from tests.support.synthetic_runs import write_planned
 
-STUDY = "small"
 
-
-class StudyProject(Project):
-    """A project of one study, with finished runs at the paths that the workflow would use."""
-
-    @cached_property
-    def spec(self) -> ReportSpec:
-        return self.grid().studies[STUDY].spec
-
-    def run(self, mode: str, seed: int) -> Path:
-        return self.folder / next(r.path for r in self.spec.runs if (r.training_mode, r.seed) == (mode, seed))
+class ReportProject(StudyProject):
+    """A study of which partial reports are asked."""
 
     def report(self, *options: str) -> int:
         where = ["--config", str(self.path), "--results", str(self.results)]
@@ -37,8 +27,8 @@ class StudyProject(Project):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyProject:
-    project, config = StudyProject(tmp_path_factory.mktemp("finished")), shipped()
+def finished(tmp_path_factory: pytest.TempPathFactory) -> ReportProject:
+    project, config = ReportProject(tmp_path_factory.mktemp("finished")), shipped()
     study = config["studies"]["demo"] | {"training_modes": ["hard", "soft"], "seeds": [0, 1], "test_sets": ["sums"]}
     project.config = config | {"studies": {STUDY: study}, "run": [STUDY]}
     write_planned(project.folder, project.spec, problems=8, steps=4)
@@ -46,12 +36,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyProject:
 
 
 @pytest.fixture
-def project(finished: StudyProject, tmp_path: Path) -> StudyProject:
+def project(finished: ReportProject, tmp_path: Path) -> ReportProject:
     return finished.copy(tmp_path / "project")
 
 
 def test_a_partial_report_names_what_is_missing_running_failed_or_damaged(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: ReportProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(project.run("hard", 1) / "eval")
     shutil.rmtree(soft1 := project.run("soft", 1))
@@ -79,7 +69,7 @@ def test_a_partial_report_names_what_is_missing_running_failed_or_damaged(
 
 
 def test_a_report_of_one_run_alone_can_be_made_and_of_none_is_one_line(
-    project: StudyProject, capsys: pytest.CaptureFixture[str]
+    project: ReportProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for mode, seed in (("hard", 0), ("hard", 1), ("soft", 0), ("soft", 1)):
         shutil.rmtree(project.run(mode, seed))
@@ -90,7 +80,7 @@ def test_a_report_of_one_run_alone_can_be_made_and_of_none_is_one_line(
     assert "no run of study 'small' has finished yet" in capsys.readouterr().err
 
 
-def test_the_whole_report_takes_the_place_of_the_partial_one(project: StudyProject) -> None:
+def test_the_whole_report_takes_the_place_of_the_partial_one(project: ReportProject) -> None:
     shutil.move(project.run("soft", 1), project.folder / "aside")
     assert project.report() == 0
     shutil.move(project.folder / "aside", project.run("soft", 1))
@@ -114,7 +104,7 @@ def test_options_that_do_not_fit_are_one_line(
     assert words in capsys.readouterr().err
 
 
-def test_damaged_thoughts_are_left_out_and_samples_are_shown(project: StudyProject) -> None:
+def test_damaged_thoughts_are_left_out_and_samples_are_shown(project: ReportProject) -> None:
     rows = next(project.run("soft", 0).glob("eval/sums/*.parquet"))
     rows.with_suffix(".thoughts.parquet").write_text("no parquet")
     shutil.rmtree(project.run("hard", 1) / "eval")
@@ -122,7 +112,7 @@ def test_damaged_thoughts_are_left_out_and_samples_are_shown(project: StudyProje
     assert 'id="viewer-index"' in project.page.read_text(encoding="utf-8")
 
 
-def test_a_whole_report_leaves_a_folder_of_that_name_that_is_no_report(project: StudyProject, tmp_path: Path) -> None:
+def test_a_whole_report_leaves_a_folder_of_that_name_that_is_no_report(project: ReportProject, tmp_path: Path) -> None:
     (kept := tmp_path / "out/partial/thesis.txt").parent.mkdir(parents=True)
     kept.write_text("mine")
     make_report(project.spec, tmp_path / "out", project.folder)

@@ -20,8 +20,8 @@ from softtok.problems.terminal import Page
 from softtok.report.compare import compare_lines, difference, flat
 from softtok.report.metrics import bootstrap_interval
 from softtok.report.samples import Shown, asked, sample_lines
-from softtok.report.thoughts import SUFFIX, read_thoughts
-from softtok.storage.files import read_manifest, write_manifest
+from softtok.report.thoughts import read_thoughts
+from softtok.storage.files import THOUGHTS_SUFFIX, read_manifest, write_manifest
 from tests.support.specs import base_spec, evaluation_spec, toy_model
 
 NAME = "eval/sums/six-0123abcd.parquet"
@@ -133,7 +133,7 @@ def test_questions_are_those_of_the_set_that_was_answered(run: Path) -> None:
 
 
 def test_files_without_thoughts_are_read_as_ever(run: Path) -> None:
-    (run / NAME).with_suffix(SUFFIX).unlink()
+    (run / NAME).with_suffix(THOUGHTS_SUFFIX).unlink()
     assert read_thoughts(run / NAME) is None
     assert told(run, "soft-sample")
 
