@@ -49,6 +49,10 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    note_what_begins()
+
+
 onerror:
     console.tell_unexplained()
     report_what_has_finished()

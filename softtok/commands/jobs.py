@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from softtok.commands.parser import (
     JOBS,
     CommandLine,
+    config_files,
     config_options,
     folder,
     importing,
@@ -178,7 +179,7 @@ def _measure(options: argparse.Namespace) -> None:
     from softtok.config.work import Costs, TrainingCost, study_of, unlike
     from softtok.storage.files import write_text
 
-    grid, study = study_of(options.config, options.study, options.data_root)
+    grid, study = study_of(config_files(options, options.study), options.study, options.data_root)
     jobs = unlike(study, options.results)
     start = time.perf_counter()
     with importing():

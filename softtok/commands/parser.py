@@ -93,13 +93,24 @@ def config_options(command: argparse.ArgumentParser, results: bool = True) -> No
         "--config",
         type=Path,
         nargs="+",
-        default=[Path("config.yaml")],
         metavar="PATH",
-        help="of several, a later one overrides an earlier one, as in `snakemake --configfile`",
+        help="of several, a later one overrides an earlier one, as in `snakemake --configfile`; default: those with"
+        " which the workflow last began the study, else config.yaml",
     )
-    command.add_argument("--data-root", type=folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`")
+    command.add_argument(
+        "--data-root", type=folder, metavar="PATH", help="as in `snakemake --config data_root=PATH`; same default"
+    )
     if results:
         results_option(command)
+
+
+def config_files(options: argparse.Namespace, study: str | None = None) -> list[Path]:
+    """Returns the configuration files of a command: those given, or else those that the study was last begun with."""
+    if options.config is not None:
+        return list(options.config)
+    from softtok.config.calls import files_of
+
+    return files_of(getattr(options, "results", Path("results")), study)
 
 
 def results_option(command: argparse.ArgumentParser) -> None:

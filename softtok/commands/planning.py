@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from softtok.commands.parser import JOBS, PEOPLE, CommandLine, config_options, importing, positive
+from softtok.commands.parser import JOBS, PEOPLE, CommandLine, config_files, config_options, importing, positive
 from softtok.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _check(options: argparse.Namespace) -> None:
     from softtok.config.trackers import check_trackers
 
     root = str(options.data_root) if options.data_root else None
-    grid = Grid(read(options.config, options.study, root))
+    grid = Grid(read(config_files(options, options.study[0] if len(options.study) == 1 else None), options.study, root))
     wanted = options.study or grid.config.run
     if unknown := [study for study in wanted if study not in grid.studies]:
         raise UserError(f"there is no study {unknown[0]!r}{nearest(unknown[0], grid.studies)}")
@@ -144,7 +144,7 @@ def _preview(options: argparse.Namespace) -> None:
 
     root = str(options.data_root) if options.data_root else None
     writer = partial(_writer_of, options.results)
-    for line in preview_lines(options.config, options.set, options.prompt_of, root, writer):
+    for line in preview_lines(config_files(options), options.set, options.prompt_of, root, writer):
         print(line)
 
 
@@ -153,8 +153,8 @@ def _doctor(options: argparse.Namespace) -> None:
     from softtok.config.work import study_of
 
     root = str(options.data_root) if options.data_root else None
-    named = options.study or read(options.config, (), root).run[0]
-    grid, study = study_of(options.config, named, options.data_root)
+    named = options.study or read(config_files(options), (), root).run[0]
+    grid, study = study_of(config_files(options, options.study), named, options.data_root)
     with importing():
         from softtok.models.doctor import examine
     for line in examine(grid, study, options.results, not options.no_probes, shutil.get_terminal_size().columns):
@@ -165,7 +165,7 @@ def _estimate(options: argparse.Namespace) -> None:
     from softtok.config.work import study_of
     from softtok.report.forecast import Forecast
 
-    grid, study = study_of(options.config, options.study, options.data_root)
+    grid, study = study_of(config_files(options, options.study), options.study, options.data_root)
     forecast = Forecast(grid, study, options.results, options.device, options.cot_tokens)
     print("\n".join(forecast.lines(shutil.get_terminal_size().columns)))
 

@@ -12,6 +12,7 @@ from typing import Any
 from softtok.commands.parser import (
     PEOPLE,
     CommandLine,
+    config_files,
     config_options,
     importing,
     results_option,
@@ -34,7 +35,9 @@ def add_results(line: CommandLine) -> None:
         "show on one screen what a study's jobs do, from results/ alone",
         ["softtok status", "softtok status demo --all"],
     )
-    status.add_argument("study", nargs="*", help="default: those that config.yaml names under `run:`")
+    status.add_argument(
+        "study", nargs="*", help="default: those begun in these results, or else those of `run:` in config.yaml"
+    )
     status.add_argument("--all", action="store_true", help="name every job, also where that takes more than a screen")
     status.add_argument("--width", type=int, metavar="COLUMNS", help="default: the terminal's, 80 in a pipe")
     config_options(status)
@@ -127,17 +130,30 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from softtok.report.status import status_lines
+    from softtok.config.work import study_of
+    from softtok.report.status import ROWS, status_of
 
     width = options.width or shutil.get_terminal_size().columns
-    for line in status_lines(options.config, options.study, options.data_root, options.results, width, options.all):
-        print(line)
+    for number, study in enumerate(options.study or _begun(options)):
+        screen = status_of(study_of(config_files(options, study), study, options.data_root)[1], options.results)
+        print("\n".join(["" for _ in range(number > 0)] + screen.lines(width, None if options.all else ROWS)))
+
+
+def _begun(options: argparse.Namespace) -> list[str]:
+    """Returns the studies that were begun in these results, or else those of `run:`."""
+    from softtok.config.calls import begun
+    from softtok.config.load import read
+
+    root = str(options.data_root) if options.data_root else None
+    studies = begun(options.results) if options.config is None else []
+    known = [study for study in studies if study in read(config_files(options, study), (), root).studies]
+    return known or read(config_files(options), (), root).run
 
 
 def _tables(options: argparse.Namespace) -> None:
     from softtok.report.partial import report_spec, study_tables, write
 
-    spec = report_spec(options.config, options.study, options.results, options.data_root)
+    spec = report_spec(config_files(options, options.study), options.study, options.results, options.data_root)
     made = study_tables(spec, options.partial)
     if options.out is None:
         print(made.text, end="")
@@ -177,7 +193,7 @@ def _partial_report(options: argparse.Namespace) -> None:
     spec = (
         parse(ReportSpec, options.spec)
         if options.study is None
-        else report_spec(options.config, options.study, options.results, options.data_root)
+        else report_spec(config_files(options, options.study), options.study, options.results, options.data_root)
     )
     out = options.out or options.results / "reports" / spec.study / PARTIAL
     missing = partial_report(spec, out, options.root or Path())
@@ -192,7 +208,9 @@ def _report_from_records(options: argparse.Namespace) -> None:
 
     if options.root is not None:
         raise UserError("--root goes with --spec; the paths of records start from their folder")
-    wanted = options.study and report_spec(options.config, options.study, Path(), options.data_root)
+    wanted = options.study and report_spec(
+        config_files(options, options.study), options.study, Path(), options.data_root
+    )
     for line in report_from_records(options.records, options.out, wanted):
         print(f"missing: {line}")
 
@@ -201,7 +219,7 @@ def _records(options: argparse.Namespace) -> None:
     from softtok.report.partial import report_spec
     from softtok.report.records import write_records
 
-    spec = report_spec(options.config, options.study, Path(), options.data_root)
+    spec = report_spec(config_files(options, options.study), options.study, Path(), options.data_root)
     folder = options.to or Path("docs", "results", options.study, "records")
     for line in write_records(spec, options.results, folder, options.replace):
         print(line)
@@ -215,8 +233,8 @@ def _unused(options: argparse.Namespace) -> None:
     if options.yes and not options.remove:
         raise UserError("--yes answers the question of --remove; give both, or neither")
     root = str(options.data_root) if options.data_root else None
-    grid = Grid(read(options.config, (), root))
-    if others := other_studies(grid, options.results):
+    grids = [Grid(read(files, (), root)) for files in _configurations(options)]
+    if others := other_studies(grids, options.results):
         warning = (
             f"{options.results} has reports of {', '.join(others)}, of which the configuration says nothing; if a file"
             " of your own does, name it too: --config config.yaml FILE"
@@ -224,10 +242,10 @@ def _unused(options: argparse.Namespace) -> None:
         if options.yes:
             raise UserError(f"{warning}; else use --remove without --yes")
         print(f"softtok: warning: {warning}", file=sys.stderr)
-    found = {path: size(path) for path in unused(grid, options.results)}
+    found = {path: size(path) for path in unused(grids, options.results)}
     for path, held in found.items():
         print(f"{held / 1e6:10.1f} MB\t{_one_line(path)}")
-    files = ", ".join(map(str, options.config))
+    files = ", ".join(dict.fromkeys(str(file) for files in _configurations(options) for file in files))
     places = f"{len(found)} places, {sum(found.values()) / 1e9:.1f} GB" if found else "nothing"
     summary = f"{places} in {_one_line(options.results)} that no study of {files} needs"
     if not (options.remove and found and (options.yes or _agreed(summary))):
@@ -236,6 +254,14 @@ def _unused(options: argparse.Namespace) -> None:
     for path in found:
         remove(path)
     print(f"{summary}; all was removed", file=sys.stderr)
+
+
+def _configurations(options: argparse.Namespace) -> list[list[Path]]:
+    """Returns the files of each configuration that may need a result: config.yaml, and what studies began with."""
+    from softtok.config.calls import begun
+
+    studies = [] if options.config is not None else begun(options.results)
+    return [list(files) for files in dict.fromkeys(tuple(config_files(options, study)) for study in (None, *studies))]
 
 
 def _one_line(path: Path) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from softtok.commands.parser import PEOPLE, CommandLine, config_options, importing
+from softtok.commands.parser import PEOPLE, CommandLine, config_files, config_options, importing
 
 if TYPE_CHECKING:
     from softtok.problems.terminal import Page
@@ -76,7 +76,7 @@ def _think(options: argparse.Namespace) -> None:
     named = (options.samples, options.top, options.seed, options.cot_tokens)
     wanted = Wanted(options.question, options.mode, golds, *named)
     root = str(options.data_root) if options.data_root else None
-    for text in thinking(options.subject, wanted, options.config, root, options.results, _page()):
+    for text in thinking(options.subject, wanted, config_files(options), root, options.results, _page()):
         print(text, end="", flush=True)
 
 

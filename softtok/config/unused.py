@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from softtok.config.grid import Grid
@@ -35,30 +35,34 @@ FOLDER = re.compile(
 LEFTOVER = re.compile(rf"\.({NAME}\.[0-9a-f]{{8}}|{MADE}\.[a-z0-9_]{{8}})\.tmp")
 
 
-def unused(grid: Grid, results: Path) -> Iterator[Path]:
-    """Yields files and folders in `results` that no study of the grid needs, but not the content of such folders.
+def unused(grids: Sequence[Grid], results: Path) -> Iterator[Path]:
+    """Yields files and folders in `results` that no study of the grids needs, but not the content of such folders.
 
     If the local files of a data set or model are missing now, its hash is not known, so everything with its name or
     below that name is left out. Leftovers of killed jobs are yielded too, unless a job is at work in their run.
     """
-    wanted = {Path(path).relative_to("results").as_posix() for path in _paths(grid)}
-    unknown = {data.name for data in grid.data.values() if data.spec.unknown}
-    unknown |= {model.name for model in grid.models.values() if _unknown(model.text, model.shots)}
-    unknown |= {run.train_set.name for run in grid.runs.values() if run.train_set and _unknown(run.shots)}
-    unknown |= {evaluation.data.name for evaluation in grid.evaluations.values() if _unknown(evaluation.shots)}
+    wanted = {Path(path).relative_to("results").as_posix() for grid in grids for path in _paths(grid)}
+    unknown = {name for grid in grids for name in _unknown_names(grid)}
     for top in ("data", "models", "specs", "runs", "reports"):
         if (results / top).is_dir() and not (results / top).is_symlink():
             yield from _unused(results, top, wanted, unknown)
+
+
+def _unknown_names(grid: Grid) -> Iterator[str]:
+    yield from (data.name for data in grid.data.values() if data.spec.unknown)
+    yield from (model.name for model in grid.models.values() if _unknown(model.text, model.shots))
+    yield from (run.train_set.name for run in grid.runs.values() if run.train_set and _unknown(run.shots))
+    yield from (evaluation.data.name for evaluation in grid.evaluations.values() if _unknown(evaluation.shots))
 
 
 def _unknown(*found: Data | None) -> bool:
     return any(data.spec.unknown for data in found if data is not None)
 
 
-def other_studies(grid: Grid, results: Path) -> list[str]:
-    """Returns the names of studies that have specs of reports in `results` and are not in the grid."""
+def other_studies(grids: Sequence[Grid], results: Path) -> list[str]:
+    """Returns the names of studies that have specs of reports in `results` and are in none of the grids."""
     names = {path.stem.rpartition("-")[0] for path in (results / "specs").glob("*.json")}
-    return sorted(names - set(grid.studies))
+    return sorted(names.difference(*(grid.studies for grid in grids)))
 
 
 def _unused(results: Path, below: str, wanted: set[str], unknown: set[str]) -> Iterator[Path]:

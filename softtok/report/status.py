@@ -10,8 +10,7 @@ from textwrap import wrap
 
 from softtok.config.grid import Study
 from softtok.config.jobs import REPORT
-from softtok.config.load import read
-from softtok.config.work import Job, below, jobs_of, prepared, study_of
+from softtok.config.work import Job, below, jobs_of, prepared
 from softtok.report.estimate import took_s
 from softtok.report.job_states import NAMES, JobState, state_of, unprepared
 from softtok.storage.progress import RECENT, Note, duration
@@ -116,17 +115,6 @@ def status_of(study: Study, results: Path) -> Status:
     absent, unmade = unprepared(prepared(study), results)
     page = results / below(REPORT.format(study=study.name)) / "report.html"
     return Status(study.name, states, absent, unmade, page, results)
-
-
-def status_lines(
-    files: Sequence[Path], names: Sequence[str], data_root: Path | None, results: Path, width: int, every: bool
-) -> Iterator[str]:
-    """Yields the screens of studies of configuration files, by default those that they name under `run:`."""
-    root = str(data_root) if data_root else None
-    for number, name in enumerate(names or read(files, (), root).run):
-        if number:
-            yield ""
-        yield from status_of(study_of(files, name, data_root)[1], results).lines(width, None if every else ROWS)
 
 
 def label(job: Job) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 import yaml
 
+from softtok.__main__ import main
 from softtok.config.specs import ReportSpec, parse
 from softtok.config.work import Costs, ProblemsCost, TrainingCost, jobs_of
 from tests.support.disks import make_read_only, small_disk
@@ -553,6 +554,40 @@ def test_another_configuration_replaces_the_shipped_one(project: StandInProject)
         "report": 1,
         "all": 1,
     }
+
+
+def test_commands_find_the_configuration_that_a_study_was_begun_with(
+    project: StandInProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {
+        "train_sets": {"mine": {"file": {"path": "mine.jsonl"}, "question": "q", "gold": {"field": "a"}}},
+        "models": {"toy-bpe": {"toy": {"tokenizer": "bpe"}, "training": {"validation_problems": 1}}},
+        "studies": {"mine": project.config["studies"]["first"] | {"models": ["toy-bpe"], "train_sets": ["mine"]}},
+    }
+    project.write("mine.yaml", text=yaml.safe_dump(own))
+    project.write("files/mine.jsonl", text='{"q": "1 + 1?", "a": "2"}\n{"q": "1 + 2?", "a": "3"}\n')
+    begun = ["--configfile", "mine.yaml", "--config", "data_root=files", "--", "mine"]
+    assert project.snakemake("-n", *begun).returncode == 0
+    assert not (project.results / ".calls").exists(), "a dry run begins nothing"
+    assert project.snakemake(*begun).returncode == 0
+    project.jobs("second")
+
+    monkeypatch.chdir(project.folder.parent)  # from any folder, from the results alone
+    assert main(["status", "--results", str(project.results)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("second: 5 jobs: 5 done\n"), "the last one first"
+    assert "\nmine: 5 jobs: 5 done\n" in shown and "first" not in shown
+    assert main(["unused", "--results", str(project.results), "--config", str(project.path)]) == 0
+    assert "runs/toy-bpe/mine" in capsys.readouterr().out
+    monkeypatch.chdir(project.folder)  # where config.yaml lies
+    assert main(["unused"]) == 0
+    assert not capsys.readouterr().out
+    project.edit(lambda config: config["studies"].pop("second"))
+    assert main(["status"]) == 0
+    assert "second" not in capsys.readouterr().out
+    (project.folder / "mine.yaml").unlink()
+    assert main(["status", "mine"]) == 1
+    assert "there is no study 'mine' in config.yaml" in capsys.readouterr().err
 
 
 def test_a_path_of_no_study_is_told(project: StandInProject) -> None:

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from softtok.config.calls import note_call
 from softtok.config.grid import Grid
 from softtok.config.jobs import (
     BASE,
@@ -234,6 +235,15 @@ def evaluation_machine(wildcards):
 def evaluation_memory_mb(wildcards, attempt):
     """Returns the memory of a job that tests a model."""
     return grown(evaluation_machine(wildcards).memory_mb, wildcards, attempt)
+
+
+def note_what_begins():
+    """Notes the configuration of the studies that are built; a later file overrides an earlier one."""
+    own = workflow.config_settings
+    shipped = [] if own.replace_workflow_config and own.configfiles else ["config.yaml"]
+    asked = workflow.dag_settings.targets or grid.config.run
+    names = [name for name in asked if name in grid.studies]
+    note_call(Path("results"), names, [*shipped, *own.configfiles], own.config)
 
 
 def report_what_has_finished():
