@@ -73,7 +73,7 @@
   const contrasts = () => {
     const found = [["all", "all"], ["some", "solved here, by some sample"], ["none", "solved here by no sample"]];
     for (const other of new Set(index.runs.map((run) => run.mode))) {
-      if (other === index.runs[+runBox.value].mode || sibling(other) < 0) continue;
+      if (other === index.runs[+runBox.value].mode || !of().solved[modeBox.value]?.[sibling(other)]) continue;
       found.push([`+${other}`, `${other} right where this is wrong`], [`-${other}`, `this right where ${other} is wrong`]);
     }
     for (const mode of Object.keys(of().solved)) {

@@ -2,7 +2,8 @@
 
 A part is one run on one test set, packed (gzip, base64) so that the page unpacks only what is looked at. All runs and
 modes show the same problems: first those with recorded thoughts, then others in an order that their ids alone decide.
-What does not fit is left out, and the page says how much: further problems first, then samples behind the eighth.
+What does not fit is left out, and the page says how much: further problems first, then samples behind the eighth, then
+later seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def make_viewer(study: Study, root: Path, budget: int | None = None) -> Viewer |
         tested = [run for run in study.runs if test_set in run.tests]
         shown = _Shown.plan(study, root, test_set, tested, limit // len(study.test_sets))
         if shown is not None:
-            viewer.index["sets"][test_set] = _add_set(viewer, shown, tested, thinking)
+            viewer.index["sets"][test_set] = _add_set(viewer, shown, thinking)
     return viewer if viewer.parts else None
 
 
@@ -74,11 +75,13 @@ def _run_name(run: ReportRun) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Shown:
-    """Which problems and samples of a test set are shown."""
+    """Which runs, problems and samples of a test set are shown."""
 
     study: Study
     root: Path
     test_set: str
+    runs: Sequence[ReportRun]
+    tested: int  # runs in all
     problems: list[str]
     total: int
     samples: int  # of each problem at most
@@ -94,14 +97,20 @@ class _Shown:
             return None
         thought_of = next(filter(None, (_thought_of(root, one, test_set) for one in runs)), [])
         order = _order(rows["problem_id"].unique(), thought_of)
-        trial = cls(study, root, test_set, order[:MOST_PROBLEMS], len(order), 10**6)
+        whole = cls(study, root, test_set, runs, len(runs), order[:MOST_PROBLEMS], len(order), 10**6)
+        fewer = replace(whole, samples=FEW_SAMPLES)
         each = limit / len(runs)
-        size = len(pack(trial.content(rows))) / len(trial.problems)
-        few = cls(study, root, test_set, trial.problems, len(order), FEW_SAMPLES)
-        if size * 2 * FEWEST > each:
-            size, trial = len(pack(few.content(rows))) / len(few.problems), few
-        count = max(FEWEST, min(MOST_PROBLEMS, int(each / size)))
-        return cls(study, root, test_set, order[:count], len(order), trial.samples)
+        chosen = whole if whole._first(2 * FEWEST)._size(rows) <= each else fewer
+        while (size := chosen._size(rows)) > each and len(chosen.problems) > FEWEST:
+            count = min(len(chosen.problems) - 1, int(len(chosen.problems) * each / size))
+            chosen = chosen._first(max(FEWEST, count))
+        return replace(chosen, runs=sorted(runs, key=lambda run: run.seed)[: max(1, int(limit / size))])
+
+    def _first(self, count: int) -> _Shown:
+        return replace(self, problems=self.problems[:count])
+
+    def _size(self, rows: pd.DataFrame) -> int:
+        return len(pack(self.content(rows)))
 
     def content(self, rows: pd.DataFrame) -> dict[str, list[list[list[Any]]]]:
         """Returns the samples by inference mode and problem: [correct, status, stop, tokens, CoT, answer] each."""
@@ -122,13 +131,11 @@ def _order(problems: Iterable[str], first: Sequence[str]) -> list[str]:
     return [*first, *rest]
 
 
-def _add_set(
-    viewer: Viewer, shown: _Shown, runs: Sequence[ReportRun], thinking: Mapping[str, tuple[int, int]]
-) -> dict[str, Any]:
+def _add_set(viewer: Viewer, shown: _Shown, thinking: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     """Adds the parts of a test set; returns its entry of the index."""
     solved: dict[str, dict[int, list[int]]] = {}  # inference mode -> run -> right samples of each problem, of all drawn
     order = {run.path: place for place, run in enumerate(shown.study.runs)}
-    for run in runs:
+    for run in shown.runs:
         rows = read_samples(shown.study, shown.root, run, shown.test_set)
         if rows is None:
             continue
@@ -146,6 +153,8 @@ def _add_set(
     return {
         "problems": problems,
         "total": shown.total,
+        "runs": len(shown.runs),
+        "tested": shown.tested,
         "drawn": drawn,
         "shown": {mode: min(shown.samples, count) for mode, count in drawn.items()},
         "solved": solved,
