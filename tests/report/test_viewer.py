@@ -122,6 +122,8 @@ def test_less_room_leaves_out_problems_then_samples_then_later_seeds(study: tupl
             seen.add(fewer)
             if fewer[1]:
                 assert max(of["shown"].values()) == FEW_SAMPLES
+            for mode, problems in unpacked(viewer, f"samples-{places[0]}-{test_set}").items():
+                assert {len(those) for those in problems} == {of["shown"][mode]}
             if fewer[2]:
                 assert len(of["problems"]) == FEWEST
                 left_out = [run.seed for place, run in enumerate(planned.runs) if place not in places]
