@@ -19,6 +19,7 @@ from softtok.models.tokenizer_checks import QUESTION, encode_prompts
 from softtok.problems import toy
 from softtok.problems.prompt import PREFILL_AFTER_CUT, render
 from softtok.problems.toy import Demonstration
+from softtok.storage.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,19 +177,21 @@ def pretrain(
     losses = []
     tokens = 0
     model.train()
-    for step, (ids, prompt, answer) in enumerate(islice(batches, steps)):
-        # Padding is on the right, where causal attention does not look, so no mask is needed.
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        weights = (answer + prompt * PROMPT_WEIGHT * (1 - step / steps))[:, 1:].flatten()
-        ((nats * weights).sum() / weights.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for update in (*optimizers, *schedules):
-            update.step()
-        model.zero_grad()
-        answer = answer[:, 1:].flatten()
-        losses.append(float((nats.detach() * answer).sum() / answer.sum()))
-        tokens += ids.numel()
+    with progress("pretraining", steps) as counted:
+        for step, (ids, prompt, answer) in enumerate(islice(batches, steps)):
+            # Padding is on the right, where causal attention does not look, so no mask is needed.
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            weights = (answer + prompt * PROMPT_WEIGHT * (1 - step / steps))[:, 1:].flatten()
+            ((nats * weights).sum() / weights.sum()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for update in (*optimizers, *schedules):
+                update.step()
+            model.zero_grad()
+            answer = answer[:, 1:].flatten()
+            losses.append(float((nats.detach() * answer).sum() / answer.sum()))
+            tokens += ids.numel()
+            counted.advance(1, recent={"loss": losses[-1]})
     model.eval()
     last = losses[-50:]
     return {"tokens": tokens, "final_loss": sum(last) / len(last)}

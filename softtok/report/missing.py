@@ -10,6 +10,8 @@ from softtok.report.collect import Absent, row_text
 from softtok.report.run_files import MissingError
 from softtok.report.study import Study, row_of
 from softtok.report.tables import Table
+from softtok.storage.locks import is_locked
+from softtok.storage.progress import TRAINING, note_of, read_note
 from softtok.storage.provenance import attempts, error_of
 
 
@@ -44,6 +46,8 @@ def missing_lines(absent: Iterable[Absent], why: Callable[[Absent], str]) -> lis
 
 def from_attempts(item: Absent) -> str:
     """Returns why results are missing, as far as the run's folder shows."""
+    if (note := _running(item)) is not None:
+        return f"running{note}"
     log = "attempts" if not item.what else "evaluate" if "(" in item.what else "choices"
     events = attempts(item.folder / ".state" / f"{log}.jsonl")
     if item.what:  # one log for all sets of the run
@@ -53,7 +57,21 @@ def from_attempts(item: Absent) -> str:
         return "not trained" if item.row.training_mode != "base" else "not made"
     last = events[-1]
     return {
-        "start": f"not finished: started {last['time']}, and running or killed since",
+        "start": f"not finished: started {last['time']}, and killed since",
         "interrupted": "not finished: stopped, and goes on when it is run again",
         "failed": f"failed: {error_of(last)}",
     }.get(last["event"], "finished, but its outputs are gone")
+
+
+def _running(item: Absent) -> str | None:
+    """Returns how far the job is that makes what is missing, "" if that is not known; None if no job does."""
+    state = item.folder / ".state"
+    jobs = TRAINING
+    if item.what:  # "test set (inference set)" or a choice set; locks are named after outputs, with their hash
+        test_set, _, inference_set = item.what.removesuffix(")").partition(" (")
+        jobs = f"{f'eval.{test_set}.{inference_set}' if inference_set else f'choices.{test_set}'}-????????"
+    for lock in (state / "locks").glob(jobs):
+        if is_locked(lock):
+            note = read_note(note_of(state, lock.name))
+            return f", at {note.done} of {note.total} {note.unit}" if note is not None else ""
+    return None

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named_with_its_reason(project: TablesProject, capsys
     for line in (
         "(1 of 5 runs are complete; 2 more lack results of tests)",
         "- toy, sums, hard, seed 0: failed: RuntimeError('no memory')",
-        "- toy, sums, hard, seed 1: not finished: started 2026-01-02T03:04:05, and running or killed since",
+        "- toy, sums, hard, seed 1: not finished: started 2026-01-02T03:04:05, and killed since",
         "- toy, sums, soft, seed 0: sums (six): not measured; the last attempt at such a job failed: RuntimeError",
         "- toy, sums, soft, seed 1: largest: ",
     ):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from softtok.__main__ import main
 from softtok.report.page import make_report
+from softtok.storage.progress import Note, shown_as_running
 from tests.support.project import shipped
 from tests.support.study_project import STUDY, StudyProject
 from tests.support.synthetic_runs import write_planned
@@ -55,7 +57,7 @@ def test_a_partial_report_names_what_is_missing_running_failed_or_damaged(
     assert "4 of 5 runs are here" in banner and "partial report: " in told
     for line in (
         "toy, sums, hard, seed 1: sums (six): not measured",
-        "toy, sums, soft, seed 1: not finished: started 2026-11-29T01:02:03, and running or killed since",
+        "toy, sums, soft, seed 1: not finished: started 2026-11-29T01:02:03, and killed since",
         "toy, sums, soft, seed 0: largest: ",
     ):
         assert line in banner and line in told, line
@@ -66,6 +68,35 @@ def test_a_partial_report_names_what_is_missing_running_failed_or_damaged(
     cells = pd.read_csv(project.page.parent / "tables/hard-inference.csv")
     assert dict(zip(cells["training_mode"], cells["n"], strict=True)) == {"base": 1, "hard": 1, "soft": 1}
     assert "n is what has finished of 2 planned runs per row" in text
+
+
+def test_what_is_missing_and_being_made_is_running(project: ReportProject, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(tested := project.run("hard", 1) / "eval")
+    for path in project.run("soft", 0).glob("choices/*"):
+        path.unlink()
+    (project.run("soft", 1) / "manifest.json").unlink()
+    test = next(run for run in project.spec.runs if project.folder / run.path == tested.parent)
+    jobs = {
+        ("hard", 1): f"eval.sums.six-{test.tests['sums']['six']}",
+        ("soft", 0): f"choices.largest-{test.choices['largest']}",
+        ("soft", 1): "train",
+    }
+    with ExitStack() as running:
+        for run, job in jobs.items():
+            path = running.enter_context(shown_as_running(project.run(*run) / ".state", job))
+            if job == "train":
+                path.parent.mkdir()
+                note = Note(
+                    pid=1, host="", time=0.0, unit="steps", done=3, total=4, left_s=1.0, tokens_s=None, facts={}
+                )
+                path.write_text(note.as_json())
+        assert project.report() == 0
+    told = capsys.readouterr().out
+    assert "toy, sums, hard, seed 1: sums (six): running\n" in told
+    assert "toy, sums, soft, seed 0: largest: running\n" in told
+    assert "toy, sums, soft, seed 1: running, at 3 of 4 steps\n" in told
+    assert project.report() == 0
+    assert "running" not in capsys.readouterr().out
 
 
 def test_a_report_of_one_run_alone_can_be_made_and_of_none_is_one_line(
