@@ -91,6 +91,20 @@ def test_what_is_shown_is_what_a_rollout_makes(
         (check_soft if mode != "hard-sample" else check_hard)(policy, made, row, part)
 
 
+def test_every_sample_has_its_own_answer(config: Path, tiny_toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained toy answers all alike, so here each sample answers with its number."""
+
+    def numbered(policy: Policy, batch: Batch) -> object:
+        for rows in follow(policy, batch):
+            for sample in range(3):
+                rows.out.answers[sample] = policy.lm.tokenizer(f" {sample}", add_special_tokens=False)["input_ids"]
+            yield rows
+
+    monkeypatch.setattr(module, "follow", numbered)
+    text = "".join(shown(config, tiny_toy, Wanted(QUESTION, "hard-sample", samples=3)))
+    assert re.findall(r"(?m)^answer: .*?(\d)$", text) == ["0", "1", "2"]
+
+
 def check_hard(policy: Policy, made: Rollout, row: int, part: str) -> None:
     cot = decode(policy.lm.tokenizer, made.cot(row))
     assert part.split("\nanswer: ")[0].split() == cot.split()

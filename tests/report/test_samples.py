@@ -79,12 +79,17 @@ def test_every_sample_is_shown_with_its_question_verdict_and_stop(evaluated: Pat
             assert f"answer: {sample.answer.strip()}" in block
 
 
-def test_wrong_samples_and_one_problem_alone(evaluated: Path) -> None:
-    samples = pd.read_parquet(evaluated / NAME).query("inference_mode == 'hard-sample'")
-    wrong = told(evaluated, "hard-sample", Shown(wrong=True))
-    assert wrong.count("\nsample ") == (~samples.correct).sum() and ": correct," not in wrong
+def test_wrong_samples_and_one_problem_alone(run: Path) -> None:
+    every = pd.read_parquet(run / NAME)
+    every["correct"] = every.index % 3 == 0
+    every["status"] = np.where(every["correct"], "correct", "wrong")
+    every.to_parquet(run / NAME, index=False)
+    samples = every.query("inference_mode == 'hard-sample'")
+    wrong = told(run, "hard-sample", Shown(wrong=True))
+    assert 0 < wrong.count("\nsample ") == (~samples.correct).sum() < len(samples)
+    assert wrong.count(": wrong,") == (~samples.correct).sum() and ": correct," not in wrong
     name = samples.problem_id.iloc[5]
-    one = told(evaluated, "hard-sample", Shown(problem=name))
+    one = told(run, "hard-sample", Shown(problem=name))
     assert re.findall(r"(?m)^problem (\S+):", one) == [name]
 
 
