@@ -164,6 +164,11 @@
       steps[place] ? thought(steps[place]) : make("div", { className: "cot", textContent: sample[4] }),
       make("div", { className: "answer", textContent: sample[5] })));
     const legend = Object.keys(steps).length ? [make("p", { className: "caption", textContent: "Shaded: the entropy of the next-token distribution, up to 3 nats. Point at a step, or go along with the arrow keys, to see the mixture that was fed." })] : [];
+    const run = index.runs[+runBox.value];
+    if (!legend.length && question && index.soft.includes(modeBox.value) && run.path.startsWith("results/")) {
+      legend.push(make("p", { className: "caption" }, "Its steps were not recorded. To watch this run think about it: ",
+        make("code", { textContent: `softtok think ${run.path} '${question.replaceAll("'", "'\\''")}' --mode ${modeBox.value}` })));
+    }
     shown.replaceChildren(
       make("p", { className: "question", textContent: question || `Problem ${id}; its text is not with these results.` }),
       make("p", { className: "gold" }, gold ? `Gold: ${gold}` : "", ` (${id})`), ...legend, make("ol", { start: 0, tabIndex: 0, ariaLabel: "Samples" }, ...items));
@@ -184,7 +189,8 @@
   answers.addEventListener("change", listProblems);
   list.addEventListener("change", showProblem);
   load().then(() => {
-    const soft = Object.keys(thoughts ?? {}).find((mode) => mode.includes("sample")) ?? Object.keys(thoughts ?? {})[0];
+    const watched = index.modes.filter((mode) => thoughts?.[mode]);
+    const soft = watched.find((mode) => mode.includes("sample")) ?? watched[0];
     if (soft) { modeBox.value = soft; fill(problemsBox, contrasts()); listProblems(); }
   });
 })();

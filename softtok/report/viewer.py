@@ -58,7 +58,8 @@ def make_viewer(study: Study, root: Path, budget: int | None = None) -> Viewer |
     """Returns the viewer of a study's samples, or None if there are none; what cannot be read is left out."""
     limit = budget or min(MOST, OF_RUN * len(study.runs))
     runs = [_run_name(run) for run in study.runs]
-    viewer = Viewer({"runs": runs, "sets": {}, "modes": list(study.inference_modes)})
+    soft = [name for name, mode in study.inference_modes.items() if mode.tokens == "soft"]
+    viewer = Viewer({"runs": runs, "sets": {}, "modes": list(study.inference_modes), "soft": soft})
     thinking = _thinned(study, root)
     for test_set in study.test_sets:
         tested = [run for run in study.runs if test_set in run.tests]
@@ -70,7 +71,7 @@ def make_viewer(study: Study, root: Path, budget: int | None = None) -> Viewer |
 
 def _run_name(run: ReportRun) -> dict[str, Any]:
     row = row_of(run)
-    return {"model": row.model, "train": row.train_set, "mode": row.training_mode, "seed": run.seed}
+    return {"model": row.model, "train": row.train_set, "mode": row.training_mode, "seed": run.seed, "path": run.path}
 
 
 @dataclass(frozen=True)

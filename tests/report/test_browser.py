@@ -1,6 +1,8 @@
 """The report in a real browser: sorting, filtering, looking closely, the viewer, the keyboard, and accessibility."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -153,6 +155,14 @@ def test_samples_and_thoughts_can_be_looked_at(page: Path, study: tuple[Path, di
           shaded: steps.every((step) => step.style.background.includes("color-mix")),
         };
         found.all = problems();
+        const hint = () => one("#viewer .caption code")?.textContent ?? null;
+        found.hints = [hint()];
+        await choose("viewer-problem", "5");
+        found.hints.push(hint());
+        await choose("viewer-mode", "hard-sample");
+        found.hints.push(hint());
+        await choose("viewer-mode", "soft-sample");
+        await choose("viewer-problem", "0");
         const box = (name) => one(`input[name="viewer-${name}"]`);
         for (const name of ["wrong", "unboxed", "cut off", "refused", "gave up"]) box(name).click();
         found.right = all("#viewer li .head").every((head) => head.textContent.startsWith("✓"));
@@ -179,6 +189,11 @@ def test_samples_and_thoughts_can_be_looked_at(page: Path, study: tuple[Path, di
     assert f"entropy {step['entropy']:.2f} nats" in told["first"] and "moved by noise: 0.33" in told["first"]
     assert all(f"{100 * round(weight, 3):.1f} %" in told["first"] for weight in step["weights"])
     assert told["first"].count(" %") == 5 and told["second"] != told["first"]
+    recorded, command, of_hard = told["hints"]
+    assert recorded is None and of_hard is None, "where steps are shown, or there are none, nothing else is offered"
+    *words, question, option, mode = shlex.split(command)
+    assert (words, option, mode) == (["softtok", "think", run["path"]], "--mode", "soft-sample")
+    assert re.fullmatch(r"What is \d+ \+ \d+\?", question)
     assert told["all"] == 12 and told["right"] and told["searched"] == 1
     hard = next(other for other in sketch["runs"] if (other["mode"], other["seed"], other["model"]) == ("hard", 0, "a"))
     solved = {}
