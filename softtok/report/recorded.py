@@ -17,7 +17,7 @@ from softtok.report.page import make_report
 from softtok.report.run_files import read_columns, read_manifest
 from softtok.storage import files
 from softtok.storage.costs import cost_path
-from softtok.storage.files import file_sha256, text_hash
+from softtok.storage.files import THOUGHTS_SUFFIX, file_sha256, text_hash
 from softtok.storage.records import Record
 
 RECORD = "record.json"
@@ -40,9 +40,11 @@ def planned_files(entry: ReportRun) -> list[str]:
     return ["manifest.json", "metrics.jsonl", *measured, *choices]
 
 
-def cost_files(entry: ReportRun) -> list[str]:
-    """Returns the files that say what a run's evaluations cost; results of earlier versions lack them."""
-    return [str(cost_path(Path(name))) for name in planned_files(entry) if name.endswith(".parquet")]
+def further_files(entry: ReportRun) -> list[str]:
+    """Returns the files of what evaluations cost, and of thoughts; results of earlier versions lack them."""
+    measured = [Path(name) for name in planned_files(entry) if name.endswith(".parquet")]
+    thoughts = [path.with_suffix(THOUGHTS_SUFFIX) for path in measured if path.parts[0] == "eval"]
+    return [str(path) for path in (*map(cost_path, measured), *thoughts)]
 
 
 def spec_hash(path: str) -> str:
@@ -89,7 +91,7 @@ def unplanned(spec: ReportSpec, folder: Path) -> Iterator[Path]:
         if entry is None:
             yield path.parent
         else:
-            names = set(read_record(path.parent).files) - {*planned_files(entry), *cost_files(entry)}
+            names = set(read_record(path.parent).files) - {*planned_files(entry), *further_files(entry)}
             yield from (path.parent / name for name in sorted(names))
 
 

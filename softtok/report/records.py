@@ -2,8 +2,8 @@
 
     STUDY-HASH.json               the spec of the study's report, with paths below this folder
     data/KIND/NAME-HASH.parquet   a hash of each question, and how many problems were flagged (.json)
-    runs/.../seedN-HASH/          manifest.json, metrics.jsonl, eval/, choices/ (with their *.cost.json), and
-                                  record.json with a hash of each
+    runs/.../seedN-HASH/          manifest.json, metrics.jsonl, eval/, choices/ (with their *.cost.json and
+                                  *.thoughts.parquet), and record.json with a hash of each
 
 What only says where a run was made (host, process, traceback) is left out of its manifest; paths that a configuration
 gives stay, as they are part of its settings. A run is recorded as soon as everything that its study plans has finished.
@@ -24,8 +24,8 @@ from softtok.report.missing import from_attempts
 from softtok.report.recorded import (
     RECORD,
     RunRecord,
-    cost_files,
     differences,
+    further_files,
     planned_files,
     read_record,
     recorded_specs,
@@ -111,8 +111,8 @@ def _record_run(entry: ReportRun, results: Path, folder: Path, replace: bool) ->
             return from_attempts(Absent(row_of(entry), entry.seed, source, "", missing(source)))
         return f"not finished: {', '.join(name for name in lacking if not name.endswith('.entropy.csv'))}"
     manifest = _read_run(entry, source)
-    costs = [name for name in cost_files(entry) if (source / name).exists()]
-    contents = {name: file_sha256(source / name) for name in (*planned[1:], *costs)}
+    further = [name for name in further_files(entry) if (source / name).exists()]
+    contents = {name: file_sha256(source / name) for name in (*planned[1:], *further)}
     record = _record_of(entry, manifest, contents)
     if known and not replace and (kept := _kept(known, record)):
         return kept

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from softtok.storage.files import file_sha256, read_json, write_manifest, write_
 from tests.support.damage import seal
 from tests.support.project import Project, shipped
 from tests.support.synthetic_runs import write_planned
+from tests.support.thoughts import made_up_step
 
 STUDY = "small"
 HOST, FOLDER = "machine-of-someone", "/home/someone/softtok"
@@ -77,6 +79,8 @@ def write_runs(project: Recorded) -> None:
                     inference_mode="a", made_on="a GPU", wall_s=7.0, tokens=9, tokens_per_s=1.0, peak_memory_mb=None
                 )
                 write_cost(rows, JobCost(made_on="a GPU", ready_s=3600.0, parts=[cost]))
+            for rows in (project.folder / run.folder).glob("eval/*/*-????????.parquet"):
+                write_thought(rows)
     for data in project.grid().data.values():
         path = project.folder / data.path
         if path.exists():
@@ -89,6 +93,15 @@ def write_runs(project: Recorded) -> None:
             }
             whole = told | {"sha256": file_sha256(path), "spec": data.spec.model_dump(mode="json")}
             write_manifest(path.with_suffix(".json"), whole)
+
+
+def write_thought(rows: Path) -> None:
+    """Writes the steps of one soft sample."""
+    soft = pd.read_parquet(rows).query("inference_mode == 'soft-sample'").iloc[0]
+    where = {name: soft[name] for name in ("inference_mode", "problem_id", "sample")}
+    rng = np.random.default_rng(0)
+    steps = [made_up_step(rng, where, step) for step in range(soft["cot_tokens"])]
+    write_table(rows.with_suffix(".thoughts.parquet"), pa.Table.from_pylist(steps))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +122,10 @@ def project(finished: Recorded, tmp_path: Path) -> Recorded:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Returns the files of a report; the page says where a run lies, as it can be asked to think in results only."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: content.replace(b'"path":"results/runs/', b'"path":"runs/') for name, content in found.items()}
 
 
 def test_a_report_from_records_is_that_from_results(project: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,6 +357,17 @@ def test_a_damaged_record_is_one_line(
         out, error = capsys.readouterr()
         assert out == "" and error.count("\n") == 1 and f"softtok: error: {path}" in error
     assert not (project.folder / "out").exists()
+
+
+def test_thoughts_are_recorded_and_on_the_page_of_the_records(project: Recorded) -> None:
+    assert project.record() == 0
+    made = sorted(path.relative_to(project.results) for path in project.results.glob("runs/**/*.thoughts.parquet"))
+    kept = sorted(path.relative_to(project.records) for path in project.records.glob("**/*.thoughts.parquet"))
+    assert made and kept == made
+    assert all((project.records / path).read_bytes() == (project.results / path).read_bytes() for path in kept)
+    assert project.report("page") == 0
+    page = (project.folder / "page/report.html").read_text()
+    assert page.count('id="part-thoughts-') == len(made)
 
 
 def test_another_cost_is_no_other_result(project: Recorded, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,14 +41,14 @@ def write_thoughts(root: Path, sketch: dict[str, Any], problems: int = 4, name: 
             steps: list[dict[str, Any]] = []
             for at, row in zip(rows.index[thinks], rows[thinks].to_dict("records"), strict=True):
                 where = {name: row[name] for name in ("inference_mode", "problem_id", "sample")}
-                made = [_step(rng, where, step) for step in range(row["cot_tokens"])]
+                made = [made_up_step(rng, where, step) for step in range(row["cot_tokens"])]
                 rows.at[at, "cot"] = "".join(step["token"] for step in made)
                 steps += made
             rows.to_parquet(path, index=False)
             write_table(path.with_suffix(".thoughts.parquet"), pa.Table.from_pylist(steps))
 
 
-def _step(rng: np.random.Generator, where: dict[str, Any], step: int) -> dict[str, Any]:
+def made_up_step(rng: np.random.Generator, where: dict[str, Any], step: int) -> dict[str, Any]:
     tokens = [f" {token}" for token in rng.choice(100, 5, replace=False)]
     weights = np.sort(rng.dirichlet(np.full(5, 0.3)))[::-1]
     mixture = {"tokens": tokens, "weights": weights.round(4).tolist(), "ids": list(range(5))}
