@@ -239,9 +239,10 @@ def _facts(study: Study, results: Results, problems: int) -> list[tuple[str, str
     """Returns the study's size in a few numbers, and when it was run: (number, what it counts)."""
     when = _when(results.runs)
     trained = [run for run in results.runs if run.row.training_mode != "base"]
+    seeds = len({run.seed for run in trained})
     return [
-        (f"{len(trained)}", "training runs"),
-        (f"{len({run.seed for run in trained})}", "seeds"),
+        (f"{len(trained)}", f"training run{'s' * (len(trained) != 1)}"),
+        (f"{seeds}", f"seed{'s' * (seeds != 1)}"),
         (f"{len(study.inference_modes)}", "inference modes"),
         (f"{problems:,}", "test problems"),
         (f"{results.answers:,}", "answers graded"),
