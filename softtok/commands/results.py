@@ -233,7 +233,8 @@ def _unused(options: argparse.Namespace) -> None:
     if options.yes and not options.remove:
         raise UserError("--yes answers the question of --remove; give both, or neither")
     root = str(options.data_root) if options.data_root else None
-    grids = [Grid(read(files, (), root)) for files in _configurations(options)]
+    configurations = _configurations(options)
+    grids = [Grid(read(files, (), root)) for files in configurations]
     if others := other_studies(grids, options.results):
         warning = (
             f"{options.results} has reports of {', '.join(others)}, of which the configuration says nothing; if a file"
@@ -245,7 +246,7 @@ def _unused(options: argparse.Namespace) -> None:
     found = {path: size(path) for path in unused(grids, options.results)}
     for path, held in found.items():
         print(f"{held / 1e6:10.1f} MB\t{_one_line(path)}")
-    files = ", ".join(dict.fromkeys(str(file) for files in _configurations(options) for file in files))
+    files = ", ".join(dict.fromkeys(str(file) for files in configurations for file in files))
     places = f"{len(found)} places, {sum(found.values()) / 1e9:.1f} GB" if found else "nothing"
     summary = f"{places} in {_one_line(options.results)} that no study of {files} needs"
     if not (options.remove and found and (options.yes or _agreed(summary))):
@@ -256,12 +257,13 @@ def _unused(options: argparse.Namespace) -> None:
     print(f"{summary}; all was removed", file=sys.stderr)
 
 
-def _configurations(options: argparse.Namespace) -> list[list[Path]]:
+def _configurations(options: argparse.Namespace) -> list[tuple[Path, ...]]:
     """Returns the files of each configuration that may need a result: config.yaml, and what studies began with."""
     from softtok.config.calls import begun
 
     studies = [] if options.config is not None else begun(options.results)
-    return [list(files) for files in dict.fromkeys(tuple(config_files(options, study)) for study in (None, *studies))]
+    found = [tuple(map(Path.absolute, config_files(options, study))) for study in (None, *studies)]
+    return list(dict.fromkeys(found))  # one that several studies began with is read once
 
 
 def _one_line(path: Path) -> str:

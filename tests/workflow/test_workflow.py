@@ -581,7 +581,8 @@ def test_commands_find_the_configuration_that_a_study_was_begun_with(
     assert "runs/toy-bpe/mine" in capsys.readouterr().out
     monkeypatch.chdir(project.folder)  # where config.yaml lies
     assert main(["unused"]) == 0
-    assert not capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert not out and err.count("config.yaml") == 1, "each file is named once"
     project.edit(lambda config: config["studies"].pop("second"))
     assert main(["status"]) == 0
     assert "second" not in capsys.readouterr().out
