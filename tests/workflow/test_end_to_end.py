@@ -159,7 +159,7 @@ def test_the_small_rehearsal_runs(tmp_path: Path, real_data: Path) -> None:
 def test_a_study_is_timed_recorded_and_completed_in_parts(finished: Project, tmp_path: Path) -> None:
     """With what is measured here; numbers, tables and figures from its records are the workflow's own, to the byte.
 
-    The page is not: it shows samples too, and records have neither the questions' text nor thoughts.
+    The page is not: it shows samples too, and records have no text of questions.
     """
     project, records = finished.copy(tmp_path / "project"), tmp_path / "records"
     for run in project.results.glob("runs/toy/sums/*/seed1-*"):
