@@ -30,9 +30,9 @@ def measure_training(
         # The gradient's norms are measured in the steps before validations.
         of_interest = trainer.settings.validate_every
         measured_step_s = seconds(lambda: trainer.take_step(of_interest)) if counts.measured_steps else step_s
-    weights_s = seconds(trainer.save_weights)
-    save_s = seconds(trainer.save) if counts.saves else 0.0  # what training waits; a thread writes the save
-    trainer.settle(wait=True)
+    weights_s = seconds(trainer.state.save_weights)
+    save_s = seconds(trainer.state.save) if counts.saves else 0.0  # what training waits; a thread writes the save
+    trainer.state.settle(wait=True)
     return TrainingCost(
         ready_s=ready_s,
         step_s=step_s,

@@ -8,15 +8,10 @@ the end.
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,9 +57,9 @@ from softtok.storage.locks import Interruption, Stopped, exclusive_lock
 from softtok.storage.progress import TRAINING, Progress, lock_of, note_of, progress
 from softtok.storage.provenance import attempt, attempts, provenance
 from softtok.storage.retries import linked_state, state_of, training_notes
-from softtok.training.checkpoint import hard_linked_copy, read_progress, refuse_damaged, write_progress, write_weights
+from softtok.training.checkpoint import hard_linked_copy, refuse_damaged
 from softtok.training.optimizer import MasterAdamW, learning_rate
-from softtok.training.saving import Writing, copy_if_it_fits
+from softtok.training.state import Metrics, RunState
 from softtok.training.trackers import Trackers
 
 VALIDATION_SLICE = "validation"  # key of the shuffle; every seed and mode holds out the same problems
@@ -102,18 +97,6 @@ def cot_entropy(out: Rollout) -> float:
     return entropy
 
 
-Metrics = dict[str, Any]
-"""What metrics.jsonl says of one step, by name: numbers, None, and the device."""
-
-
-class Best(NamedTuple):
-    """The best step so far, its validation accuracy (percent) and the hashes of its files (`write_weights`)."""
-
-    step: int | None = None
-    validation: float = -math.inf
-    files: Mapping[str, str] = MappingProxyType({})
-
-
 class Trainer:
     """One run in progress: its model, optimizer, data and best checkpoint so far."""
 
@@ -124,8 +107,8 @@ class Trainer:
             raise UserError(
                 "this is the spec of an untouched model, which is not trained; `softtok base` makes its run"
             )
-        self.started, self.spent_s = time.monotonic(), 0.0  # start of this attempt; seconds of earlier ones
-        self.spec, self.runtime, self.out, self.state = spec, runtime, out, state_of(out, runtime.state_folder)
+        started = time.monotonic()
+        self.spec, self.runtime, self.out = spec, runtime, out
         self.settings, self.seed = spec.training, spec.seed
         base = read(ModelManifest, model / "model.json")
         self.lm = load(model, runtime)
@@ -156,14 +139,9 @@ class Trainer:
         # Not of the file: the same problems, prepared again by another version, are no reason to start again.
         made_of = {"spec": spec.model_dump(mode="json"), "model": base.sha256, "data": digest}
         made_of |= asked.mark(spec.model.prompt)
-        self.key = content_hash(made_of, 64)
-        self.trackers = Trackers(runtime.trackers, spec, out, self.key)
-        self.step = 0
-        self.best = Best()
-        self.saved_best: Path | None = None  # folder of the best weights according to `progress.pt`
-        self.writing, self.last_save = Writing(), self.started
-        self.lines: list[Metrics] = []
-        self.diverged: Divergence | None = None
+        key = content_hash(made_of, 64)
+        self.state = RunState(state_of(out, runtime.state_folder), key, self.lm, self.optimizer, started)
+        self.trackers = Trackers(runtime.trackers, spec, out, key)
 
     def limits(self, answer_temperature: float) -> Limits:
         s = self.settings
@@ -231,7 +209,7 @@ class Trainer:
             "reward_s": reward_s,
             "update_s": update_s,
             "tokens_per_s": tokens / seconds if seconds else None,
-            "wall_s": self.wall_s,
+            "wall_s": self.state.wall_s,
             "peak_memory_mb": peak_memory_mb(self.lm.device),
             "made_on": self.made_on,
         }
@@ -315,71 +293,67 @@ class Trainer:
             torch.cuda.empty_cache()
             self.tiling = Tiling(tokens, min(self.tiling.tile_tokens, tokens // 8))
             less = f"micro_batch_tokens: {tokens}, tile_tokens: {self.tiling.tile_tokens}"
-            print(f"softtok: out of memory in step {self.step + 1}; continuing with {less}")
+            print(f"softtok: out of memory in step {self.state.step + 1}; continuing with {less}")
 
     def run(self, interruption: Interruption) -> None:
         """Takes the remaining steps; stops early and notes it if training diverges."""
-        self.resume()
+        state = self.state
+        state.resume()
         try:
             self.take_steps(interruption)
-            self.settle(wait=True)
+            state.settle(wait=True)
         except (Stopped, BrokenWorkersError):
             if interruption.signal is None:
                 raise
             # Weights and lines are those after the last step: no step ends early once it has changed them.
-            if self.lines:
-                self.save()
-            self.settle(wait=True)
+            if state.lines:
+                state.save()
+            state.settle(wait=True)
             interruption.exit_if_asked()
         finally:
-            self.writing.join()  # else a further job of this run could start while this one still writes
+            state.writing.join()  # else a further job of this run could start while this one still writes
 
     def take_steps(self, interruption: Interruption) -> None:
         """Takes the remaining steps, with their validations and saves."""
-        with progress("train", self.settings.steps, self.step, note=note_of(self.state, TRAINING)) as shown:
+        state = self.state
+        with progress("train", self.settings.steps, state.step, note=note_of(state.folder, TRAINING)) as shown:
             self.validate_if_due()
-            self.trackers.log(self.lines)
-            while self.step < self.settings.steps and self.diverged is None:
+            self.trackers.log(state.lines)
+            while state.step < self.settings.steps and state.diverged is None:
                 try:
-                    line = self.take_step(self.step + 1)
+                    line = self.take_step(state.step + 1)
                 except FloatingPointError as error:
-                    self.diverged = Divergence(step=self.step + 1, reason=str(error))
+                    state.diverged = Divergence(step=state.step + 1, reason=str(error))
                     break
-                self.step += 1
-                self.lines.append(line)
+                state.step += 1
+                state.lines.append(line)
                 self.warn_of_residual()
                 self.validate_if_due()
-                self.trackers.log(self.lines)
+                self.trackers.log(state.lines)
                 self.show(shown, line)
-                self.settle()
+                state.settle()
                 # `finish` saves the end.
-                if self.step != self.settings.steps and self.save_is_due:
-                    self.save()
+                if state.step != self.settings.steps and state.save_is_due(self.runtime):
+                    state.save()
                 interruption.exit_if_asked()
-
-    @property
-    def save_is_due(self) -> bool:
-        """Whether it is time for a resumable save, by steps or by minutes."""
-        every, minutes = self.runtime.save_every, (time.monotonic() - self.last_save) / 60
-        by_time = minutes >= self.runtime.save_every_min and not self.writing.busy
-        return by_time or (every is not None and self.step % every == 0)
 
     def show(self, shown: Progress, line: Metrics) -> None:
         """Shows a step that is done."""
         rows = self.settings.prompts_per_step * self.settings.samples_per_prompt
         lengths = [line["cot_tokens"] or 0.0, line["answer_tokens"] or 0.0]
-        best = {} if self.best.step is None else {"best validation": self.best.validation}
+        best = {} if self.state.best.step is None else {"best validation": self.state.best.validation}
         shown.advance(1, round(rows * sum(lengths)), {"reward": line["reward"] or 0.0}, **best)
 
     def warn_of_residual(self) -> None:
         """Says at a validation step that the adjoint has stayed far from its fixed point since the one before."""
-        if self.step % self.settings.validate_every:
+        state = self.state
+        if state.step % self.settings.validate_every:
             return
-        found = [line.get("adjoint_residual") for line in self.lines[-self.settings.validate_every :]]
+        found = [line.get("adjoint_residual") for line in state.lines[-self.settings.validate_every :]]
         residuals = [residual for residual in found if residual is not None]
         if residuals and min(residuals) > MOST_RESIDUAL:
             print(
-                f"softtok: warning: the adjoint's residual stayed above {MOST_RESIDUAL} up to step {self.step} (mean"
+                f"softtok: warning: the adjoint's residual stayed above {MOST_RESIDUAL} up to step {state.step} (mean"
                 f" {np.mean(residuals):.2g}); adjoint_iterations: {self.settings.adjoint_iterations} are too few"
             )
 
@@ -388,102 +362,21 @@ class Trainer:
 
         Step 0 is the base model, for comparison. It does not compete: a run's result is a trained model.
         """
-        if self.step == 0:
-            if not self.lines:
-                self.lines.append({"step": 0, "validation": self.validate(), "made_on": self.made_on})
+        state = self.state
+        if state.step == 0:
+            if not state.lines:
+                state.lines.append({"step": 0, "validation": self.validate(), "made_on": self.made_on})
             return
-        due = self.step % self.settings.validate_every == 0 or self.step == self.settings.steps
-        if due and "validation" not in self.lines[-1]:  # a stopped job may not have come to it
-            self.lines[-1]["validation"] = accuracy = self.validate()
+        due = state.step % self.settings.validate_every == 0 or state.step == self.settings.steps
+        if due and "validation" not in state.lines[-1]:  # a stopped job may not have come to it
+            state.lines[-1]["validation"] = accuracy = self.validate()
             self.keep_best(accuracy)
-
-    @property
-    def best_folder(self) -> Path:
-        """Folder of the best step's weights, or of step 0 for a run that diverged before its first validation.
-
-        Each step has its own folder, so a job killed before it saves leaves the folder that `progress.pt` names.
-        """
-        return self.state / f"best-{self.best.step or 0}"
 
     def keep_best(self, validation: float) -> None:
         """Keeps the weights if they are the best so far; of equally good ones, those trained longer."""
         first, last = self.settings.checkpoint_steps or (0, self.settings.steps)
-        if first <= self.step <= last and validation >= self.best.validation:
-            self.best = Best(self.step, validation)
-            self.save_weights()
-
-    def save_weights(self) -> None:
-        """Saves the current weights as the best."""
-        self.best = self.best._replace(files=write_weights(self.best_folder, self.lm))
-        self.delete_stale(self.best_folder, self.saved_best, self.writing.best)
-
-    def save(self, done: bool = False) -> None:
-        """Saves everything that `resume` needs in one file, without the optimizer's state if all steps are done.
-
-        A thread writes it from a copy, if there is room for one, and training goes on (`settle`).
-        """
-        self.settle(wait=True)
-        self.last_save = time.monotonic()
-        progress_now = {
-            "key": self.key,
-            "step": self.step,
-            "best": self.best._asdict() | {"files": dict(self.best.files)},
-            "lines": [dict(line) for line in self.lines],
-            "diverged": self.diverged and self.diverged.model_dump(),
-            "wall_s": self.wall_s,
-        }
-        path, state, needed = self.state / "progress.pt", None, 0
-        if not done:
-            state, needed = self.optimizer.state(), 12 * self.lm.model.num_parameters()
-            if (copy := copy_if_it_fits(state)) is not None:
-                write = partial(write_progress, path, progress_now | {"optimizer": copy}, needed)
-                self.writing.start(write, self.best_folder)
-                return
-        write_progress(path, progress_now | {"optimizer": state}, needed)
-        self.now_saved(self.best_folder)
-
-    def settle(self, wait: bool = False) -> None:
-        """Notes that a save has been written, and deletes what it replaced. Raises what writing it raised."""
-        if (best := self.writing.settled(wait)) is not None:
-            self.now_saved(best)
-
-    def now_saved(self, best: Path) -> None:
-        """Notes that `progress.pt` names these best weights, and deletes the others, but for better ones since then."""
-        self.saved_best = best
-        self.delete_stale(best, self.best_folder)
-
-    def delete_stale(self, *keep: Path | None) -> None:
-        """Deletes best-* folders, except those to keep, and temporary files of killed jobs."""
-        for path in self.state.iterdir():
-            if path.name.startswith("best-") and path not in keep:
-                shutil.rmtree(path)
-            elif path.suffix == ".tmp" and not self.writing.busy:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds that the run has taken so far; attempts that ended early count up to their last save."""
-        return self.spent_s + time.monotonic() - self.started
-
-    def resume(self) -> None:
-        """Continues from `.state/progress.pt` if it belongs to this spec, model and data."""
-        path = self.state / "progress.pt"
-        saved = read_progress(path)
-        if saved is not None and saved["key"] != self.key:
-            print(f"softtok: {path} belongs to another spec, model or data; starting from step 0")
-            saved = None
-        if saved is None:
-            self.delete_stale()
-            return
-        self.step, self.best, self.lines = saved["step"], Best(**saved["best"]), saved["lines"]
-        self.diverged = saved["diverged"] and Divergence(**saved["diverged"])
-        self.spent_s = saved["wall_s"]
-        if saved["optimizer"] is not None:
-            self.optimizer.load_state(saved["optimizer"])
-        if saved["optimizer"] is None or self.best.step is not None:
-            self.saved_best = self.best_folder
-        self.delete_stale(self.saved_best)
-        print(f"softtok: resuming after step {self.step}")
+        if first <= self.state.step <= last and validation >= self.state.best.validation:
+            self.state.keep_as_best(validation)
 
     def finish(self) -> None:
         """Writes the run's outputs; the manifest comes last.
@@ -491,17 +384,18 @@ class Trainer:
         Snakemake deletes the outputs of a job that failed, or whose end it did not see. Then they are written again
         from .state/, which costs no steps and little disk: the checkpoint's files are hard links to the saved weights.
         """
-        if self.best.step is None and not self.best_folder.exists():
-            self.save_weights()  # diverged before the first validation: the weights as they are
-        refuse_damaged(self.best_folder, self.best.files)
-        sha256 = weights_sha256(self.best.files)
-        self.save(done=True)
+        state = self.state
+        if state.best.step is None and not state.best_folder.exists():
+            state.save_weights()  # diverged before the first validation: the weights as they are
+        refuse_damaged(state.best_folder, state.best.files)
+        sha256 = weights_sha256(state.best.files)
+        state.save(done=True)
         checkpoint = self.out / "checkpoint"
-        hard_linked_copy(self.best_folder, checkpoint)
+        hard_linked_copy(state.best_folder, checkpoint)
         facts = CheckpointManifest(
             reference=None,
             sha256=sha256,
-            files=dict(self.best.files),
+            files=dict(state.best.files),
             embedding_rms=self.rms["embedding"],
             state_rms={name: self.rms[name] for name in ("hidden", "logits")},
             prompt=self.spec.model.prompt,
@@ -509,18 +403,18 @@ class Trainer:
             seed=self.seed,
         )
         write(checkpoint / "checkpoint.json", facts)
-        metrics = "".join(canonical_json(line) + "\n" for line in self.lines)
+        metrics = "".join(canonical_json(line) + "\n" for line in state.lines)
         write_text(self.out / "metrics.jsonl", metrics)
         manifest = RunManifest(
             spec=self.spec,
-            steps=self.step,
-            best_step=self.best.step,
-            best_validation=self.best.validation if self.best.step is not None else None,
-            diverged=self.diverged,
+            steps=state.step,
+            best_step=state.best.step,
+            best_validation=state.best.validation if state.best.step is not None else None,
+            diverged=state.diverged,
             checkpoint_sha256=sha256,
             metrics_sha256=text_hash(metrics, 64),
-            wall_s=self.wall_s,
-            attempts=attempts(self.state / "attempts.jsonl"),
+            wall_s=state.wall_s,
+            attempts=attempts(state.folder / "attempts.jsonl"),
             provenance=provenance(device_name(str(self.lm.device)), PRECISIONS[self.lm.dtype]),
         )
         write(self.out / "manifest.json", manifest)

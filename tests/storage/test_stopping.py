@@ -50,7 +50,7 @@ method, hidden = getattr(owner, NAME), LanguageModel.hidden
 
 def noted(self, *arguments):
     global inside
-    inside = owner is Cells or self.step == STEP
+    inside = owner is Cells or self.state.step == STEP
     made = method(self, *arguments)
     inside = False
     return made
@@ -205,7 +205,7 @@ def test_a_step_that_has_changed_the_weights_comes_to_its_end(
     accumulate, calls = Trainer.accumulate, itertools.count(1)
 
     def asked(self: Trainer, *arguments: Any) -> Any:
-        if self.step == 0 and next(calls) == 2:
+        if self.state.step == 0 and next(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return accumulate(self, *arguments)
 

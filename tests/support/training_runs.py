@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from softtok.storage.locks import EXIT_INTERRUPTED
-from softtok.training.train import Metrics, Trainer
+from softtok.training.state import Metrics
+from softtok.training.train import Trainer
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -217,7 +217,7 @@ def test_weights_that_do_not_fit_on_the_disk_are_one_line(
 ) -> None:
     trainer = Trainer(SPEC, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path / "run")
     with pytest.raises(UserError, match=r"\.state: cannot be written .*; it takes 0.00 GB"):
-        trainer.save_weights()
+        trainer.state.save_weights()
     assert list((tmp_path / "run" / ".state").iterdir()) == []
 
 

@@ -74,11 +74,13 @@ def test_too_few_iterations_are_told_while_the_residual_stays_large(
     pathwise = spec(SOFT, estimator="pathwise", adjoint_iterations=0)
     trainer = Trainer(pathwise, RuntimeSettings(), tiny_toy, toy_sets["train"], tmp_path)
     for residuals, told in (([0.2, 0.4], True), ([0.2, 0.04], False), ([None, 0.4], True), ([None, None], False)):
-        trainer.step = 2
-        trainer.lines = [{"step": step, "adjoint_residual": residual} for step, residual in enumerate(residuals, 1)]
+        trainer.state.step = 2
+        trainer.state.lines = [
+            {"step": step, "adjoint_residual": residual} for step, residual in enumerate(residuals, 1)
+        ]
         trainer.warn_of_residual()
         printed = capsys.readouterr().out
         assert ("stayed above 0.05 up to step 2" in printed and "adjoint_iterations: 0 are too few" in printed) == told
-    trainer.step, trainer.lines = 3, [{"step": 3, "adjoint_residual": 0.4}]
+    trainer.state.step, trainer.state.lines = 3, [{"step": 3, "adjoint_residual": 0.4}]
     trainer.warn_of_residual()
     assert capsys.readouterr().out == "", "only at validation steps"

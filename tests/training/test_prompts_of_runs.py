@@ -61,7 +61,7 @@ def test_other_examples_leave_all_problems(tiny_toy: Path, toy_sets: dict[str, P
     spec = with_prompting(train_spec(HARD), shots=[OTHER])
     trainer = Trainer(spec, CPU, tiny_toy, toy_sets["train"], tmp_path / "run")
     assert len(trainer.problems) + len(trainer.validation) == 40
-    assert trainer.key != Trainer(train_spec(HARD), CPU, tiny_toy, toy_sets["train"], tmp_path / "run").key
+    assert trainer.state.key != Trainer(train_spec(HARD), CPU, tiny_toy, toy_sets["train"], tmp_path / "run").state.key
 
 
 @pytest.fixture

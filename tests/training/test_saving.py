@@ -23,7 +23,8 @@ from softtok.errors import UserError
 from softtok.models.devices import say
 from softtok.storage import machine
 from softtok.training import saving
-from softtok.training.train import Metrics, Trainer, train
+from softtok.training.state import Metrics, RunState
+from softtok.training.train import Trainer, train
 from tests.support.damage import times
 from tests.support.specs import SOFT, train_spec
 from tests.support.training_runs import lines, stopped_in_step
@@ -115,22 +116,22 @@ def test_a_save_is_of_the_step_at_which_it_began(
         assert threading.current_thread() is not threading.main_thread() and passed.wait(PATIENT_S)
 
     def killed(self: Trainer, step: int) -> Metrics:
-        masters[self.step] = [each.detach().clone() for each in self.optimizer.masters]
+        masters[self.state.step] = [each.detach().clone() for each in self.optimizer.masters]
         if step == 5:
-            assert {path.name for path in state.glob("best-*")} == {"best-2", "best-4"} and self.writing.busy
+            assert {path.name for path in state.glob("best-*")} == {"best-2", "best-4"} and self.state.writing.busy
             passed.set()
             raise KeyboardInterrupt
         return take_step(self, step)
 
     def improving(self: Trainer) -> float:
         validate(self)
-        return 10.0 * self.step
+        return 10.0 * self.state.step
 
     monkeypatch.setattr(Trainer, "validate", improving)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", slow)
         patch.setattr(Trainer, "take_step", killed)
-        patch.setattr(Trainer, "save_is_due", property(lambda self: self.step == 2))
+        patch.setattr(RunState, "save_is_due", lambda self, _: self.step == 2)
         with pytest.raises(KeyboardInterrupt):
             training()
     saved = torch.load(state / "progress.pt")
@@ -143,13 +144,13 @@ def test_a_save_is_of_the_step_at_which_it_began(
 
 def test_saves_by_minutes_change_nothing(training: Training, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves: list[int] = []
-    save = Trainer.save
+    save = RunState.save
 
-    def counted(self: Trainer, done: bool = False) -> None:
+    def counted(self: RunState, done: bool = False) -> None:
         saves.append(self.step)
         save(self, done)
 
-    monkeypatch.setattr(Trainer, "save", counted)
+    monkeypatch.setattr(RunState, "save", counted)
     assert_same(training(RuntimeSettings(save_every=None, save_every_min=1e-9)), whole)
     assert saves[0] == 1 and saves[-1] == 6
     saves.clear()

@@ -15,8 +15,9 @@ from softtok.config.load import load
 from softtok.config.settings import RuntimeSettings, Tracker
 from softtok.config.trackers import NAMES
 from softtok.errors import UserError
+from softtok.training.state import Metrics
 from softtok.training.trackers import Trackers
-from softtok.training.train import Metrics, Trainer, train
+from softtok.training.train import Trainer, train
 from tests.support.project import Project, shipped
 from tests.support.specs import train_spec
 from tests.support.training_runs import lines, of_machine

@@ -28,6 +28,7 @@ from softtok.method.vocabulary_products import Vocabulary
 from softtok.models.language_model import LanguageModel
 from softtok.storage.files import content_hash, read_json
 from softtok.storage.locks import Interruption, exclusive_lock
+from softtok.training.state import RunState
 from softtok.training.train import Trainer, prompts_of_step, train
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
@@ -188,7 +189,7 @@ def test_a_kill_while_a_better_checkpoint_is_saved_costs_no_weights(
     scores = iter([40.0, 30.0])
 
     def worse(self: Trainer) -> float:
-        assert not list(self.state.glob(".*.tmp")), "what is half written is gone before there is more to write"
+        assert not list(self.state.folder.glob(".*.tmp")), "what is half written is gone before there is more to write"
         return next(scores)
 
     monkeypatch.setattr(Trainer, "validate", worse)
@@ -219,24 +220,24 @@ def test_a_kill_between_rare_saves_leaves_no_trace(
     run = tmp_path / "run"
     saves: list[int] = []
     rare = RuntimeSettings(save_every=save_every)
-    validate, take_step, save = Trainer.validate, Trainer.take_step, Trainer.save
+    validate, take_step, save = Trainer.validate, Trainer.take_step, RunState.save
     better = {0: 0.0, 2: 50.0, 4: 60.0, 6: 55.0}
 
     def improving(self: Trainer) -> float:
         validate(self)
-        return better[self.step]
+        return better[self.state.step]
 
     def killed(self: Trainer, step: int) -> dict[str, Any]:
         if step == killed_in:
             raise KeyboardInterrupt
         return take_step(self, step)
 
-    def counted(self: Trainer, done: bool = False) -> None:
+    def counted(self: RunState, done: bool = False) -> None:
         saves.append(self.step)
         save(self, done)
 
     monkeypatch.setattr(Trainer, "validate", improving)
-    monkeypatch.setattr(Trainer, "save", counted)
+    monkeypatch.setattr(RunState, "save", counted)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "take_step", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -309,6 +310,7 @@ def test_the_time_of_a_run_is_that_of_all_its_attempts(
     monkeypatch.setattr(Trainer, "take_step", slow)
     watch = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
     monkeypatch.setattr("softtok.training.train.time", watch)
+    monkeypatch.setattr("softtok.training.state.time", watch)
     with pytest.raises(SystemExit):
         train(spec(), RuntimeSettings(), tiny_toy, toy_sets["train"], run)
     stops.clear()

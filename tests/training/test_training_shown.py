@@ -12,7 +12,8 @@ from softtok.config.settings import RuntimeSettings
 from softtok.storage import progress
 from softtok.storage.locks import is_locked
 from softtok.storage.progress import TRAINING, lock_of, note_of, read_note
-from softtok.training.train import Metrics, Trainer, train
+from softtok.training.state import Metrics
+from softtok.training.train import Trainer, train
 from tests.support.specs import SOFT, train_spec
 from tests.support.training_runs import stopped_in_step
 
