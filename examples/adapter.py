@@ -7,7 +7,7 @@ A row has its question in two fields, and its gold with a unit behind the number
 In config.yaml:
 
     train_sets:
-      stories: {file: {path: stories.jsonl}, adapter: "adapter.py:story"}
+      stories: {file: {path: examples/stories_train.jsonl}, adapter: "examples/adapter.py:story"}
 """
 
 from typing import Any

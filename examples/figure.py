@@ -3,7 +3,7 @@
 In config.yaml:
 
     studies:
-      mine: {figures: ["figure.py:gains"]}
+      mine: {figures: ["examples/figure.py:gains"]}
 
 The first line of the function's docstring is the figure's title, the rest its caption.
 """

@@ -3,7 +3,8 @@
 In config.yaml:
 
     train_sets:
-      colours: {file: {path: colours.jsonl}, question: question, gold: {field: answer}, reward: "rewards.py:colour"}
+      colours: {file: {path: examples/colours_train.jsonl}, question: question, gold: {field: answer},
+                reward: "examples/rewards.py:colour"}
 
 The number is the training reward. pass@k counts an answer as solved from `solved_at` on, 1.0 if none is given.
 """
