@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -186,6 +188,7 @@ def _measure(options: argparse.Namespace) -> None:
         import softtok.evaluation.measure
         import softtok.training.measure  # noqa: F401 (what a job imports)
     costs = Costs(start_s=time.perf_counter() - start, trainings={}, measures={})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # removes the folder below
     with tempfile.TemporaryDirectory(dir=options.results, prefix=".measuring-") as folder:
         for number, job in enumerate(jobs):
             place = Path(folder, str(number))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,13 +34,15 @@ FOLDER = re.compile(
     rf"|{RUN}(/checkpoint|/\.state(/shards|/best-\d+)?|/eval/{NAME}|/choices)?|reports/{NAME}(/partial)?(/tables|/figures)?"
 )
 LEFTOVER = re.compile(rf"\.({NAME}\.[0-9a-f]{{8}}|{MADE}\.[a-z0-9_]{{8}})\.tmp")
+RECENT_S = 3600  # so long a job may still be writing what looks like a leftover
 
 
 def unused(grids: Sequence[Grid], results: Path) -> Iterator[Path]:
     """Yields files and folders in `results` that no study of the grids needs, but not the content of such folders.
 
     If the local files of a data set or model are missing now, its hash is not known, so everything with its name or
-    below that name is left out. Leftovers of killed jobs are yielded too, unless a job is at work in their run.
+    below that name is left out. Leftovers of killed jobs are yielded too, unless a job is at work in their run, or they
+    are outside of runs, where no lock tells, and were written within the last hour.
     """
     wanted = {Path(path).relative_to("results").as_posix() for grid in grids for path in _paths(grid)}
     unknown = {name for grid in grids for name in _unknown_names(grid)}
@@ -74,11 +77,21 @@ def _unused(results: Path, below: str, wanted: set[str], unknown: set[str]) -> I
         if re.fullmatch(RUN, place) and any(is_locked(lock) for lock in (path / ".state" / "locks").glob("*")):
             continue  # a job is at work there
         leftover = FOLDER.fullmatch(below) and LEFTOVER.fullmatch(entry.name)
+        if leftover and not below.startswith("runs/") and _age_s(path) < RECENT_S:
+            continue
         hashed = HASHED.fullmatch(place) and place not in wanted and unknown.isdisjoint(_names(place))
         if leftover or hashed:
             yield path
         elif entry.is_dir(follow_symlinks=False):
             yield from _unused(results, place, wanted, unknown)
+
+
+def _age_s(path: Path) -> float:
+    """Returns how long ago a file, or the newest file of a folder, was written, in seconds."""
+    try:
+        return time.time() - max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return 0.0  # a job has just renamed it
 
 
 def _names(place: str) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from softtok.config.grid import Grid, Study
-from softtok.config.jobs import Choices, Data, Evaluation, Plan, Run
+from softtok.config.jobs import REPORT, Choices, Data, Evaluation, Plan, Run
 from softtok.config.load import read
 from softtok.config.messages import nearest
 from softtok.config.settings import RuntimeSettings, TrainingSettings
@@ -114,6 +114,15 @@ def jobs_of(study: Plan) -> list[Job]:
         found += [Job("evaluate", run, base, item) for item in study.evaluations[run.folder].values()]
         found += [Job("choices", run, base, item) for item in study.choices[run.folder].values()]
     return found
+
+
+def asks_for(targets: Iterable[str], study: Study) -> bool:
+    """Whether targets of Snakemake name a study, its report, or an output of one of its jobs."""
+    asked = set(targets)
+    if study.name in asked or REPORT.format(study=study.name) in {str(Path(target).parent) for target in asked}:
+        return True
+    paths = {target for target in asked if target.startswith(f"{RESULTS}/runs/")}
+    return bool(paths) and any(not paths.isdisjoint(job.outputs) for job in jobs_of(study))
 
 
 def unlike(study: Plan, results: Path) -> list[Job]:

@@ -73,7 +73,6 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
                     records.append(dict(zip(SCHEMA.names, row, strict=True)))
                 right = sum(record["correct"] for record in records[start:])
                 shown.advance(len(part), recent={"correct": 100 * right / len(part)})
-        write_table(out, pa.Table.from_pylist(records, SCHEMA))
         cost = Part(
             inference_mode="",
             made_on=made_on,
@@ -83,6 +82,7 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
             peak_memory_mb=peak_memory_mb(lm.device),
         )
         write_cost(out, JobCost(made_on=made_on, ready_s=ready - started, parts=[cost]))
+        write_table(out, pa.Table.from_pylist(records, SCHEMA))  # last, as this tells that the job has finished
 
 
 def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:

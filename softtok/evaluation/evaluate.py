@@ -116,9 +116,9 @@ def evaluate(
                     shards[name] = Shard(state / "shards" / f"{shard}.jsonl", of_mode)
                     cells.complete(name, shards[name], policies[name], mode.samples)
         write_thoughts(shards, recorded, lm.tokenizer, out)
-        _write(shards, out)
         parts = [part for name, shard in shards.items() for part in parts_of(name, shard.lines)]
         write_cost(out, JobCost(made_on=made_on, ready_s=ready_s, parts=parts))
+        _write(shards, out)  # last, as this tells that the job has finished
 
 
 def _header(spec: EvaluationSpec, checkpoint: CheckpointManifest, data: str, prompts: Asking) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def thinking(
     """Yields what `softtok think` writes about the model of this name. Raises UserError before anything is loaded."""
     grid = Grid(read(list(files), (), data_root))
     mode = mode_of(grid.config, wanted.mode)
-    if wanted.samples < 1 or wanted.top < 1 or (wanted.cot_tokens or 1) < 1:
+    if min(wanted.samples, wanted.top, 1 if wanted.cot_tokens is None else wanted.cot_tokens) < 1:
         raise UserError("--samples, --top and --cot-tokens: give a number of at least 1")
     runtime = grid.runtimes.get(named, RuntimeSettings(**grid.config.runtime.given()))
     use_threads(runtime)

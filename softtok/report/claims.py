@@ -346,18 +346,25 @@ class Design:
         if self.study.samples(mode) < samples:
             drawn = self.study.samples(mode)
             raise NotRunError(f"pass@{samples} needs {samples} samples per problem, {mode} draws {drawn}")
+        listed = self.study.spec.k
+        if listed and samples not in (1, self.study.samples(mode), *listed):
+            raise NotRunError(f"pass@{samples} is not among the k of this study: {', '.join(map(str, listed))}")
         return mode
 
     def draws(self, mode: str, test_set: str, samples: int) -> bool:
         """Whether an inference mode draws so many samples on a test set, which may limit them."""
         return not mode or self.study.samples(mode, test_set) >= samples
 
+    def counts(self, mode: str, test_set: str, k: int) -> bool:
+        """Whether pass@k of an inference mode is a number of problems; with more samples it is a mean over them."""
+        return not mode or self.study.samples(mode, test_set) == k
+
 
 def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:
     """Returns the effect of each run that the contrast is about, averaged over its test sets (or choice sets).
 
-    Also returns the step in which effects are counted: one problem in each set, or 0 if they are not counts. Raises
-    NotRunError with the reason if the study lacks an entry or a second seed, or if a planned cell has no value.
+    Also returns the step in which effects are counted: one problem in each set where problems are counted, else 0.
+    Raises NotRunError with the reason if the study lacks an entry or a second seed, or if a planned cell has no value.
     """
     mode = design.part("training_modes", contrast.run)
     other = contrast.other if contrast.other in ("", "base") else design.part("training_modes", contrast.other)
@@ -397,7 +404,8 @@ def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[fl
             found.append(round(float(np.mean(apart)), 9))  # equal values differ by 0, not by the rounding of a sum
             seeds.add(seed)
             if measure.unit == "points":
-                steps.append(float(np.mean([100 / values[(run, name, inference), PROBLEMS, 0] for name in tested])))
+                one = {name: 100 / values[(run, name, inference), PROBLEMS, 0] for name in tested}
+                steps.append(float(np.mean([design.counts(inference, name, measure.k) * one[name] for name in tested])))
     if not found:
         compared = " and ".join(
             dict.fromkeys((f"{mode} {inference}".strip(), f"{other or mode} {other_inference}".strip()))

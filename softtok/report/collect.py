@@ -36,6 +36,8 @@ from softtok.report.run_files import (
     read_entropy,
     read_manifest,
     read_training,
+    statuses,
+    without,
 )
 from softtok.report.study import Row, Study, row_of
 from softtok.storage import files
@@ -167,14 +169,16 @@ class _Reader:
             path = folder / f"{inference_set}-{h8}.parquet"
             with self._noting(entry, f"{test_set} ({inference_set})"):
                 table = read_columns(path, CELL_COLUMNS)
-                counted, seen = cells_of(table, path, study, test_set)
+                counted = cells_of(table, path, study, test_set)
                 for cell in counted.values():
                     _check_problems(self.problems, f"test set {test_set}", path, cell.index)
                 profiles = read_entropy(path.with_suffix(".entropy.csv"), table) | profiles
                 ends = shares(table) | ends
-                cells = counted | cells  # a mode of two inference sets is the same in both; the first one counts
-                self.statuses += seen
-                differing = disagreements(table) + Counter(answers=seen.total())
+                # A mode of two inference sets is the same in both; the first one counts.
+                further = without(table, list(cells))
+                cells = counted | cells
+                self.statuses += statuses(further)
+                differing = disagreements(further) + Counter(answers=further.num_rows)
                 self.disagreements[test_set] = self.disagreements.get(test_set, Counter()) + differing
                 self.made_on.update(made_on(table))
         planned = (mode for name in entry.tests[test_set] for mode in study.spec.inference_sets[name])

@@ -2,7 +2,8 @@
 
 A difference is one number a seed: ours minus that of the same seed after hard training, or minus the one checkpoint
 that is the base. Its interval is Student's t over seeds. Where problems are counted, the deviation over seeds is at
-least one problem, as in the claims: seeds often agree by chance.
+least one problem, as in the claims: seeds often agree by chance. Means over samples, such as pass@1 of several, are no
+counts.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _with_differences(table: Table, study: Study, values: Mapping[Key, Seeds], p
         for row, column in seeds:
             against = reference(study, row, other)
             theirs = values.get(key_of(against, column)) if against else None
-            step = 100 / problems[column.test_set] if column.metric in COUNTED else 0.0
+            step = step_of(study, column, problems)
             if theirs and (found := difference(seeds[row, column], theirs, other == "base", step)):
                 differences.setdefault(other, {})[row, column] = found
     return replace(table, seeds=seeds, differences=differences)
@@ -50,6 +51,14 @@ def _with_differences(table: Table, study: Study, values: Mapping[Key, Seeds], p
 
 def key_of(row: Row, column: Column) -> Key:
     return row, column.test_set, column.inference_mode, column.metric, column.k
+
+
+def step_of(study: Study, column: Column, problems: Mapping[str, int]) -> float:
+    """Returns one problem in percent, if a column counts problems, else 0: for nats, and for means over samples."""
+    if column.metric not in COUNTED or column.test_set not in problems:
+        return 0.0
+    averaged = column.metric == "pass@k" and column.k != study.samples(column.inference_mode, column.test_set)
+    return 0.0 if averaged else 100 / problems[column.test_set]
 
 
 def reference(study: Study, row: Row, other: str) -> Row | None:

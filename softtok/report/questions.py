@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from softtok.report.differences import COUNTED, difference, key_of, problem_counts, seed_values
+from softtok.report.differences import difference, key_of, problem_counts, seed_values, step_of
 from softtok.report.palette import PAPER_MODES
 from softtok.report.study import Row, Study
-from softtok.report.tables import Column, Table, difference_text
+from softtok.report.tables import Table, difference_text
 
 QUESTIONS = {
     "cot_term": "Is it the term of the CoT that teaches?",
@@ -61,14 +61,10 @@ def questions(study: Study, table: Table, metrics: pd.DataFrame) -> list[Questio
         texts = []
         for column in table.columns:
             ours, theirs = (values.get(key_of(one, column), {}) for one in (row, reference))
-            apart = difference(ours, theirs, False, _step(column, problems))
+            apart = difference(ours, theirs, False, step_of(study, column, problems))
             texts.append(difference_text(apart, column.digits))
         found.setdefault(question, []).append(Answer(row, reference.training_mode, texts))
     return [Question(text, answers) for text, answers in sorted(found.items(), key=lambda item: _place(item[0]))]
-
-
-def _step(column: Column, problems: Mapping[str, int]) -> float:
-    return 100 / problems[column.test_set] if column.metric in COUNTED and column.test_set in problems else 0.0
 
 
 def _place(question: str) -> int:

@@ -105,22 +105,20 @@ def differences(spec: ReportSpec, folder: Path, path: Path) -> str:
 def apart(entry: ReportRun, recorded: Path) -> str:
     """Returns the settings in which a recorded run differs from a planned one of the same names."""
     of = read_manifest(recorded / "manifest.json").spec
-    pairs = [
-        (
-            what,
-            None if one is None else one.model_dump(mode="json"),
-            None if other is None else other.model_dump(mode="json"),
-        )
-        for what, one, other in (("mode", of.mode, entry.mode), ("training", of.training, entry.training))
-    ]
     found = [
-        f"{what}.{key}: {was[key]}, now {now.get(key)}"
-        for what, was, now in pairs
+        f"{what}.{key}: {getattr(was, key)}, now {getattr(now, key)}"
+        for what, was, now in (("mode", of.mode, entry.mode), ("training", of.training, entry.training))
         if was is not None and now is not None
-        for key in was
-        if was[key] != now.get(key)
+        for key in type(was).model_fields  # not of a dump, which leaves out some defaults
+        if getattr(was, key) != getattr(now, key)
     ]
     return ", ".join(found) or "in the model, the data set, or a version of softtok"
+
+
+def data_of(spec: ReportSpec, entry: ReportRun) -> list[str]:
+    """Returns the prepared data sets of which a report reads something for a run."""
+    train, test = spec.data.get("train", {}), spec.data.get("test", {})
+    return [path for path in (train.get(entry.train_set), *map(test.get, entry.tests)) if path]
 
 
 def check_records(spec: ReportSpec, folder: Path) -> None:
@@ -128,9 +126,7 @@ def check_records(spec: ReportSpec, folder: Path) -> None:
     for entry in spec.runs:
         if (folder / entry.path).exists():
             _check_run(folder / entry.path, spec_hash(entry.path))
-            train, test = spec.data.get("train", {}), spec.data.get("test", {})
-            used = [train.get(entry.train_set), *map(test.get, entry.tests)]
-            for path in filter(None, used):
+            for path in data_of(spec, entry):
                 _check_data(folder / path)
 
 
@@ -153,14 +149,17 @@ def _check_data(path: Path) -> None:
     """Raises UserError unless a recorded data set is whole and of the spec that its name says."""
     if not path.exists():
         raise UserError(f"{path} is missing; run `softtok records` again")
-    made: dict[str, Any] = files.read_manifest(path.with_suffix(".json"), remove=path)
     try:
+        made: dict[str, Any] = files.read_manifest(path.with_suffix(".json"))
         of = DataSpec.model_validate_json(json.dumps(made["spec"])).as_json()
-    except (KeyError, ValidationError):
+    except (UserError, KeyError, ValidationError):
         raise damaged(path.with_suffix(".json")) from None
     if text_hash(of) != spec_hash(path.name):
         raise damaged(path.with_suffix(".json"), "it is of another spec")
-    read_columns(path, ["question"])
+    try:
+        read_columns(path, ["question"])
+    except UserError:
+        raise damaged(path) from None
 
 
 def report_from_records(folder: Path, out: Path, spec: ReportSpec | None = None) -> list[str]:

@@ -24,6 +24,7 @@ from softtok.report.missing import from_attempts
 from softtok.report.recorded import (
     RECORD,
     RunRecord,
+    data_of,
     differences,
     further_files,
     planned_files,
@@ -83,7 +84,8 @@ def write_records(spec: ReportSpec, results: Path, folder: Path, replace: bool =
         for data in paths.values():
             _record_data(kind, results / data, folder / data)
     for entry in Study(spec).runs:
-        yield f"{row_text(row_of(entry))}, seed {entry.seed}: {_record_run(entry, results, folder, replace)}"
+        told = _record_run(entry, data_of(spec, entry), results, folder, replace)
+        yield f"{row_text(row_of(entry))}, seed {entry.seed}: {told}"
 
 
 def _remove(path: Path) -> None:
@@ -98,8 +100,8 @@ def _remove(path: Path) -> None:
     path.unlink()
 
 
-def _record_run(entry: ReportRun, results: Path, folder: Path, replace: bool) -> str:
-    """Records a run if it has finished; returns what became of it."""
+def _record_run(entry: ReportRun, data: list[str], results: Path, folder: Path, replace: bool) -> str:
+    """Records a run if it has finished; returns what became of it. `data` are the sets that its report reads."""
     source, target, planned = results / entry.path, folder / entry.path, planned_files(entry)
     known = read_record(target) if (target / RECORD).exists() else None
     lacking = [name for name in planned if not (source / name).exists()]
@@ -114,19 +116,22 @@ def _record_run(entry: ReportRun, results: Path, folder: Path, replace: bool) ->
     further = [name for name in further_files(entry) if (source / name).exists()]
     contents = {name: file_sha256(source / name) for name in (*planned[1:], *further)}
     record = _record_of(entry, manifest, contents)
-    if known and not replace and (kept := _kept(known, record)):
+    if known and not replace and (kept := _kept(known, record, target)):
         return kept
+    if gone := [path for path in data if not (folder / path).exists()]:
+        return f"not recorded: {results / gone[0]} is missing; snakemake makes it"
     return _write_run(source, target, _without_traces(manifest), record)
 
 
-def _kept(known: RunRecord, found: RunRecord) -> str:
+def _kept(known: RunRecord, found: RunRecord, target: Path) -> str:
     """Returns why a record stays as it is, though the run is there; an empty text if it lacks something."""
     if (known.checkpoint_sha256, known.metrics_sha256) != (found.checkpoint_sha256, found.metrics_sha256):
         return "recorded before, from another training; kept (--replace takes the one of these results)"
     results = {name: sha256 for name, sha256 in found.files.items() if not name.endswith(SUFFIX)}
     if differing := [name for name, sha256 in results.items() if known.files.get(name, sha256) != sha256]:
         return f"recorded before; kept, though {differing[0]} was made again (--replace takes the new one)"
-    return "recorded before" if set(results) <= set(known.files) else ""
+    whole = set(found.files) <= set(known.files) and all((target / name).exists() for name in known.files)
+    return "recorded before" if whole else ""
 
 
 def _write_run(source: Path, target: Path, manifest: RunManifest, record: RunRecord) -> str:
@@ -137,6 +142,9 @@ def _write_run(source: Path, target: Path, manifest: RunManifest, record: RunRec
         with atomic(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
     hashes = {"manifest.json": file_sha256(target / "manifest.json"), **record.files}
+    for path in [path for path in target.rglob("*") if path.is_file()]:
+        if path.relative_to(target).as_posix() not in hashes:
+            path.unlink()  # of an earlier record of this run
     write_manifest(target / RECORD, record.model_copy(update={"files": hashes}).model_dump())
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return f"recorded, {size / 1e6:.2f} MB"
@@ -177,9 +185,9 @@ def _read_run(entry: ReportRun, run: Path) -> RunManifest:
 
 def _record_data(kind: str, source: Path, target: Path) -> None:
     """Records what a report reads of a prepared data set: which questions are the same, and what was flagged."""
-    if target.with_suffix(".json").exists() or not source.exists():
+    if (target.exists() and target.with_suffix(".json").exists()) or not source.exists():
         return
-    made = files.read_manifest(source.with_suffix(".json"))
+    made = files.read_manifest(source.with_suffix(".json"), remove=source)
     found = read_columns(source, ["question"])["question"].to_pylist()
     import pyarrow as pa
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +129,18 @@ def disagreements(table: pa.Table) -> Counter[str]:
     return seen
 
 
-def cells_of(table: pa.Table, path: Path, study: Study, test_set: str) -> tuple[dict[str, pd.DataFrame], Counter[str]]:
-    """Returns the counts of an evaluation's rows, by inference mode, and how often each reward status occurs.
+def statuses(table: pa.Table) -> Counter[str]:
+    """Returns how often each status of the reward occurs."""
+    return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(table["status"]).to_pylist()})
+
+
+def without(table: pa.Table, modes: Collection[str]) -> pa.Table:
+    """Returns the rows of other inference modes than these."""
+    return table.filter(pc.invert(pc.is_in(table["inference_mode"], pa.array(modes, pa.string())))) if modes else table
+
+
+def cells_of(table: pa.Table, path: Path, study: Study, test_set: str) -> dict[str, pd.DataFrame]:
+    """Returns the counts of an evaluation's rows, by inference mode.
 
     Counts have one row per problem_id: `correct` and `cot_tokens` summed over its samples, and, if there are several,
     the chance that their majority is right.
@@ -157,8 +167,7 @@ def cells_of(table: pa.Table, path: Path, study: Study, test_set: str) -> tuple[
         if study.samples(mode, test_set) > 1:
             samples = table.filter(pc.equal(table["inference_mode"], mode))
             cells[mode] = cell.assign(majority=_majority(samples, cell.index))
-    occurring = pc.value_counts(table["status"]).to_pylist()
-    return cells, Counter({entry["values"]: entry["counts"] for entry in occurring})
+    return cells
 
 
 def _majority(samples: pa.Table, problems: pd.Index) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from softtok.__main__ import main
+from softtok.config.unused import RECENT_S
 from softtok.storage.locks import Interruption, exclusive_lock
 from tests.support.project import Project, shipped
 
@@ -294,7 +297,10 @@ NO_LEFTOVERS = [
 
 
 def test_leftovers_of_killed_jobs_are_listed_and_removed(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also in runs that a study leads to; those of a run at which a job is at work are left alone."""
+    """Also in runs that a study leads to; those of a run at which a job is at work are left alone.
+
+    What may still be written outside of runs is left alone, too: there are no locks.
+    """
     first, second, *_ = project.grid(project.folder).runs
     run, busy = (name.removeprefix("results/") for name in (first, second))
     before = made(project)
@@ -303,6 +309,11 @@ def test_leftovers_of_killed_jobs_are_listed_and_removed(project: Project, capsy
         project.write(f"results/{name}/part" if ".checkpoint." in name else f"results/{name}")
     project.write(*(f"results/{name.format(run=run)}" for name in NO_LEFTOVERS))
     project.write(f"results/{busy}/.checkpoint.89ab4567.tmp", f"results/{busy}/.state/locks/train")
+    for name in left - {name.format(run=run) for name in LEFTOVERS if name.startswith("{run}")}:
+        os.utime(project.results / name, (time.time() - 2 * RECENT_S,) * 2)
+    being_made = {"models/.toy-0123abcd.89ab4568.tmp", "reports/demo/.report.html.89ab4568.tmp"}
+    project.write("results/models/.toy-0123abcd.89ab4568.tmp/part", "results/reports/demo/.report.html.89ab4568.tmp")
+    os.utime(project.results / "models/.toy-0123abcd.89ab4568.tmp", (0, 0))  # the folder is old, its file is new
     with exclusive_lock(project.results / busy / ".state/locks/train", Interruption()):
         assert main(["unused", "--remove", "--yes", *options(project)]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -310,6 +321,7 @@ def test_leftovers_of_killed_jobs_are_listed_and_removed(project: Project, capsy
     rest = made(project) - before
     assert not left & rest
     assert {name.format(run=run) for name in NO_LEFTOVERS} | {f"{busy}/.checkpoint.89ab4567.tmp"} <= rest
+    assert {name for name in being_made if (project.results / name).exists()} == being_made
 
 
 def test_a_folder_that_cannot_be_removed_is_one_line(

@@ -165,6 +165,7 @@ def test_a_run_a_model_a_folder_a_file_and_a_name_can_be_asked(
         (["nothing", QUESTION, "--mode", "soft-sample"], "nothing is no run, no model folder"),
         (["tiny", QUESTION, "--mode", "sofd-sample"], "there is no mode 'sofd-sample'; did you mean 'soft-sample'"),
         (["tiny", QUESTION, "--mode", "soft-sample", "--samples", "0"], "--samples, --top and --cot-tokens"),
+        (["tiny", QUESTION, "--mode", "soft-sample", "--cot-tokens", "0"], "--samples, --top and --cot-tokens"),
         (["tiny", "word " * 9000, "--mode", "hard-sample"], "the question"),
     ],
 )

@@ -545,6 +545,20 @@ def test_the_least_spread_is_one_problem_in_each_test_set() -> None:
     assert judged.effect - judged.low == pytest.approx(4.30265273 * 0.15 / 3**0.5)
 
 
+def test_a_mean_over_samples_is_no_count_of_problems() -> None:
+    """pass@32 of 64 samples: runs agree in it by no chance of whole problems, so their own spread counts."""
+    made = world(as_claimed, test_sets=("gsm8k",))
+    modes = {name: {**mode, "samples": 64 if mode["samples"] > 1 else 1} for name, mode in INFERENCE_MODES.items()}
+    spec = {**made.spec, "inference_modes": {"my-" + name: mode for name, mode in modes.items()}}
+    metrics = made.metrics(0.1 * made.cells["seed"].to_numpy()).assign(n_problems=100)
+    for told, study, widens in (("counts", made.study, True), ("means", study_of(spec), False)):
+        judged = next(one for one in verdicts(study, metrics) if one.contrast.claim == "C2")
+        assert judged.n == 3 and judged.effect is not None and judged.low is not None
+        least = 4.30265273 * 1.0 / 3**0.5
+        assert (judged.effect - judged.low == pytest.approx(least)) == widens, told
+        assert (judged.effect - judged.low < least / 2) != widens, told
+
+
 def test_holm_by_hand() -> None:
     # sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, none below a smaller one: 0.02, 0.03, 0.06, 0.06
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -589,6 +603,13 @@ def test_a_set_with_fewer_samples_has_no_part_in_what_needs_more() -> None:
         return [(one.verdict, one.n, one.effect) for one in tested]
 
     assert of_32(limited, fewer) == of_32(alone.spec, alone.metrics()) != of_32(both.spec, metrics)
+
+
+def test_a_k_that_a_study_does_not_list_is_the_reason() -> None:
+    made = world(lambda *cell: (50.0, 1.0))
+    modes = {name: {**mode, "samples": 64} for name, mode in made.spec["inference_modes"].items()}
+    listed = {**made.spec, "inference_modes": modes, "k": [1, 8, 64]}
+    assert reasons(listed, made.metrics(), "C2") == {"pass@32 is not among the k of this study: 1, 8, 64"}
 
 
 def test_one_seed_is_not_run_however_many_runs() -> None:

@@ -156,3 +156,27 @@ def test_how_often_the_two_rewards_differ_is_told(tmp_path: Path) -> None:
     )
     counts = f"sums: 3 of {len(table)} answers (2 accepted by the set's reward alone, 1 by the other alone)"
     assert counts in note and "long-sums" not in note
+
+
+def test_the_answers_of_a_mode_of_two_inference_sets_count_once(tmp_path: Path) -> None:
+    spec = write_study(tmp_path, modes=("hard",), seeds=1, test_sets=("sums",), choice_sets=(), problems=4)
+    files = list(tmp_path.rglob("six-89ab4567.parquet"))
+    for path in files:
+        rows = pd.read_parquet(path)
+        rows.loc[rows["inference_mode"] == "hard-sample", "other_status"] = "correct"
+        rows.loc[rows["inference_mode"] == "hard-greedy", "status"] = "timeout"
+        rows.to_parquet(path)
+    once = collect(study_of(spec), tmp_path)
+    assert once.answers == sum(map(len, map(pd.read_parquet, files))) and once.unjudged == 2 * 4
+    spec["inference_sets"] = {"six": list(INFERENCE_MODES), "hard": ["hard-greedy", "hard-sample"]}
+    spec["tests"]["sums"]["hard"] = "01234567"
+    for path in files:
+        rows = pd.read_parquet(path)
+        rows[rows["inference_mode"].isin(spec["inference_sets"]["hard"])].to_parquet(
+            path.with_name("hard-01234567.parquet")
+        )
+        profile = pd.read_csv(path.with_suffix(".entropy.csv"))
+        profile.to_csv(path.with_name("hard-01234567.entropy.csv"), index=False)
+    twice = collect(study_of(spec), tmp_path)
+    assert (twice.answers, twice.unjudged) == (once.answers, once.unjudged)
+    assert twice.disagreements == once.disagreements

@@ -64,7 +64,7 @@ def test_the_arithmetic_says_all_that_the_total_counts(project: Project, grid: G
 def test_time_left_follows_what_finished_jobs_took(project: Project, grid: Grid, costs: Costs) -> None:
     jobs = jobs_of(grid.studies[STUDY])
     expected = seconds_of(jobs, costs, grid.runtimes, project.results)
-    shares = {job: share(grid.runtimes[job.run.model.name], 2, 1) for job in jobs}
+    shares = {job: share(job.machine(grid.runtimes), 2, 1) for job in jobs}
     left = TimeLeft(expected, shares)
     whole = left.seconds()
     assert whole == pytest.approx(sum(expected.values()) / 2), "two jobs of one thread on two cores"

@@ -12,7 +12,7 @@ from softtok.report.claim_controls import controlled, remark
 from softtok.report.claim_lines import claim_lines, forest, overall, scales
 from softtok.report.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Verdict, contrasts, verdicts
 from softtok.report.collect import collect
-from softtok.report.differences import difference, with_differences
+from softtok.report.differences import difference, step_of, with_differences
 from softtok.report.metrics import t_interval_of
 from softtok.report.page import make_report
 from softtok.report.palette import looks
@@ -59,6 +59,14 @@ def test_differences_are_paired_by_seed_and_the_base_is_one_checkpoint(made: Mad
     assert not any(row.training_mode == "base" for of in table.differences.values() for row, _ in of)
     line = next(line for line in to_csv(table).splitlines() if line.startswith("a,sums,soft,sums,hard-sample,pass@32"))
     assert f"{table.differences['base'][Row('a', 'sums', 'soft'), column].mean:.6f}" in line.split(",")
+
+
+def test_only_what_counts_problems_has_a_least_spread(made: Made) -> None:
+    study, _, tables = made
+    columns = [column for name in ("hard-inference", "out-of-domain") for column in tables[name].columns]
+    steps = {column.label: step_of(study, column, {column.test_set: 40}) for column in columns}
+    assert steps["hard-greedy pass@1"] == steps["hard-sample pass@32"] == steps["accuracy"] == 100 / 40
+    assert steps["hard-sample pass@1"] == steps["NLL per token"] == 0.0
 
 
 def test_a_difference_needs_the_same_seeds_and_agreement_is_no_certainty() -> None:

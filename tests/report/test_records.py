@@ -210,7 +210,7 @@ def test_any_run_alone_makes_a_report(project: Recorded, capsys: pytest.CaptureF
 
 
 def rates(config: dict[str, dict[str, dict[str, object]]]) -> None:
-    config["training_modes"]["soft"]["training"] = {"learning_rate": 0.125}
+    config["training_modes"]["soft"]["training"] = {"learning_rate": 0.125, "estimator": "pathwise"}
 
 
 def test_records_of_other_settings_are_not_taken_for_the_present_ones(
@@ -221,7 +221,7 @@ def test_records_of_other_settings_are_not_taken_for_the_present_ones(
     assert project.report("out", STUDY) == 0
     out = capsys.readouterr().out
     assert out.count("missing: ") == out.count("toy, sums, soft, seeds 0, 1: recorded with other settings only (") == 1
-    assert "now 0.125)" in out
+    assert "now 0.125" in out and "training.estimator: score, now pathwise" in out
     soft = [
         line for line in (project.folder / "out/tables/hard-inference.md").read_text().splitlines() if "| soft" in line
     ]
@@ -384,6 +384,66 @@ def test_another_cost_is_no_other_result(project: Recorded, capsys: pytest.Captu
     recorded.write_text(costs[0].read_text())
     assert project.report("out") == 1
     assert f"{recorded} is damaged" in capsys.readouterr().err
+
+
+def recorded_now(project: Recorded, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """Records, and returns the lines about runs that were recorded by that; a report from the records is made."""
+    assert project.record(*words) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": recorded, " in line]
+    assert project.report("out") == 0
+    capsys.readouterr()
+    return lines
+
+
+def test_what_a_record_lacks_is_added(project: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run may be recorded in the moment between its last result and what that cost."""
+    before, run = contents(project.records), project.run("hard", 0)
+    shutil.rmtree(project.records)
+    cost = next(run.glob("choices/*.cost.json"))
+    kept = cost.read_bytes()
+    cost.unlink()
+    assert len(recorded_now(project, capsys)) == 5 and contents(project.records) != before
+    cost.write_bytes(kept)
+    (line,) = recorded_now(project, capsys)
+    assert "hard, seed 0" in line and contents(project.records) == before
+
+
+def test_a_damaged_record_is_made_again_as_its_message_says(
+    project: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(project.records)
+    rows = next(project.run("hard", 0, "records").glob("eval/sums/*-????????.parquet"))
+    train = next(project.records.glob("data/train/*.parquet"))
+    for path in (rows, train, train.with_suffix(".json")):
+        path.write_bytes(path.read_bytes()[:-100])
+        assert project.report("out") == 1
+        assert f"{path} is damaged" in (error := capsys.readouterr().err)
+        assert "remove it and run `softtok records` again" in error
+        path.unlink()
+        recorded_now(project, capsys)
+        assert contents(project.records) == before
+
+
+def test_a_run_is_not_recorded_without_its_problems(project: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(project.records)
+    shutil.rmtree(project.records)
+    shutil.move(project.results / "data", project.folder / "aside")
+    assert project.record() == 0
+    out = capsys.readouterr().out
+    assert out.count(": not recorded: ") == 5 and ".parquet is missing; snakemake makes it\n" in out
+    assert not list(project.records.glob("runs/**/record.json"))
+    shutil.move(project.folder / "aside", project.results / "data")
+    assert len(recorded_now(project, capsys)) == 5 and contents(project.records) == before
+
+
+def test_a_record_that_is_replaced_keeps_nothing_of_the_old_one(
+    project: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in [*project.run("hard", 0).glob("**/*.cost.json"), *project.run("hard", 0).glob("**/*.thoughts.parquet")]:
+        path.unlink()
+    assert not recorded_now(project, capsys), "what is recorded stays"
+    assert len(recorded_now(project, capsys, "--replace")) == 5
+    assert not list(project.run("hard", 0, "records").glob("**/*.cost.json"))
 
 
 def harms_of_results(project: Recorded) -> Iterator[Path]:

@@ -28,7 +28,7 @@ import yaml
 
 from softtok.__main__ import main
 from softtok.config.specs import ReportSpec, parse
-from softtok.config.work import Costs, ProblemsCost, TrainingCost, jobs_of
+from softtok.config.work import Costs, ProblemsCost, TrainingCost, jobs_of, study_of
 from tests.support.disks import make_read_only, small_disk
 from tests.support.project import BIN, ROOT, Project, counts, dry_run, shipped
 
@@ -566,10 +566,14 @@ def test_commands_find_the_configuration_that_a_study_was_begun_with(
     }
     project.write("mine.yaml", text=yaml.safe_dump(own))
     project.write("files/mine.jsonl", text='{"q": "1 + 1?", "a": "2"}\n{"q": "1 + 2?", "a": "3"}\n')
-    begun = ["--configfile", "mine.yaml", "--config", "data_root=files", "--", "mine"]
-    assert project.snakemake("-n", *begun).returncode == 0
+    begun = ["--configfile", "mine.yaml", "--config", "data_root=files", "--"]
+    assert project.snakemake("-n", *begun, "mine").returncode == 0
     assert not (project.results / ".calls").exists(), "a dry run begins nothing"
-    assert project.snakemake(*begun).returncode == 0
+    monkeypatch.chdir(project.folder)
+    training = jobs_of(study_of([project.path, Path("mine.yaml")], "mine", Path("files"))[1])[0]
+    assert project.snakemake(*begun, *training.outputs).returncode == 0
+    assert {path.stem for path in (project.results / ".calls").iterdir()} == {"mine"}, "a part of it begins it, too"
+    assert project.snakemake(*begun, "mine").returncode == 0
     project.jobs("second")
 
     monkeypatch.chdir(project.folder.parent)  # from any folder, from the results alone

@@ -22,7 +22,7 @@ from softtok.config.jobs import (
     RUN,
 )
 from softtok.config.load import load, wanted
-from softtok.config.work import in_turn
+from softtok.config.work import asks_for, in_turn
 from softtok.errors import UserError
 from softtok.storage.retries import (
     hopeless,
@@ -238,11 +238,11 @@ def evaluation_memory_mb(wildcards, attempt):
 
 
 def note_what_begins():
-    """Notes the configuration of the studies that are built; a later file overrides an earlier one."""
+    """Notes the configuration of the studies that are built, whole or in part; a later file overrides an earlier one."""
     own = workflow.config_settings
     shipped = [] if own.replace_workflow_config and own.configfiles else ["config.yaml"]
     asked = workflow.dag_settings.targets or grid.config.run
-    names = [name for name in asked if name in grid.studies]
+    names = [name for name, study in grid.studies.items() if asks_for(asked, study)]
     note_call(Path("results"), names, [*shipped, *own.configfiles], own.config)
 
 

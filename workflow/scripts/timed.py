@@ -42,7 +42,7 @@ def main() -> int:
     """Returns the exit status: Snakemake's, or 1 for an error that the user can fix."""
     try:
         return Build(_options()).build()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"softtok: error: {error}", file=sys.stderr)
         return 1
 
@@ -128,8 +128,8 @@ class Build:
         """Prints how long the waiting jobs take, and returns what counts them down."""
         costs = self._costs()
         expected = seconds_of(waiting, costs, self.grid.runtimes, RESULTS)
-        runtimes = {job: self.grid.runtimes[job.run.model.name] for job in waiting}
-        left = TimeLeft(expected, {job: share(runtimes[job], self.cores, self.options.gpus) for job in waiting})
+        machines = {job: job.machine(self.grid.runtimes) for job in waiting}
+        left = TimeLeft(expected, {job: share(machines[job], self.cores, self.options.gpus) for job in waiting})
         for line in arithmetic(waiting, costs, self.grid.runtimes, expected, RESULTS):
             print(f"  {line}")
         done = f" ({len(self.jobs) - len(waiting)} are done)" if len(self.jobs) > len(waiting) else ""
@@ -163,7 +163,11 @@ class Build:
             return 128 + self.asked
         # In a session of its own, so that Ctrl-C in a terminal reaches it and its jobs once: from here.
         # What a shell starts in the background ignores SIGINT; only Snakemake has to obey it all the same.
-        self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr, preexec_fn=obey)
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is a process to pass them on to
+        try:
+            self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr, preexec_fn=obey)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         try:
             while self.process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -200,16 +204,17 @@ class Build:
 
 
 def obey() -> None:
-    """Lets SIGINT end this process, whatever its parent made of it."""
+    """Lets SIGINT end this process, whatever its parent made of it, and blocks no signal."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 @contextlib.contextmanager
 def told_only() -> Iterator[None]:
-    """Prints a UserError and goes on: what cannot be recorded is no reason to stop what runs."""
+    """Prints an error and goes on: what cannot be recorded is no reason to stop what runs."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"softtok: not recorded: {error}", file=sys.stderr, flush=True)
 
 
