@@ -2,8 +2,7 @@
 
 `snakemake --configfile mine.yaml` and `--config data_root=FOLDER` are part of what a study is: without them, its jobs
 would have other names. Commands that look at a study's results find them here, so that nobody has to give them again.
-Paths inside of the configuration files start where they always do; only `data_root` and the files themselves are noted
-as absolute paths.
+The files and `data_root` are noted as absolute paths. Other paths inside of the files start where they always do.
 """
 
 from __future__ import annotations
