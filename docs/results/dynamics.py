@@ -1,6 +1,7 @@
 """Draws what happens inside the trainings of a study: dynamics.py RUNS_FOLDER FIGURE.png.
 
-RUNS_FOLDER is `results/runs`, or that of a study's records; each run's `metrics.jsonl` is read.
+RUNS_FOLDER is `results/runs`, or that of a study's records; each run's `metrics.jsonl` is read. Modes of records have
+the colours of the study's report.
 """
 
 import json
@@ -44,11 +45,19 @@ def read(folder: Path) -> pd.DataFrame:
 TERMS = ("gradient_norm_cot", "gradient_norm_path", "gradient_norm_answer", "gradient_norm_direct")
 
 
-def draw(steps: pd.DataFrame) -> Figure:
+def order_in(folder: Path) -> list[str]:
+    """Returns the training modes, in their order, of the study whose records are beside `folder`; none if none are."""
+    specs = sorted(folder.parent.glob("*.json"))
+    modes: list[str] = json.loads(specs[0].read_text(encoding="utf-8"))["order"]["training_modes"] if specs else []
+    return modes
+
+
+def draw(steps: pd.DataFrame, order: list[str]) -> Figure:
     """Returns a panel for each of `PANELS`: means over seeds, bands from the lowest to the highest."""
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True)
-    style = looks(steps["mode"])
+    style = looks([*order, *steps["mode"]])
+    steps = steps.sort_values("mode", key=lambda modes: modes.map(list(style).index), kind="stable")
     for panel, (name, label) in zip(axes.flat, PANELS.items(), strict=True):
         for mode, runs in steps.dropna(subset=[name]).groupby("mode", sort=False):
             if name == "term_share" or runs["step"].nunique() < WINDOW:
@@ -73,7 +82,7 @@ def draw(steps: pd.DataFrame) -> Figure:
 
 def main() -> None:
     folder, out = map(Path, sys.argv[1:])
-    draw(read(folder)).savefig(out, dpi=110)
+    draw(read(folder), order_in(folder)).savefig(out, dpi=110)
 
 
 if __name__ == "__main__":
