@@ -13,6 +13,7 @@ import pytest
 from softtok.config.settings import RuntimeSettings
 from softtok.config.work import training_counts
 from softtok.training.measure import measure_training
+from softtok.training.state import RunState
 from softtok.training.train import Trainer, train
 from tests.support.specs import SOFT, train_spec
 
@@ -20,13 +21,14 @@ PARTS = ("take_step", "norms_by_term", "validate", "save", "save_weights")
 
 
 def wrapped(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[], object]) -> None:
-    method = getattr(Trainer, name)
+    owner = Trainer if hasattr(Trainer, name) else RunState
+    method = getattr(owner, name)
 
-    def both(self: Trainer, *arguments: Any, **named: Any) -> Any:
+    def both(self: Any, *arguments: Any, **named: Any) -> Any:
         before()
         return method(self, *arguments, **named)
 
-    monkeypatch.setattr(Trainer, name, both)
+    monkeypatch.setattr(owner, name, both)
 
 
 def test_a_training_does_what_is_counted(
