@@ -355,10 +355,6 @@ class Design:
         """Whether an inference mode draws so many samples on a test set, which may limit them."""
         return not mode or self.study.samples(mode, test_set) >= samples
 
-    def counts(self, mode: str, test_set: str, k: int) -> bool:
-        """Whether pass@k of an inference mode is a number of problems; with more samples it is a mean over them."""
-        return not mode or self.study.samples(mode, test_set) == k
-
 
 def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[float], float]:
     """Returns the effect of each run that the contrast is about, averaged over its test sets (or choice sets).
@@ -404,8 +400,9 @@ def effects(contrast: Contrast, design: Design, values: Values) -> tuple[list[fl
             found.append(round(float(np.mean(apart)), 9))  # equal values differ by 0, not by the rounding of a sum
             seeds.add(seed)
             if measure.unit == "points":
-                one = {name: 100 / values[(run, name, inference), PROBLEMS, 0] for name in tested}
-                steps.append(float(np.mean([design.counts(inference, name, measure.k) * one[name] for name in tested])))
+                counted = [name for name in tested if not inference or design.study.counts(inference, name, measure.k)]
+                problems = [values[(run, name, inference), PROBLEMS, 0] for name in counted]
+                steps.append(sum(100 / count for count in problems) / len(tested))
     if not found:
         compared = " and ".join(
             dict.fromkeys((f"{mode} {inference}".strip(), f"{other or mode} {other_inference}".strip()))

@@ -57,7 +57,7 @@ def step_of(study: Study, column: Column, problems: Mapping[str, int]) -> float:
     """Returns one problem in percent, if a column counts problems, else 0: for nats, and for means over samples."""
     if column.metric not in COUNTED or column.test_set not in problems:
         return 0.0
-    averaged = column.metric == "pass@k" and column.k != study.samples(column.inference_mode, column.test_set)
+    averaged = column.metric == "pass@k" and not study.counts(column.inference_mode, column.test_set, column.k)
     return 0.0 if averaged else 100 / problems[column.test_set]
 
 

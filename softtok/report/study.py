@@ -102,6 +102,10 @@ class Study:
         tested = [test_set] if test_set else [name for name in self.test_sets if self.plans(name, inference_mode)]
         return max((min(drawn, self.spec.samples.get(name, drawn)) for name in tested), default=drawn)
 
+    def counts(self, inference_mode: str, test_set: str, k: int) -> bool:
+        """Whether pass@k on a test set is a number of problems; of more samples than k it is a mean over them."""
+        return self.samples(inference_mode, test_set) == k
+
     def plans(self, test_set: str, inference_mode: str) -> bool:
         """Whether any run is tested in this mode on this test set."""
         return inference_mode in self.planned.get(test_set, ())

@@ -1,7 +1,7 @@
 """The workflow as Snakemake runs it: which jobs a configuration means, and which jobs an edit causes.
 
-A stand-in for `softtok` writes its outputs at once. `snakemake` is always the bare command, so that profiles/default is
-part of what is tested.
+A stand-in for `softtok` writes its outputs at once (tests.support.stand_in). `snakemake` is always the bare command, so
+that profiles/default is part of what is tested.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -28,126 +26,10 @@ import yaml
 
 from softtok.__main__ import main
 from softtok.config.specs import ReportSpec, parse
-from softtok.config.work import Costs, ProblemsCost, TrainingCost, jobs_of, study_of
+from softtok.config.work import jobs_of, study_of
 from tests.support.disks import make_read_only, small_disk
 from tests.support.project import BIN, ROOT, Project, counts, dry_run, shipped
-
-# A bash function outranks every `softtok` on PATH. Calls are noted in calls.txt; contents differ from call to call.
-STAND_IN = """() {
-    local command=$1 arguments="$*" out place
-    shift
-    while [ $# -gt 0 ]; do
-        [ "$1" = --partial ] && shift
-        [ "$1" = --out ] && out=$2
-        shift 2
-    done
-    echo "$command $out" >> calls.txt
-    command -v python >> pythons.txt
-    case " $FAIL " in *" $command "*) echo "softtok: error: no such thing"; return 1;; esac
-    case " $BREAK " in *" $command "*) printf 'Traceback:\\n  ...\\nRuntimeError: no luck\\n'; return 1;; esac
-    place=$out
-    case $command in data | evaluate | choices) place=${out%/*};; esac
-    mkdir -p "$place"
-    case $command in
-        data) echo "$RANDOM$RANDOM" | tee "$out" > "${out%.parquet}.json";;
-        model) echo "$RANDOM$RANDOM" > "$out/model.json";;
-        base | train)
-            mkdir -p "$out/checkpoint" "$out/.state"
-            echo "$RANDOM$RANDOM" | tee "$out"/{checkpoint/checkpoint.json,.state/progress} \\
-                "$out"/{metrics.jsonl,manifest.json};;
-        evaluate) echo "$RANDOM$RANDOM" | tee "${out%.parquet}".{parquet,thoughts.parquet,entropy.csv} > other.txt;;
-        choices) echo "$RANDOM$RANDOM" > "$out";;
-        report)
-            mkdir -p "$out/tables" "$out/figures"
-            echo "$arguments" | tee "$out"/{report.html,metrics.csv,claims.csv,tables/t.md} > "$out/figures/f.svg";;
-    esac
-}"""
-
-ENVIRONMENT = {"BASH_FUNC_softtok%%": STAND_IN, "BASH_FUNC_exec%%": '() { "$@"; }', "PYTHONPATH": str(ROOT)}
-
-TINY = """
-run: [first]
-models:
-  toy: {toy: {}, training: {steps: 20, validation_problems: 8}}
-train_sets:
-  sums: {toy: {task: sums, problems: 60}, exclude: [sums]}
-test_sets:
-  sums: {toy: {task: sums, problems: 5}}
-  long-sums: {toy: {task: sums, problems: 5, steps: [5, 6]}}
-choice_sets:
-  words: {toy: {task: choice, problems: 5}}
-training_modes:
-  hard: {tokens: hard}
-  soft: {tokens: soft, temperature: 0.5, noise_scale: 0.33}
-inference_modes:
-  hard-greedy: {tokens: hard, temperature: 0.0}
-  hard-sample: {tokens: hard, samples: 4}
-  soft-greedy: {tokens: soft, temperature: 0.5}
-inference_sets:
-  all-modes: [hard-greedy, hard-sample]
-studies:
-  first:
-    models: [toy]
-    train_sets: [sums]
-    training_modes: [hard]
-    seeds: [0]
-    test_sets: [sums]
-    choice_sets: [words]
-    inference_sets: [all-modes]
-  second:
-    models: [toy]
-    train_sets: [sums]
-    training_modes: [hard, soft]
-    seeds: [0]
-    test_sets: [sums]
-    inference_sets: [all-modes]
-"""
-FIRST = {
-    "data results/data/train/sums.parquet",
-    "data results/data/test/sums.parquet",
-    "data results/data/choice/words.parquet",
-    "model results/models/toy",
-    "base results/runs/toy/none/base/seed0",
-    "train results/runs/toy/sums/hard/seed0",
-    *(
-        f"{job} results/runs/toy/{run}/{out}.parquet"
-        for run in ("none/base/seed0", "sums/hard/seed0")
-        for job, out in (("evaluate", "eval/sums/all-modes"), ("choices", "choices/words"))
-    ),
-    "report results/reports/first",
-}
-
-
-class StandInProject(Project):
-    """A project whose jobs are done by the stand-in."""
-
-    def jobs(self, *words: str) -> set[str]:
-        """What runs, as "command path" without hashes.
-
-        All must go well, run once, and leave finished things as they are.
-        """
-        (self.folder / "calls.txt").unlink(missing_ok=True)
-        before = self.finished()
-        done = self.snakemake(*words)
-        assert done.returncode == 0, done.stdout
-        calls = (self.folder / "calls.txt").read_text().split("\n")[:-1] if (self.folder / "calls.txt").exists() else []
-        assert not [call for call, times in Counter(calls).items() if times > 1]
-        touched = {path for path, content in before.items() if self.finished().get(path) != content}
-        assert not touched, "finished results were removed or made again"
-        named = {re.sub(r"-[0-9a-f]{8}(?=$|/|\.)", "", call) for call in calls}
-        assert len(named) == len(calls)
-        return named
-
-    def finished(self) -> dict[Path, str]:
-        return {
-            path: path.read_text()
-            for path in (self.folder / "results").rglob("*")
-            if path.is_file() and path.relative_to(self.folder).parts[1] in ("data", "models", "runs")
-        }
-
-
-def tiny(folder: Path) -> StandInProject:
-    return StandInProject.create(folder, yaml.safe_load(TINY), **ENVIRONMENT)
+from tests.support.stand_in import ENVIRONMENT, FIRST, STAND_IN, TINY, StandInProject, tiny
 
 
 @pytest.fixture
@@ -739,94 +621,3 @@ def test_with_few_cores_a_run_is_evaluated_before_the_next_and_a_seed_ends_befor
     modes = [(model, mode) for model in ("toy", "other") for mode in ("soft", "hard")]
     assert trained == [f"{model}/sums/{mode}/seed{seed}" for seed in (0, 1) for model, mode in modes]
     assert {runs.count(run) for run in trained} == {4}, "a training, two test sets, a choice set"
-
-
-def costs(project: StandInProject) -> None:
-    """Writes what jobs of the first study cost, as if it had been measured: so many seconds for each kind."""
-    grid = project.grid()
-    jobs = jobs_of(grid.studies["first"])
-    train = TrainingCost(ready_s=600, step_s=60, measured_step_s=60, validation_s=60, save_s=0, weights_s=0)
-    trainings = {job.cost: train for job in jobs if job.kind == "train"}
-    measures = {job.cost: ProblemsCost(ready_s=60, problem_s=6) for job in jobs if job.kind != "train"}
-    project.write(
-        "results/logs/costs-first.json", text=Costs(start_s=60, trainings=trainings, measures=measures).as_json()
-    )
-
-
-@pytest.fixture
-def measured(project: StandInProject) -> StandInProject:
-    """The project with data sets, of which each has a number of problems."""
-    project.environment["BASH_FUNC_softtok%%"] = STAND_IN.replace(
-        'data) echo "$RANDOM$RANDOM" |', "data) echo '{\"rows\": 10}' |"
-    )
-    costs(project)
-    return project
-
-
-def test_a_timed_study_says_how_long_it_takes_and_counts_down(measured: StandInProject) -> None:
-    """Two evaluations and two choice sets of 3 minutes each; a training of 20 steps and two validations."""
-    with measured.timed("first", "--cores", "1") as process:
-        told = (process.communicate(timeout=300)[0]).splitlines()
-    assert process.returncode == 0, told
-    assert any(line.startswith("As measured on this machine before (results/logs/costs-first.json") for line in told)
-    assert (
-        "  1 x training toy, sums, hard: start 660 s + 20 steps x 60 s + 2 validations x 60 s = 33 min 00 s each"
-        in told
-    )
-    assert "  2 x sums (all-modes): start 120 s + 10 problems x 6 s = 3 min 00 s each" in told
-    (total,) = (line for line in told if line.startswith("About "))
-    assert total.startswith("About 45 min 00 s for 5 jobs (done about ")
-    ended = [line for line in told if re.match(r"\d\d:\d\d ", line)]
-    assert len(ended) == 5 and "5 of 5 jobs, all done" in ended[-1]
-    left = [line for line in ended if "left (done about" in line]
-    assert len(left) < 5 and all(re.search(r"[1-5] of 5 jobs, about \d+ s left", line) for line in left), (
-        "they took no time"
-    )
-    with measured.timed("first", "--cores", "1") as process:
-        assert "All 5 jobs are done." in process.communicate(timeout=300)[0].splitlines()
-    measured.edit(lambda config: config["studies"]["first"].update(seeds=[0, 1]))
-    with measured.timed("first", "--cores", "1", "--only-estimate", "--", "--nolock") as process:
-        told = process.communicate(timeout=300)[0].splitlines()
-    assert any(line.startswith("About 39 min 00 s for 3 jobs (5 are done)") for line in told)
-    assert not list(measured.folder.glob("results/runs/toy/sums/hard/seed1-*"))
-
-
-def test_a_timed_study_that_fails_has_snakemakes_status_and_keeps_the_rest(measured: StandInProject) -> None:
-    with measured.timed("first", "--cores", "1", FAIL="train") as process:
-        told = process.communicate(timeout=300)[0]
-    assert process.returncode == 1
-    assert "softtok: error: no such thing (results/logs/runs/toy/sums/hard/seed0-" in told
-    assert "2 of 5 jobs, about " in told and "3 of 5 jobs" not in told
-    assert measured.jobs() == {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured: StandInProject) -> None:
-    """What runs is stopped, what has finished is kept, and the same command goes on.
-
-    SIGHUP comes as to a command in the background of a shell, which starts it with SIGINT ignored.
-    """
-    whole = measured.environment["BASH_FUNC_softtok%%"]
-    measured.environment["BASH_FUNC_softtok%%"] = whole.replace(
-        "base | train)", "base | train)\n            [ $command = train ] && sleep 47.25;"
-    )
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN if number == signal.SIGHUP else signal.default_int_handler)
-    try:
-        started = measured.timed("first", "--cores", "1")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with started as process:
-        calls = measured.folder / "calls.txt"
-        deadline = time.monotonic() + 120
-        while not (calls.exists() and "train results/runs/" in calls.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(3)  # Snakemake has done with starting it
-        process.send_signal(number)
-        start = time.monotonic()
-        told = process.communicate(timeout=40)[0]
-    assert process.returncode not in (0, None), told
-    assert time.monotonic() - start < 30, "the job is not waited for"
-    assert "timed.py" not in told, "Snakemake may end with a traceback of its own, this script does not"
-    measured.environment["BASH_FUNC_softtok%%"] = whole
-    assert measured.jobs() == {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}

@@ -163,12 +163,10 @@ class Build:
             return 128 + self.asked
         # In a session of its own, so that Ctrl-C in a terminal reaches it and its jobs once: from here.
         # What a shell starts in the background ignores SIGINT; only Snakemake has to obey it all the same.
-        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is a process to pass them on to
+        self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr, preexec_fn=obey)
         try:
-            self.process = subprocess.Popen(command, start_new_session=True, stderr=stderr, preexec_fn=obey)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        try:
+            if self.asked is not None:  # while it started, when there was nothing to pass a signal on to
+                self._pass_on(self.asked)
             while self.process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(LOOK_S)
@@ -197,16 +195,15 @@ class Build:
             with told_only():
                 self.record(told=False)
 
-    def _pass_on(self, number: int, frame: object) -> None:
+    def _pass_on(self, number: int, frame: object = None) -> None:
         self.asked = number
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, PASSED_ON[signal.Signals(number)])
 
 
 def obey() -> None:
-    """Lets SIGINT end this process, whatever its parent made of it, and blocks no signal."""
+    """Lets SIGINT end this process, whatever its parent made of it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 @contextlib.contextmanager
