@@ -211,20 +211,15 @@ def gpus(wildcards, attempt):
     return None if hopeless(notes(wildcards), attempt) else asked or None
 
 
-# With few cores a run's evaluations go before the next training, and seed 0 of all modes before seed 1: whenever the workflow is stopped,
-# what has finished is a smaller study. Data and models come first, so that no later seed starts because an earlier one has to wait for them.
+# With few cores the jobs of a run stand together, and seed 0 of all modes before seed 1: whenever the workflow is stopped, what has finished is
+# a smaller study. Data and models come first, so that no later seed starts because an earlier one has to wait for them.
 TURNS = {run.folder: turn for turn, run in enumerate(in_turn(grid.runs.values()))}
-FIRST = 2 * len(TURNS) + 1
+FIRST = len(TURNS) + 1
 
 
-def training_priority(wildcards):
-    """Returns a lower number for a later seed, and for a later mode of the configuration; at least 1."""
+def run_priority(wildcards):
+    """Returns the priority of all jobs of a run: lower for a later seed, and for a later mode of the configuration; at least 1."""
     return len(TURNS) - TURNS[run_of(wildcards).folder]
-
-
-def evaluation_priority(wildcards):
-    """Returns a number above that of all trainings, lower for a later run."""
-    return len(TURNS) + training_priority(wildcards)
 
 
 def evaluation_machine(wildcards):

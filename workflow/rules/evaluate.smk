@@ -17,7 +17,7 @@ rule evaluate:
         aside("logs", f"{RUN}/{EVALUATION}.log"),
     benchmark:
         aside("benchmarks", f"{RUN}/{EVALUATION}.tsv")
-    priority: evaluation_priority
+    priority: run_priority
     conda:
         "../../environment.yml"
     threads: lambda wildcards: evaluation_machine(wildcards).threads

@@ -15,7 +15,7 @@ rule train:
         aside("benchmarks", f"{RUN}/train.tsv")
     wildcard_constraints:
         train_set=f"(?!none/){NAME}",  # runs of untouched models are made by rule base
-    priority: training_priority
+    priority: run_priority
     conda:
         "../../environment.yml"
     threads: lambda wildcards: machine(wildcards).threads
