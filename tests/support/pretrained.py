@@ -116,11 +116,11 @@ def make_study(folder: Path, model: Path) -> Study:
     return study
 
 
-def check_base() -> ModuleType:
-    """Returns docs/results/check_base.py, which compares the model with transformers' `generate()`."""
-    spec = importlib.util.spec_from_file_location("check_base", ROOT / "docs/results/check_base.py")
+def result_script(name: str) -> ModuleType:
+    """Returns a script of docs/results: check_base, or refilling, which imports it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/results/{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["check_base"] = module  # its data classes look their annotations up there
+    sys.modules[name] = module  # data classes look their annotations up there
     spec.loader.exec_module(module)
     return module

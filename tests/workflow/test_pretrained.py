@@ -22,11 +22,14 @@ from softtok.config.jobs import Evaluation, Run
 from softtok.config.manifests import CheckpointManifest, read
 from softtok.evaluation.evaluate import evaluate
 from softtok.method.batches import Problem, read_problems
+from softtok.method.stream import Room
+from softtok.method.token_modes import bind
+from softtok.method.trajectories import Limits, Policy
 from softtok.models.language_model import LanguageModel
 from softtok.models.loading import load
 from softtok.problems.prompting import asking
 from softtok.training.train import Trainer, train
-from tests.support.pretrained import CPU, PROBLEMS, SIX, TRAINED, WITH_SMOLLM2, check_base, make_study
+from tests.support.pretrained import CPU, PROBLEMS, SIX, TRAINED, WITH_SMOLLM2, make_study, result_script
 from tests.support.training_runs import lines, of_machine, stopped_in_step
 
 pytestmark = WITH_SMOLLM2
@@ -100,11 +103,26 @@ def test_eight_problems_in_six_modes(study: Study) -> None:
 
 
 def test_greedy_thoughts_and_answers_are_those_of_generate(study: Study) -> None:
-    module, checkpoint = check_base(), Path(run_of(study, "base").folder) / "checkpoint"
+    module, checkpoint = result_script("check_base"), Path(run_of(study, "base").folder) / "checkpoint"
     sides = module.Sides.of(checkpoint, evaluation_of(study).spec)
     compared = module.compare_greedy(sides, problems_of(study, sides.lm, checkpoint))
     assert compared.problems == PROBLEMS and compared.tokens > 10 * PROBLEMS
     assert not compared.beyond_rounding, "\n".join(module.greedy_table(compared))
+
+
+def test_refilling_is_measured_on_the_same_thoughts(study: Study) -> None:
+    module, checkpoint = result_script("check_base"), Path(run_of(study, "base").folder) / "checkpoint"
+    sides = module.Sides.of(checkpoint, evaluation_of(study).spec)
+    problems = problems_of(study, sides.lm, checkpoint)
+    module = result_script("refilling")
+    policy = Policy(sides.lm, sides.rules, bind(module.SAMPLE, {}), Limits(24, 4, 0.0, "phrase"))
+    (replaced, refilled), (dropped, drained) = (
+        module.sample(policy, problems[:3], 2, Room(2, 10_000), way) for way in (True, False)
+    )
+    assert set(refilled) == set(drained) == {(b, g) for b in range(3) for g in range(2)}
+    assert sum(refilled[key] == thought for key, thought in drained.items()) >= 5, "but for near-ties"
+    fed = sum(len(thought) for thought in drained.values())  # two rows side by side
+    assert min(replaced.decode_steps, dropped.decode_steps) >= fed / 2
 
 
 @pytest.mark.parametrize("mode", TRAINED)
@@ -145,7 +163,7 @@ def test_a_training_resumes_and_its_checkpoint_is_transformers(study: Study) -> 
     saved, checkpoint = trainer.lm.model.state_dict(), out / "checkpoint"
     theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     assert all(torch.allclose(weight, saved[name], atol=1e-6) for name, weight in theirs.state_dict().items())
-    lm, module = load(checkpoint, CPU), check_base()
+    lm, module = load(checkpoint, CPU), result_script("check_base")
     rules = module.TextRules(lm)
     sides = module.Sides(lm, rules, theirs.eval(), evaluation_of(study).spec)
     compared = module.compare_greedy(sides, problems_of(study, lm, checkpoint))
