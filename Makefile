@@ -7,6 +7,8 @@ CORES ?= all
 TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 STUDY ?= demo
+# Where run-smollm2 records its runs. Those of docs/results/smollm2/records are of local data files, which count as another setting.
+RECORDS ?= results/records/smollm2
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-trackers run open run-smollm2 rehearsal test-fast test test-slow test-slurm lint format schema rooms bench bench-quick bench-long bench-real clean
@@ -28,7 +30,7 @@ open: ## show a study's report in the browser, or what has finished of it: make 
 	echo $$page; python3 -m webbrowser "file://$(CURDIR)/$$page" > /dev/null
 
 run-smollm2: .venv/installed-gguf ## the study of a real language model on two CPU cores; says first how long it takes here: make run-smollm2 [DATA=FOLDER]
-	@$(BIN)/python workflow/scripts/timed.py smollm2 --records docs/results/smollm2/records --cores $(CORES) $(if $(DATA),--data-root "$(DATA)")
+	@$(BIN)/python workflow/scripts/timed.py smollm2 --records "$(RECORDS)" --cores $(CORES) $(if $(DATA),--data-root "$(DATA)")
 	@$(BIN)/softtok show smollm2
 
 rehearsal: ## the paper's grid with tiny random models and real data: make rehearsal DATA=FOLDER

@@ -303,7 +303,7 @@ def _around_zero(values: np.ndarray) -> str:
 
 def found(options: argparse.Namespace) -> tuple[Run, Evaluation]:
     """Returns the untouched model's run in a study, and an evaluation of it on the test set."""
-    study = Grid(read_config([options.config], (), options.data_root)).studies[options.study]
+    study = Grid(read_config(options.config, (), options.data_root)).studies[options.study]
     run = next(run for run in study.runs.values() if run.spec.mode is None)
     return run, next(one for one in study.evaluations[run.folder].values() if one.data.name == options.test_set)
 
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8, help="of each problem")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--config", type=Path, default=Path("config.yaml"))
+    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config.yaml")])
     parser.add_argument("--data-root", help="as in snakemake's --config data_root=")
     parser.add_argument("--needs", action="store_true", help="print the files that are read, and do nothing")
     options = parser.parse_args()

@@ -24,6 +24,7 @@ CASES = {
         "2 x 32: kept over dropped",
         "2 x 32: dropped over replaced",
         "2 x 32, GSM8K's lengths: dropped over replaced",
+        "2 x 32, GSM8K's lengths: decode steps, dropped over replaced",
     ],
     "shared_beginning": ["S 8 x 32+4 T=2"],
     "workflow_overhead": [

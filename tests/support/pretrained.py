@@ -117,7 +117,7 @@ def make_study(folder: Path, model: Path) -> Study:
 
 
 def result_script(name: str) -> ModuleType:
-    """Returns a script of docs/results: check_base, or refilling, which imports it."""
+    """Returns a script of docs/results: check_base, or evaluation_speed, which imports it."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/results/{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
