@@ -77,10 +77,15 @@ TINY = (Size(32, 1, 2, 2, 32, 64), Load(prompt=4, new_tokens=4, samples=2))
 """What a process warms up on before its first turn: libraries import much at their first use."""
 
 
+MICRO_BATCH_TOKENS = {"R": 4096}  # as the study smollm2 sets them: thirty layers' activations of all rows are 12 GB
+"""By size; elsewhere the default."""
+
+
 def ours(turns: Turns, size: str, **load: int) -> None:
     """softtok: steps in a mode, and the bare products that bounds are made of."""
     Ours(*TINY).step("soft")
-    work = Ours(SIZES[size], Load(**load))
+    sizes: dict[str, Any] = {"micro_batch_tokens": MICRO_BATCH_TOKENS[size]} if size in MICRO_BATCH_TOKENS else {}
+    work = Ours(SIZES[size], Load(**load), **sizes)
 
     def turn(what: str, mode: str = "") -> dict[str, float] | None:
         if what == "step":
