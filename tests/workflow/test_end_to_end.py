@@ -169,6 +169,14 @@ def test_a_study_is_timed_recorded_and_completed_in_parts(finished: Project, tmp
     for path in project.results.glob("runs/toy/sums/fuzzy/seed0-*/choices/*.parquet"):
         path.unlink()
     shutil.rmtree(project.results / "reports")
+    measure = [str(BIN / "softtok"), "measure", "demo", "--results", "results", "--out", "costs.json"]
+    with project.command(*measure) as stopped:
+        while not list(project.results.glob(".measuring*/*")):
+            assert stopped.poll() is None
+            time.sleep(0.05)
+        stopped.terminate()
+        assert stopped.wait(60) == 128 + signal.SIGTERM
+    assert not list(project.results.glob(".measuring*")), "what it was measured in is removed also then"
     recorded = ["demo", "--records", str(records), "--cores", "2"]
     with project.timed(*recorded) as process:
         told = process.communicate(timeout=800)[0]
@@ -179,14 +187,6 @@ def test_a_study_is_timed_recorded_and_completed_in_parts(finished: Project, tmp
     assert told.index("hard, seed 0: recorded, ") < told.index("Measuring"), "what has finished is recorded at once"
     assert told.index("seed 1: recorded, ") < told.index("27 of 27 jobs"), "before the study's end"
     assert not list(project.results.glob(".measuring*"))
-    measure = [str(BIN / "softtok"), "measure", "demo", "--results", "results", "--out", "costs.json"]
-    with project.command(*measure) as stopped:
-        while not list(project.results.glob(".measuring*/*")):
-            assert stopped.poll() is None
-            time.sleep(0.05)
-        stopped.terminate()
-        assert stopped.wait(60) == 128 + signal.SIGTERM
-    assert not list(project.results.glob(".measuring*")), "what it was measured in is removed also then"
     report = [str(BIN / "softtok"), "report", "--records", str(records), "--out", "again"]
     assert subprocess.run(report, cwd=project.folder, check=True, capture_output=True).stdout == b""
     assert "<svg" in (project.folder / "again/report.html").read_text(encoding="utf-8")
