@@ -10,7 +10,8 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -68,6 +69,21 @@ def problems_of(study: Study, lm: LanguageModel, checkpoint: Path) -> list[Probl
     return read_problems(Path(evaluation.data.path), lm, asked)
 
 
+class Checked(NamedTuple):
+    """The untouched model, softtok's and transformers' own, as docs/results/check_base.py holds them."""
+
+    module: ModuleType
+    sides: Any
+    problems: list[Problem]
+
+
+@pytest.fixture(scope="module")
+def checked(study: Study) -> Checked:
+    module, checkpoint = result_script("check_base"), Path(run_of(study, "base").folder) / "checkpoint"
+    sides = module.Sides.of(checkpoint, evaluation_of(study).spec)
+    return Checked(module, sides, problems_of(study, sides.lm, checkpoint))
+
+
 def trainer_of(study: Study, mode: str) -> Trainer:
     """Returns a training of the study that saves nothing."""
     run = run_of(study, mode)
@@ -106,23 +122,19 @@ def test_eight_problems_in_six_modes(study: Study) -> None:
     assert profile.entropy.between(0, 11).all() and set(profile.index.unique(0)) == set(SIX)
 
 
-def test_greedy_thoughts_and_answers_are_those_of_generate(study: Study) -> None:
-    module, checkpoint = result_script("check_base"), Path(run_of(study, "base").folder) / "checkpoint"
-    sides = module.Sides.of(checkpoint, evaluation_of(study).spec)
-    compared = module.compare_greedy(sides, problems_of(study, sides.lm, checkpoint))
+def test_greedy_thoughts_and_answers_are_those_of_generate(checked: Checked) -> None:
+    module, sides, problems = checked
+    compared = module.compare_greedy(sides, problems)
     assert compared.problems == PROBLEMS and compared.tokens > 10 * PROBLEMS
     assert not compared.beyond_rounding, "\n".join(module.greedy_table(compared))
 
 
-def test_samples_are_compared_with_those_of_generate(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_compared_with_those_of_generate(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy thoughts in the place of samples are less surprising than the model's predictions allow."""
-    module, checkpoint = result_script("check_base"), Path(run_of(study, "base").folder) / "checkpoint"
-    spec = evaluation_of(study).spec
-    sides = module.Sides.of(checkpoint, spec)
-    problems = problems_of(study, sides.lm, checkpoint)[:3]
+    module, sides, problems = checked.module, checked.sides, checked.problems[:3]
     drawn = [side(sides, problems, 2) for side in (module.our_samples, module.their_samples)]
     monkeypatch.setattr(module, "SAMPLE", module.GREEDY)
-    with Judge(grading=spec.grading) as judge:
+    with Judge(grading=sides.spec.grading) as judge:
         ours, theirs, greedy = (
             module.outcomes(sides, judge, problems, samples)
             for samples in (*drawn, module.our_samples(sides, problems, 2))
@@ -135,20 +147,20 @@ def test_samples_are_compared_with_those_of_generate(study: Study, monkeypatch: 
     assert len(list(module.sampled_table(ours, theirs))) == 2 + len(ours)
 
 
-@pytest.mark.parametrize("way", ["refilling", "beginning"])
-def test_ways_of_evaluation_are_measured_on_the_same_thoughts(study: Study, way: str) -> None:
-    module, checkpoint = result_script("check_base"), Path(run_of(study, "base").folder) / "checkpoint"
-    sides = module.Sides.of(checkpoint, evaluation_of(study).spec)
-    problems = problems_of(study, sides.lm, checkpoint)
-    module = result_script("evaluation_speed")
-    policy = Policy(sides.lm, sides.rules, bind(module.SAMPLE, {}), Limits(24, 4, 0.0, "phrase"))
-    (cost, thoughts), (cost_without, without) = (
-        module.sample(policy, problems[:3], 2, Room(2, 10_000), removed) for removed in (None, way)
+def test_ways_of_evaluation_are_measured_on_the_same_thoughts(checked: Checked) -> None:
+    module, sides = result_script("evaluation_speed"), checked.sides
+    policy = Policy(sides.lm, sides.rules, bind(module.SAMPLE, {}), Limits(16, 4, 0.0, "phrase"))
+    (cost, thoughts), *others = (
+        module.sample(policy, checked.problems[:3], 2, Room(2, 10_000), removed)
+        for removed in (None, "refilling", "beginning")
     )
-    assert set(thoughts) == set(without) == {(b, g) for b in range(3) for g in range(2)}
-    assert sum(thoughts[key] == thought for key, thought in without.items()) >= 5, "but for near-ties"
-    fed = sum(len(thought) for thought in without.values())  # two rows side by side
-    assert min(cost.decode_steps, cost_without.decode_steps) >= fed / 2
+    assert set(thoughts) == {(b, g) for b in range(3) for g in range(2)}
+    fed = sum(len(thought) for thought in thoughts.values())  # two rows side by side
+    assert cost.decode_steps >= fed / 2
+    for _, without in others:
+        assert set(without) == set(thoughts)
+        assert sum(thoughts[key] == thought for key, thought in without.items()) >= 5, "but for near-ties"
+    assert others[0][0].decode_steps != cost.decode_steps, "rows of different lengths end in other steps"
 
 
 @pytest.mark.parametrize("mode", TRAINED)
@@ -174,10 +186,10 @@ def test_two_steps_move_the_weights(study: Study, mode: str) -> None:
 
 
 def test_a_signal_ends_a_training_in_the_middle_of_a_step_and_keeps_the_last_one(study: Study, tmp_path: Path) -> None:
-    """At its real speed, with the 1.6 GB that it saves: a step of 64 rows takes 20 seconds and more."""
+    """At its real speed, with the 1.6 GB that it saves."""
     run, out = run_of(study, "hard"), tmp_path / "run"
     assert run.train_set is not None and run.spec.training is not None
-    training = run.spec.training.model_copy(update={"samples_per_prompt": 32, "max_cot_tokens": 24})
+    training = run.spec.training.model_copy(update={"samples_per_prompt": 16, "max_cot_tokens": 24})
     spec = run.spec.model_copy(update={"training": training}).as_json()
     options = {"spec": spec, "runtime": CPU.model_dump_json(), "model": run.model.folder, "data": run.train_set.path}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
