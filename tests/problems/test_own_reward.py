@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from softtok import plugins
@@ -17,6 +15,7 @@ from softtok.problems.answer_format import AnswerFormat
 from softtok.problems.dry_check import check_reward
 from softtok.problems.own_reward import DOOR
 from softtok.problems.reward import Answer, Grading, Judge
+from tests.support.processes import children, until, workers
 from tests.support.specs import data_spec
 
 pytestmark = pytest.mark.thorough
@@ -174,9 +173,8 @@ def test_a_fork_in_a_function_does_not_go_on_as_a_worker() -> None:
             True,
             False,
         ]
-        pool = [w for c in psutil.Process().children() for w in c.children(recursive=True)]
-        alive = [w for w in pool if w.status() != psutil.STATUS_ZOMBIE]
-        assert len(alive) <= 1 + judge._workers.count
+        pool = [worker for child in children() for worker in children(child.pid, recursive=True)]
+        assert len(pool) <= 1 + judge._workers.count
 
 
 def test_workers_run_what_the_job_began_with() -> None:
@@ -288,13 +286,7 @@ class TestDryCheck:
 
 
 def test_no_worker_is_left(tmp_path: Path) -> None:
-    def workers() -> list[psutil.Process]:
-        return [w for c in psutil.Process().children() for w in c.children() if w.status() != psutil.STATUS_ZOMBIE]
-
-    before = {w.pid for w in workers()}
+    before = set(workers())
     with judge_of("def f(answer, gold):\n    while True: pass", timeout_s=1) as judge, pytest.raises(UserError):
         judge.dry_check()
-    end = time.monotonic() + 10
-    while {w.pid for w in workers()} - before and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not {w.pid for w in workers()} - before
+    until(lambda: not set(workers()) - before, 10)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -27,8 +27,7 @@ from softtok.problems.own_reward import DOOR
 from softtok.problems.reward import Answer, Judge
 from softtok.problems.verdict import STATUSES, Verdict
 from tests.support.answers import bare, box
-
-T = TypeVar("T")
+from tests.support.processes import kill, running, until, workers
 
 HOSTILE = {  # answer -> what the shortcuts make of it
     "9^{9^{9^9}}": "refused",
@@ -60,19 +59,9 @@ ELSEWHERE: set[int] = set()
 """Workers that were there before the test: those of the judge that the module shares."""
 
 
-def workers() -> list[psutil.Process]:
-    """The test's own live worker processes: children of the fork server."""
-    found = [worker for child in psutil.Process().children() for worker in child.children()]
-    return [one for one in found if one.pid not in ELSEWHERE and one.status() != psutil.STATUS_ZOMBIE]
-
-
-def until(condition: Callable[[], T], seconds: float = 30.0) -> T:
-    """The condition's first true value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return value
+def own_workers() -> list[psutil.Process]:
+    """Returns the test's own live worker processes."""
+    return [one for one in workers() if one.pid not in ELSEWHERE]
 
 
 @contextmanager
@@ -83,7 +72,7 @@ def watching(report: dict[str, int]) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(0.005):
             try:
-                report["rss"] = max([report.get("rss", 0), *(worker.memory_info().rss for worker in workers())])
+                report["rss"] = max([report.get("rss", 0), *(worker.memory_info().rss for worker in own_workers())])
             except psutil.Error:
                 continue
 
@@ -436,9 +425,9 @@ def test_a_worker_stuck_in_one_c_call_is_killed() -> None:
     with Judge(timeout_s=1) as judge:
         judge._workers.cpu_s = None
         judge.grade([(box("1/2"), ["3"])])
-        (stuck,) = [worker.pid for worker in workers()]
+        (stuck,) = [worker.pid for worker in own_workers()]
         assert list(judge._workers.ask(sum, [(range(10**12),)]).values()) == ["timeout"]
-        until(lambda: stuck not in [worker.pid for worker in workers()])
+        until(lambda: stuck not in [worker.pid for worker in own_workers()])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, needs RLIMIT_AS")
@@ -461,9 +450,7 @@ def test_a_killed_worker_costs_its_item_nothing() -> None:
         killed = 0
         while thread.is_alive() and killed < 4:
             time.sleep(0.15)
-            for worker in workers()[:1]:
-                worker.kill()
-                killed += 1
+            killed += kill(own_workers()[:1])
         thread.join()
     assert killed >= 2
     assert [verdict.correct for verdict in verdicts] == [n % 2 == 0 for n in range(1, 150)]
@@ -478,9 +465,8 @@ def test_an_item_that_always_crashes_its_worker_is_an_error() -> None:
 def test_workers_that_die_idle_are_replaced() -> None:
     with Judge(workers=2) as judge:
         assert judge.grade([(box(r"\frac{84}{2}"), ["42"])])[0].correct
-        until(lambda: len(workers()) == 2)
-        for worker in workers():
-            worker.kill()
+        until(lambda: len(own_workers()) == 2)
+        kill(own_workers())
         time.sleep(0.5)
         assert judge.grade([(box(r"\frac{86}{2}"), ["43"])])[0].correct
 
@@ -517,7 +503,7 @@ def test_an_interrupted_call_leaves_no_process() -> None:
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             judge.grade([(box(SLOW), [str(n)]) for n in range(500)])
-    until(lambda: not workers(), seconds=5)
+    until(lambda: not own_workers(), seconds=5)
 
 
 PARENT = """
@@ -550,10 +536,7 @@ def test_a_stuck_worker_does_not_outlive_a_killed_parent(tmp_path: Path) -> None
         parent.kill()
     assert len(pids) == 1
 
-    def gone() -> bool:
-        return not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
-
-    until(gone, seconds=60)  # its CPU time counts, which a busy machine hands out slowly
+    until(lambda: not running(pids[0]), seconds=60)  # its CPU time counts, which a busy machine hands out slowly
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, needs RLIMIT_AS")
@@ -562,10 +545,10 @@ def test_workers_hold_math_verify_but_no_torch() -> None:
 
     with Judge() as judge:
         judge.grade([(box("1/2"), ["3"])])
-        maps = Path(f"/proc/{workers()[0].pid}/maps").read_text()
+        maps = Path(f"/proc/{own_workers()[0].pid}/maps").read_text()
     assert "torch" in Path("/proc/self/maps").read_text()
     assert "torch" not in maps
-    assert workers() == []
+    assert own_workers() == []
 
 
 @pytest.mark.thorough

@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from softtok.storage.locks import EXIT_INTERRUPTED, STOPPING, Interruption
 from tests.support.damage import times
+from tests.support.processes import alive, children, cpu_s, kill, until, workers
 
 pytestmark = pytest.mark.thorough
 
@@ -71,30 +71,8 @@ def started(script: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            for one in family(process.pid):
-                one.kill()
+            kill(children(process.pid, recursive=True))
             process.kill()
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """Returns the processes that a process started, and those that they started."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Waits until something is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not in {seconds} s"
-        time.sleep(0.02)
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Returns the processes that still run."""
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 MOMENTS = [("judged", number) for number in STOPPING] + [("begun", signal.SIGTERM), ("begun", signal.SIGUSR1)]
@@ -112,7 +90,7 @@ def test_a_signal_to_the_group_stops_the_job_alone(when: str, number: signal.Sig
             if line == when:
                 break
         time.sleep(random.random())
-        others = family(job.pid)
+        others = children(job.pid, recursive=True)
         os.killpg(job.pid, number)
         _, printed = job.communicate(timeout=120)
         assert job.returncode == EXIT_INTERRUPTED, printed
@@ -126,12 +104,12 @@ def test_workers_are_in_groups_of_their_own(tmp_path: Path) -> None:
     with started(script) as job:
         assert job.stdout is not None
         assert [job.stdout.readline() for _ in range(2)] == ["begun\n", "judged\n"]
-        workers = [one.pid for child in family(job.pid) for one in child.children()]
-        assert len(workers) == 2
-        assert {os.getpgid(worker) for worker in workers} == set(workers)
-        for worker in workers:
+        pids = {worker.pid for worker in workers(job.pid)}
+        assert len(pids) == 2
+        assert {os.getpgid(pid) for pid in pids} == pids
+        for pid in pids:
             for number in set(STOPPING) - {signal.SIGTERM}:
-                os.kill(worker, number)
+                os.kill(pid, number)
         os.killpg(job.pid, signal.SIGUSR1)
         _, printed = job.communicate(timeout=120)
         assert (job.returncode, printed.count("\n")) == (EXIT_INTERRUPTED, 1)
@@ -145,10 +123,10 @@ def test_workers_end_when_their_parent_is_killed(busy: str, tmp_path: Path) -> N
     with started(script, busy) as job:
         assert job.stdout is not None
         if busy == "in C":
-            until(lambda: any(one.cpu_times().user > 1 for one in workers_of(job.pid)))
+            until(lambda: any(cpu_s(one) > 1 for one in workers(job.pid)))
         else:
             assert job.stdout.readline() == ("waiting\n" if busy == "asleep" else "idle\n")
-        others = family(job.pid)
+        others = children(job.pid, recursive=True)
         assert len(others) >= 3
         job.kill()
         until(lambda: not alive(others), 20)
@@ -160,19 +138,14 @@ def test_a_job_does_not_wait_for_its_workers_once_it_is_asked_to_stop(busy: str,
     script = tmp_path / "sleepy.py"
     script.write_text(SLEEPY)
     with started(script, busy) as job:
-        until(lambda: len(workers_of(job.pid)) == 2)
+        until(lambda: len(workers(job.pid)) == 2)
         if busy == "in C":
-            until(lambda: any(one.cpu_times().user > 1 for one in workers_of(job.pid)))
-        others, begun = family(job.pid), time.monotonic()
+            until(lambda: any(cpu_s(one) > 1 for one in workers(job.pid)))
+        others, begun = children(job.pid, recursive=True), time.monotonic()
         os.killpg(job.pid, signal.SIGTERM)
         _, printed = job.communicate(timeout=120)
         assert (job.returncode, time.monotonic() - begun < 10) == (EXIT_INTERRUPTED, True), printed
         until(lambda: not alive(others), 20)
-
-
-def workers_of(pid: int) -> list[psutil.Process]:
-    """Returns the workers of a job."""
-    return [one for child in family(pid) for one in child.children()]
 
 
 def test_sighup_stops_a_job_unless_it_is_ignored(tmp_path: Path) -> None:
