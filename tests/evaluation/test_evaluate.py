@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from softtok.models.base_model import base_run
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.shards import Shard
 from tests.support.damage import changed_copy
+from tests.support.processes import noted_stderr, until
 from tests.support.specs import EVALUATION_MODES, base_spec, choices_spec, toy_model
 from tests.support.specs import evaluation_spec as spec
 
@@ -142,11 +142,10 @@ def test_a_shard_holds_any_character(tmp_path: Path) -> None:
     assert [line["cot"] for line in Shard(tmp_path / "shard.jsonl", {"a": 1}).lines] == texts
 
 
-def test_one_job_at_a_time_completes_a_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_job_at_a_time_completes_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two inference sets with a mode in common, evaluated side by side."""
     monkeypatch.setattr("softtok.storage.locks.LOCK_POLL_S", 0.01)
+    printed = noted_stderr(monkeypatch)
     path = tmp_path / "locks" / "a"
     order: list[str] = []
     held, interruption = threading.Event(), Interruption()
@@ -160,8 +159,7 @@ def test_one_job_at_a_time_completes_a_shard(
     thread.start()
     with exclusive_lock(path, interruption):
         held.set()
-        while "waiting for another job" not in capsys.readouterr().err:
-            time.sleep(0.01)
+        until(lambda: "waiting for another job" in printed.getvalue())
         order.append("first")
     thread.join()
     assert order == ["first", "other"]

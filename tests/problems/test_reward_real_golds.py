@@ -279,7 +279,7 @@ def cases(golds: list[str], rng: random.Random) -> Iterator[tuple[str, bool, str
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    with Judge(workers=1) as judge:
+    with Judge(workers=1, timeout_s=30) as judge:  # enough on a slow machine
         yield judge
 
 

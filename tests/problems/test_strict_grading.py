@@ -402,7 +402,7 @@ PAIRS: list[Pair] = [
 @pytest.fixture(scope="module")
 def graded() -> dict[Pair, tuple[bool, str]]:
     """Whether each answer of the table is right, and the status."""
-    with Judge(grading=STRICT) as judge:
+    with Judge(grading=STRICT, timeout_s=30) as judge:  # enough on a slow machine
         verdicts = judge.grade([(box(answer), gold.split(" | ")) for gold, answer, _ in PAIRS])
     return {pair: (verdict.correct, verdict.status) for pair, verdict in zip(PAIRS, verdicts, strict=True)}
 

@@ -25,6 +25,7 @@ from tests.support.crashes import FILE_SYSTEM, CrashError
 from tests.support.damage import assert_same_evaluation, evaluation, times
 from tests.support.disks import small_disk
 from tests.support.report_specs import report_spec
+from tests.support.slow_jobs import slow_job
 from tests.support.specs import (
     HARD,
     base_spec,
@@ -98,8 +99,8 @@ def test_a_killed_evaluation_goes_on(jobs: dict[str, Job], tmp_path: Path, toy_s
     shutil.rmtree(run / ".state" / "shards")
     options = {"spec": EVALUATION.as_json(), "runtime": '{"rollout_rows": 1}', "run": run, "data": toy_sets["test"]}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "softtok", "evaluate", *words, "--out", str(run / "eval" / "out.parquet")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    command = ["evaluate", *words, "--out", str(run / "eval" / "out.parquet")]
+    with slow_job(command, "complete", 0, before=0, seconds=0.05) as process:  # else it may end before it is killed
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             written = sum(path.read_bytes().count(b"\n") for path in (run / ".state").glob("shards/*.jsonl"))
@@ -107,6 +108,7 @@ def test_a_killed_evaluation_goes_on(jobs: dict[str, Job], tmp_path: Path, toy_s
                 break
             time.sleep(0.002)
         process.kill()
+        process.wait()
     assert process.returncode == -signal.SIGKILL and not (run / "eval").exists()
     jobs["evaluation"](run)
     assert_same(run, tmp_path / "whole")

@@ -31,8 +31,8 @@ def examples(count: int) -> settings:
 def load_profile() -> None:
     """Sets the defaults of all property tests.
 
-    No example has a deadline, as the machine may be busy. Without the variable every run makes the same examples, so
-    that CI does not fail by chance; with it each run makes others.
+    No example has a deadline, as the machine may be busy. Without the variable runs of the same tests make the same
+    examples (Hypothesis also tries constants of the modules that are loaded); with it each run makes others.
     """
     more = bool(os.environ.get(VARIABLE))
     settings.register_profile(

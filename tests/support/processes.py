@@ -1,13 +1,16 @@
-"""Processes that tests watch: any of them may end at any moment, also between two questions about it."""
+"""Processes and threads that tests watch: any of them may end or print at any moment, also between two looks."""
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
 import psutil
+import pytest
 
 T = TypeVar("T")
 
@@ -19,6 +22,13 @@ def until(condition: Callable[[], T], seconds: float = 60) -> T:
         assert time.monotonic() < end, f"not in {seconds} s"
         time.sleep(0.02)
     return value
+
+
+def noted_stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Returns what this process prints on stderr from now on; `capsys` loses what a thread prints while it is read."""
+    noted = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", noted)
+    return noted
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

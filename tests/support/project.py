@@ -120,7 +120,7 @@ class Project:
         """Runs `snakemake` to its end; `stdout` is all that it printed."""
         with self.start(*words, **environment) as process:
             try:
-                printed, _ = process.communicate(timeout=800)
+                printed, _ = process.communicate(timeout=1800)
             except BaseException:
                 process.kill()
                 raise

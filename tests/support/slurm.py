@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge")
@@ -76,8 +76,10 @@ class Slurm:
     def run(self, *words: str) -> str:
         """Runs a command of Slurm; returns what it prints, and nothing if it fails."""
         environment = {**os.environ, **self.environment}
-        done = subprocess.run(words, env=environment, text=True, capture_output=True, check=False, timeout=60)
-        return done.stdout if done.returncode == 0 else ""
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(words, env=environment, text=True, capture_output=True, check=False, timeout=60)
+            return done.stdout if done.returncode == 0 else ""
+        return ""
 
     def daemon(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         """Starts a daemon in the foreground."""
@@ -172,7 +174,10 @@ def _unpacked(folder: Path) -> Path:
 
 def _output(command: list[str], folder: Path) -> str:
     """Runs a command in a folder; returns what it prints. Raises UnavailableError with its last line if it fails."""
-    done = subprocess.run(command, cwd=folder, text=True, capture_output=True, check=False, timeout=120)
+    try:
+        done = subprocess.run(command, cwd=folder, text=True, capture_output=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(str(error)) from None
     if done.returncode:
         last = (done.stderr.strip() or "no word why").splitlines()[-1]
         raise UnavailableError(f"{command[0]}: {last}")

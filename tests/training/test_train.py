@@ -30,6 +30,7 @@ from softtok.storage.files import content_hash, read_json
 from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.training.state import RunState
 from softtok.training.train import Trainer, prompts_of_step, train
+from tests.support.processes import noted_stderr, until
 from tests.support.specs import HARD, SOFT
 from tests.support.specs import train_spec as spec
 from tests.support.training_runs import lines, stopped_in_step, weights
@@ -261,13 +262,13 @@ def test_one_training_at_a_time_is_at_a_run(
     tiny_toy: Path,
     toy_sets: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A job that outlived its Snakemake meets the job that the next Snakemake started.
 
     The second waits before it reads anything, and finds the run finished.
     """
     monkeypatch.setattr("softtok.storage.locks.LOCK_POLL_S", 0.01)
+    printed = noted_stderr(monkeypatch)
     run = tmp_path / "run"
     failed: list[BaseException] = []
     monkeypatch.setattr(Trainer, "take_step", lambda *_: pytest.fail("a step was taken"))
@@ -281,11 +282,9 @@ def test_one_training_at_a_time_is_at_a_run(
     with exclusive_lock(run / ".state" / "locks" / "train", Interruption()):
         thread = threading.Thread(target=second)
         thread.start()
-        waited, deadline = "", time.monotonic() + 60
-        while "waiting for another job" not in waited and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-            waited += capsys.readouterr().err
-        assert "waiting for another job" in waited and "softtok: on " not in waited, "nothing is loaded before"
+        until(lambda: "waiting for another job" in printed.getvalue() or not thread.is_alive())
+        assert "waiting for another job" in printed.getvalue()
+        assert "softtok: on " not in printed.getvalue(), "nothing is loaded before"
         shutil.copytree(uninterrupted, run, dirs_exist_ok=True)  # the first comes to its end
     thread.join()
     assert not failed

@@ -179,7 +179,7 @@ def test_a_study_is_timed_recorded_and_completed_in_parts(finished: Project, tmp
     assert not list(project.results.glob(".measuring*")), "what it was measured in is removed also then"
     recorded = ["demo", "--records", str(records), "--cores", "2"]
     with project.timed(*recorded) as process:
-        told = process.communicate(timeout=800)[0]
+        told = process.communicate(timeout=1800)[0]
     assert process.returncode == 0, told
     assert "  3 x training toy, sums, hard" not in told and "  1 x training toy, sums, hard: start " in told
     assert "  4 x largest: start " in told and re.search(r"About .* for 13 jobs \(14 are done\)", told)
