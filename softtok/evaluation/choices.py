@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import pyarrow as pa
 import torch
 
+from softtok.config.manifests import CheckpointManifest, read
 from softtok.config.settings import RuntimeSettings
 from softtok.config.specs import ChoicesSpec
 from softtok.models.devices import announce, peak_memory_mb
@@ -23,11 +25,13 @@ from softtok.models.language_model import LanguageModel, causal_mask, in_fp32, l
 from softtok.models.loading import load
 from softtok.models.tokenizer_checks import encode
 from softtok.problems.prompt import choice_prompt, cloze_prompt
-from softtok.storage.costs import JobCost, Part, write_cost
-from softtok.storage.files import read_columns, write_table
+from softtok.storage.costs import JobCost, parts_of, write_cost
+from softtok.storage.files import content_hash, read_columns, write_table
+from softtok.storage.locks import Interruption, exclusive_lock
 from softtok.storage.progress import job_name, progress, shown_as_running
 from softtok.storage.provenance import attempt
 from softtok.storage.retries import linked_state, measuring_notes
+from softtok.storage.shards import Shard
 
 TOKENS_AT_ONCE = 512  # tokens whose logits are in memory at one time
 SCHEMA = pa.schema(
@@ -54,35 +58,60 @@ def choices(spec: ChoicesSpec, runtime: RuntimeSettings, run: Path, data: Path, 
     """Scores every question of the choice set `data`; writes one row each to the parquet file `out`, and the cost."""
     started = time.monotonic()
     state, job = linked_state(run, runtime.state_folder), job_name(run, out)
-    with attempt(*measuring_notes(state, "choices", out)), shown_as_running(state, job) as note:
+    notes = measuring_notes(state, "choices", out)
+    with (
+        attempt(*notes, notes.saved()),
+        shown_as_running(state, job) as note,
+        Interruption() as interruption,
+    ):
+        checkpoint = read(CheckpointManifest, run / "checkpoint" / "checkpoint.json")
         lm = load(run / "checkpoint", runtime)
         made_on = announce(lm.device, lm.dtype)
         columns = [field.name for field in fields(Question)]
-        questions = [Question(**row) for row in read_columns(data, columns).to_pylist()]
-        score = _letters if spec.choice_format == "letters" else _cloze
-        records = []
-        size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
-        room = runtime.rollout_tokens
-        ready = time.monotonic()
-        with progress("choices", len(questions), unit="questions", note=note) as shown:
-            for start in range(0, len(questions), size):
-                part = questions[start : start + size]
-                for question, (predicted, nll, tokens) in zip(part, score(lm, part, room), strict=True):
-                    correct = predicted == question.answer
-                    row = (question.id, correct, predicted, nll, tokens, made_on)
-                    records.append(dict(zip(SCHEMA.names, row, strict=True)))
-                right = sum(record["correct"] for record in records[start:])
-                shown.advance(len(part), recent={"correct": 100 * right / len(part)})
-        cost = Part(
-            inference_mode="",
-            made_on=made_on,
-            wall_s=time.monotonic() - ready,
-            tokens=0,
-            tokens_per_s=None,
-            peak_memory_mb=peak_memory_mb(lm.device),
-        )
-        write_cost(out, JobCost(made_on=made_on, ready_s=ready - started, parts=[cost]))
+        rows = read_columns(data, columns).to_pylist()
+        header = {
+            "checkpoint": checkpoint.sha256,
+            "data": content_hash(rows, 64),
+            "choice_format": spec.choice_format,
+            "version": spec.version,
+        }
+        of_set = content_hash(header, 16)
+        ready_s, questions = time.monotonic() - started, [Question(**row) for row in rows]
+        with (
+            exclusive_lock(state / "locks" / of_set, interruption),
+            progress("choices", len(questions), unit="questions", note=note) as shown,
+        ):
+            shard = Shard(state / "shards" / f"{of_set}.jsonl", header)
+            found = {line["id"] for line in shard.lines}
+            missing = [question for question in questions if question.id not in found]
+            shown.skip(len(found))
+            score = _letters if spec.choice_format == "letters" else _cloze
+            size = max(1, runtime.rollout_rows // 4)  # a question takes about as many rows as it has options
+            for start in range(0, len(missing), size):
+                part, before = missing[start : start + size], time.monotonic()
+                scored = score(lm, part, runtime.rollout_tokens)
+                wall_s = (time.monotonic() - before) / len(part)
+                made = {"made_on": made_on, "wall_s": wall_s, "peak_memory_mb": peak_memory_mb(lm.device)}
+                lines = [_line(*pair) | made for pair in zip(part, scored, strict=True)]
+                shard.append(lines)
+                shown.advance(len(part), recent={"correct": 100 * sum(line["correct"] for line in lines) / len(part)})
+                interruption.exit_if_asked()
+        write_cost(out, JobCost(made_on=made_on, ready_s=ready_s, parts=parts_of("", shard.lines)))
+        by_id = {line["id"]: line for line in shard.lines}
+        records = [{name: by_id[question.id][name] for name in SCHEMA.names} for question in questions]
         write_table(out, pa.Table.from_pylist(records, SCHEMA))  # last, as this tells that the job has finished
+
+
+def _line(question: Question, scored: tuple[int, float, int]) -> dict[str, Any]:
+    """Returns what is noted of one question; `scored` as `_letters` and `_cloze` have it."""
+    predicted, nll, tokens = scored
+    return {
+        "id": question.id,
+        "correct": predicted == question.answer,
+        "predicted": predicted,
+        "nll": nll,
+        "tokens": tokens,
+    }
 
 
 def _letters(lm: LanguageModel, questions: Sequence[Question], room: int) -> list[tuple[int, float, int]]:

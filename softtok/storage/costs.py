@@ -19,7 +19,7 @@ SUFFIX = ".cost.json"
 
 
 class Part(Record):
-    """What one inference mode took on one device; a choice set has one part, without a name and without tokens.
+    """What one inference mode took on one device; parts of a choice set have no name and no tokens.
 
     `wall_s` counts all attempts at the job, and None if some of it is of an earlier version that did not note it.
     """
@@ -61,8 +61,8 @@ def read_cost(rows: Path) -> JobCost | None:
 def parts_of(name: str, lines: Iterable[Mapping[str, Any]]) -> list[Part]:
     """Returns the parts of an inference mode, one for each device, from the lines of its shard.
 
-    A line has `samples` with the numbers of their tokens, `made_on`, and, but for those of an earlier version, its
-    share of the time (`wall_s`) and the memory (`peak_memory_mb`).
+    A line has `made_on`, `samples` with the numbers of their tokens, if it is of an inference mode, and, but for those
+    of an earlier version, its share of the time (`wall_s`) and the memory (`peak_memory_mb`).
     """
     places: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -71,7 +71,7 @@ def parts_of(name: str, lines: Iterable[Mapping[str, Any]]) -> list[Part]:
     for place, made in places.items():
         times: list[float | None] = [line.get("wall_s") for line in made]
         memory = [line.get("peak_memory_mb") for line in made]
-        tokens = sum(one["cot_tokens"] + one["answer_tokens"] for line in made for one in line["samples"])
+        tokens = sum(one["cot_tokens"] + one["answer_tokens"] for line in made for one in line.get("samples", []))
         wall_s = None if None in times else sum(seconds for seconds in times if seconds is not None)
         found.append(
             Part(
@@ -79,7 +79,7 @@ def parts_of(name: str, lines: Iterable[Mapping[str, Any]]) -> list[Part]:
                 made_on=place,
                 wall_s=wall_s,
                 tokens=tokens,
-                tokens_per_s=tokens / wall_s if wall_s else None,
+                tokens_per_s=tokens / wall_s if tokens and wall_s else None,
                 peak_memory_mb=max((mb for mb in memory if mb is not None), default=None),
             )
         )

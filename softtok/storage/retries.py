@@ -19,7 +19,6 @@ ATTEMPTS = 3
 """So many attempts in a row without anything newly saved are enough."""
 MOST_SHORTAGES = 2
 """More memory than after these is not asked for: many a node has no more."""
-CHOICES = "choices"
 MEMORY = re.compile(r"MemoryError|not enough memory|(can't|[Cc]annot) allocate memory", re.IGNORECASE)
 """What errors of Python, PyTorch and the system say of a lack of the host's memory."""
 NAMES_OF_RUN = 4  # parts of the path of a run that tell it from others: model, train set, mode, seed with hash
@@ -33,12 +32,9 @@ class Notes(NamedTuple):
     of: str | None = None
 
     def saved(self) -> int | None:
-        """Returns what changes with every save: a training's step, or the bytes of finished problems.
-
-        None before a training's first save, and for a choice set, which saves nothing before its end.
-        """
-        if self.of is None or self.log.stem == CHOICES:
-            return saved_step(self.log.parent) if self.of is None else None
+        """Returns what changes with every save: a training's step (None before the first), or the bytes of results."""
+        if self.of is None:
+            return saved_step(self.log.parent)
         return sum(shard.stat().st_size for shard in (self.log.parent / "shards").glob("*.jsonl"))
 
 

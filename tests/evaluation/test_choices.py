@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -21,11 +22,14 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from softtok.config.manifests import CheckpointManifest
 from softtok.config.settings import ChoiceFormat, RuntimeSettings
 from softtok.evaluation.choices import choices, log_likelihoods
 from softtok.models.language_model import LanguageModel
 from softtok.models.toy_model import bpe_tokenizer
 from softtok.problems.prompt import choice_prompt, cloze_prompt
+from softtok.storage.files import write_manifest
+from softtok.storage.integrity import file_hashes, weights_sha256
 from tests.support.specs import choices_spec
 from tests.support.tiny_models import FAMILIES, tiny_model
 
@@ -123,6 +127,12 @@ def test_texts_that_differ_in_their_last_token_are_run_once(tokenizer: Any, monk
 # The job
 
 
+def mark(run: Path, sha256: str) -> None:
+    """Writes the checkpoint.json that makes a folder with these weights a checkpoint."""
+    made = CheckpointManifest(sha256=sha256, embedding_rms=None, state_rms={}, prompt="", seed=0)
+    write_manifest(run / "checkpoint" / "checkpoint.json", made.model_dump())
+
+
 def run(
     folder: Path, lm: LanguageModel, choice_format: ChoiceFormat, questions: list[Any] = QUESTIONS, rows: int = 256
 ) -> pd.DataFrame:
@@ -130,6 +140,8 @@ def run(
     if not (folder / "checkpoint").exists():
         lm.model.save_pretrained(folder / "checkpoint")
         lm.tokenizer.save_pretrained(folder / "checkpoint")
+        mark(folder, weights_sha256(file_hashes(folder / "checkpoint")))
+    shutil.rmtree(folder / ".state", ignore_errors=True)  # what was scored before
     pd.DataFrame([vars(q) for q in questions]).to_parquet(folder / "data.parquet")
     runtime = RuntimeSettings(device="cpu", rollout_rows=rows)
     out = folder / f"{choice_format}-{rows}.parquet"
@@ -220,6 +232,7 @@ def test_letters_and_texts_are_chosen_as_built(tmp_path: Path, monkeypatch: pyte
     })  # fmt: skip
     monkeypatch.setattr("softtok.evaluation.choices.load", lambda folder, runtime: lm)
     (tmp_path / "checkpoint").mkdir()
+    mark(tmp_path, "of no weights")
     red = SimpleNamespace(id="red", question="Which?", choices=["red", "green blue", "pink"], answer=0)
     green = SimpleNamespace(id="green", question="Which?", choices=["red", "green blue", "pink"], answer=1)
     two = SimpleNamespace(id="two", question="Which?", choices=["pink", "red"], answer=1)

@@ -206,6 +206,7 @@ def test_an_evaluation_makes_damaged_records_again(inputs: Inputs, tmp_path: Pat
 
 def test_choices_of_damaged_inputs_are_refused_or_the_same(inputs: Inputs, tmp_path: Path) -> None:
     def scored() -> pd.DataFrame:
+        shutil.rmtree(inputs["run"] / ".state" / "shards", ignore_errors=True)  # what was scored before
         choices(choices_spec("letters"), RuntimeSettings(), inputs["run"], inputs["choice"], tmp_path / "out.parquet")
         return pd.read_parquet(tmp_path / "out.parquet")
 

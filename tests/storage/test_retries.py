@@ -128,13 +128,16 @@ def test_evaluations_share_a_file_of_notes_and_no_fate(tmp_path: Path) -> None:
     assert hopeless(one, 4) is None
 
 
-def test_a_choice_set_saves_nothing(tmp_path: Path) -> None:
+def test_a_choice_set_that_saves_questions_is_not_refused(tmp_path: Path) -> None:
     choices = measuring_notes(tmp_path / ".state", "choices", tmp_path / "choices" / "words-1.parquet")
-    (tmp_path / ".state" / "shards").mkdir(parents=True)
-    (tmp_path / ".state" / "shards" / "x.jsonl").write_text("of an evaluation\n")
+    shard = tmp_path / ".state" / "shards" / "x.jsonl"
+    shard.parent.mkdir(parents=True)
+    shard.write_text("a question\n")
     for _ in range(3):
-        ended(choices, FAILED)
+        ended(choices, FAILED, choices.saved())
     assert hopeless(choices, 4) is not None
+    shard.write_text("a question\nanother one\n")
+    assert hopeless(choices, 4) is None
 
 
 def fails() -> None:

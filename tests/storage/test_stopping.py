@@ -8,20 +8,23 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from softtok.config.settings import RuntimeSettings
+from softtok.evaluation.choices import choices
 from softtok.evaluation.evaluate import evaluate
 from softtok.models.base_model import base_run
 from softtok.models.language_model import prefill
 from softtok.storage.breaks import ended_by, may_end_here
+from softtok.storage.costs import read_cost
 from softtok.storage.files import read_json
 from softtok.storage.locks import EXIT_INTERRUPTED, Stopped
 from softtok.training.train import Trainer, train
 from tests.support.damage import assert_same_evaluation, evaluation
 from tests.support.slow_jobs import slow_job, stop
-from tests.support.specs import SOFT, base_spec, evaluation_spec, toy_model, train_spec
+from tests.support.specs import SOFT, base_spec, choices_spec, evaluation_spec, toy_model, train_spec
 from tests.support.tiny_models import tiny_model
 from tests.support.training_runs import lines, weights
 
@@ -106,6 +109,30 @@ def test_an_evaluation_ends_while_rows_are_running(
     evaluate(EVALUATION, FEW, run, toy_sets["test"], out)
     assert shard.read_text().startswith(before)
     assert_same_evaluation(evaluation(out), evaluation(whole / "base" / "out.parquet"), "")
+
+
+def test_a_choice_set_ends_between_its_questions(
+    tmp_path: Path, toy_sets: dict[str, Path], tiny_toy: Path, whole: Path
+) -> None:
+    """The batches that were scored are kept, and not scored again."""
+    run, spec = tmp_path / "run", choices_spec("cloze")
+    base_run(base_spec(toy_model()), tiny_toy, run)
+    options = {"spec": spec.as_json(), "runtime": FEW.model_dump_json(exclude_defaults=True), "run": run}
+    command = words("choices", **options, data=toy_sets["choice"], out=run / "out.parquet")
+    with slow_job(command, "log_likelihoods", 0, before=2, seconds=1.5) as job:
+        took, printed = stop(job, signal.SIGTERM)
+    assert job.returncode == EXIT_INTERRUPTED and printed.endswith("stopped by SIGTERM; progress is saved\n"), printed
+    assert took < SOON_S
+    (shard,) = (run / ".state" / "shards").iterdir()
+    before = shard.read_text()
+    choices(spec, FEW, run, toy_sets["choice"], run / "out.parquet")
+    choices(spec, FEW, whole / "base", toy_sets["choice"], whole / "base" / "choices.parquet")
+    assert before.count("\n") == 1 + 2, "two batches of one question"
+    assert shard.read_text().startswith(before) and shard.read_text().count("\n") == 1 + 8
+    resumed, at_once = (pd.read_parquet(path) for path in (run / "out.parquet", whole / "base" / "choices.parquet"))
+    pd.testing.assert_frame_equal(resumed, at_once)
+    cost = read_cost(run / "out.parquet")
+    assert cost is not None and [(part.tokens, part.tokens_per_s) for part in cost.parts] == [(0, None)]
 
 
 def test_a_second_signal_ends_a_job_at_once(

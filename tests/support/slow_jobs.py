@@ -16,18 +16,19 @@ Process = subprocess.Popen[str]
 SLOW_JOB = r"""
 import sys, time
 from softtok.__main__ import main
+from softtok.evaluation import choices
 from softtok.evaluation.evaluate import Cells
 from softtok.models.language_model import LanguageModel
 from softtok.training.train import Trainer
 
 NAME, STEP, BEFORE, SECONDS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-owner = Cells if NAME == "complete" else Trainer
+owner = {"complete": Cells, "log_likelihoods": choices}.get(NAME, Trainer)
 inside, passes = False, 0
 method, hidden = getattr(owner, NAME), LanguageModel.hidden
 
 def noted(self, *arguments):
     global inside
-    inside = owner is Cells or self.state.step == STEP
+    inside = owner is not Trainer or self.state.step == STEP
     made = method(self, *arguments)
     inside = False
     return made
@@ -51,7 +52,7 @@ sys.exit(main(sys.argv[5:]))
 def slow_job(command: list[str], inside: str, step: int, before: int, seconds: float) -> Iterator[Process]:
     """Starts a job whose passes through the model sleep; yields it in the first of these.
 
-    They are those of a method at a training step, or of an evaluation, but for `before` passes.
+    They are those of a method at a training step, or of an evaluation or a choice set, but for `before` passes.
     """
     script = [sys.executable, "-c", SLOW_JOB, inside, str(step), str(before), str(seconds)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
