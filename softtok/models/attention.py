@@ -196,7 +196,8 @@ class RowLayer(CacheLayerMixin):
 
         query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
         of_prompt = groups.spread(query).view(by_prompt, -1, width)
-        # As a part of the product the mask takes no time; `masked_fill_` takes half that of the product.
+        # As a part of the product the mask takes no time; `masked_fill_` takes half that of the product. What is added
+        # hides finite scores only, and the keys of padding are finite.
         bias = groups.bias_B1P.repeat(key_heads, 1, 1)
         of_prompt = by_row(torch.baddbmm(bias, of_prompt, prompt_keys.transpose(-1, -2)))
         of_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(-1, -2))
