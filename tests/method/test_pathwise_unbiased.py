@@ -74,7 +74,7 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(noise_nTD: torch.Te
     assert abs(alone.z) > 5, f"the answer's term alone should not be the gradient: {alone}"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_on", ["shadow", "nearest"])
 def test_what_stops_cost(stop_on: str, noise_nTD: torch.Tensor) -> None:
     """Stops at the nearest token depend on x alone: the score's estimate is right, and only it.

@@ -93,7 +93,7 @@ def test_soft_estimate_is_the_gradient_of_the_expected_reward(stop_on: str | Non
     assert_unbiased(problem, estimates(problem, "soft", 20), truth, along)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_shadow_stop_biases_the_estimate(noise_nTD: torch.Tensor) -> None:
     """A property to know: the paper's stop depends on the parameters not only through x.
 

@@ -115,6 +115,7 @@ def judges() -> Iterator[dict[str, Judge]]:
         yield {"math": math, "math-strict": strict}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", REWARDS)
 def test_fuzzed_answers_neither_hang_nor_crash(reward: str, judges: dict[str, Judge]) -> None:
     rng = random.Random(14)

@@ -44,6 +44,7 @@ def measured(tmp_path: Path) -> StandInProject:
     return project
 
 
+@pytest.mark.slow
 def test_a_timed_study_says_how_long_it_takes_and_counts_down(measured: StandInProject) -> None:
     """Two evaluations and two choice sets of 3 minutes each; a training of 20 steps and two validations."""
     with measured.timed("first", "--cores", "1") as process:
@@ -81,6 +82,7 @@ def test_time_left_counts_jobs_that_run_side_by_side(measured: StandInProject) -
     assert "About 39 min 00 s for 5 jobs" in told
 
 
+@pytest.mark.slow
 def test_a_timed_study_that_fails_has_snakemakes_status_and_keeps_the_rest(measured: StandInProject) -> None:
     with measured.timed("first", "--cores", "1", FAIL="train") as process:
         told = process.communicate(timeout=300)[0]
@@ -90,6 +92,7 @@ def test_a_timed_study_that_fails_has_snakemakes_status_and_keeps_the_rest(measu
     assert measured.jobs() == {job for job in FIRST if "/hard/" in job} | {"report results/reports/first"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_a_timed_study_reaches_snakemake_once(number: int, measured: StandInProject) -> None:
     """What runs is stopped, what has finished is kept, and the same command goes on.
