@@ -62,8 +62,8 @@ class Groups:
     def _lay_out(self) -> None:
         self.kept_B, self.owner_n = self.owner_n.unique(return_inverse=True)  # places before this call
         self.padding_BP = self.padding_BP[self.kept_B]
-        no_bias_B1P = torch.zeros(self.padding_BP[:, None].shape, device=self.padding_BP.device)
-        self.bias_B1P = no_bias_B1P.masked_fill_(self.padding_BP[:, None], -torch.inf)
+        padding_B1P = self.padding_BP[:, None]
+        self.bias_B1P = torch.zeros_like(padding_B1P, dtype=torch.float32).masked_fill_(padding_B1P, -torch.inf)
         counts_B = torch.bincount(self.owner_n)
         self.prompts, self.samples = len(counts_B), int(counts_B.max())
         self.row_n = torch.arange(len(self.owner_n), device=counts_B.device)
@@ -195,11 +195,11 @@ class RowLayer(CacheLayerMixin):
             return groups.gather(x.view(key_heads, -1, repeats, x.shape[-1])).flatten(0, 1)
 
         query = (query_nH1K.float() * scaling).view(n, key_heads, repeats, width).transpose(0, 1).contiguous()
-        of_prompt = groups.spread(query).view(by_prompt, -1, width)
+        asked = groups.spread(query).view(by_prompt, -1, width)
         # As a part of the product the mask takes no time; `masked_fill_` takes half that of the product. What is added
         # hides finite scores only, and the keys of padding are finite.
         bias = groups.bias_B1P.repeat(key_heads, 1, 1)
-        of_prompt = by_row(torch.baddbmm(bias, of_prompt, prompt_keys.transpose(-1, -2)))
+        of_prompt = by_row(torch.baddbmm(bias, asked, prompt_keys.transpose(-1, -2)))
         of_own = torch.bmm(query.flatten(0, 1), own_keys.transpose(-1, -2))
         if (unseen := self.unseen) is not None:  # not added: keys that are not written yet may be NaN
             of_own.view(key_heads, n, repeats, -1).masked_fill_(unseen, -torch.inf)
